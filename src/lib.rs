@@ -1,4 +1,6 @@
 //! Stillage: an OCI container registry that is nothing but files.
 
+pub mod graph;
 pub mod layout;
 pub mod oci;
+pub mod registry;

@@ -34,10 +34,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// A file that is not what it has to be.
     pub fn damaged(path: impl Into<PathBuf>, why: impl ToString) -> Error {
-        Error::Damaged {
-            path: path.into(),
-            why: why.to_string(),
-        }
+        Error::Damaged { path: path.into(), why: why.to_string() }
     }
 
     /// The error number, if the operating system gave one.
@@ -69,10 +66,7 @@ pub trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
     fn at(self, path: impl FnOnce() -> PathBuf) -> Result<T> {
-        self.map_err(|error| Error::Io {
-            path: path(),
-            source: Arc::new(error.into()),
-        })
+        self.map_err(|error| Error::Io { path: path(), source: Arc::new(error.into()) })
     }
 }
 

@@ -34,14 +34,9 @@ pub fn promise_locked<'a>(
     let Some(notes) = tree.room.dir(&path::notes(name)).or_absent()? else {
         return Ok(());
     };
-    digests
-        .into_iter()
-        .try_for_each(|digest| forget(tree, &notes, digest))
+    digests.into_iter().try_for_each(|digest| forget(tree, &notes, digest))
 }
 
 fn forget(tree: &Tree, notes: &Dir, digest: &Digest) -> Result<()> {
-    tree.disk
-        .unlink(notes, digest.as_str())
-        .or_absent()
-        .map(|_| ())
+    tree.disk.unlink(notes, digest.as_str()).or_absent().map(|_| ())
 }
