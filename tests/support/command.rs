@@ -56,7 +56,11 @@ impl std::fmt::Display for Outcome {
 /// Runs a command to its end. A program that is not installed fails the test.
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
-    let line = format!("{command:?}");
+    let mut line = command.get_program().to_string_lossy().into_owned();
+    for arg in command.get_args() {
+        line.push(' ');
+        line.push_str(&arg.to_string_lossy());
+    }
     let output = command
         .stdin(std::process::Stdio::null())
         .output()

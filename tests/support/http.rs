@@ -355,8 +355,8 @@ impl Connection {
     /// Sends a request and reads its answer, or how the connection failed.
     pub fn try_send(&mut self, request: &Request) -> io::Result<Response> {
         let mut head = self.head(request);
-        let bodiless = request.body.is_empty()
-            && matches!(request.method.as_str(), "GET" | "HEAD" | "DELETE");
+        let bodiless =
+            request.body.is_empty() && matches!(request.method.as_str(), "GET" | "HEAD" | "DELETE");
         let framed = request.has("content-length") || request.has("transfer-encoding");
         if !framed && !bodiless {
             head.push_str(&format!("Content-Length: {}\r\n", request.body.len()));

@@ -8,6 +8,7 @@
 //! - [`http`]: a small HTTP/1.1 client that hides nothing, and speaks nonsense when asked to.
 //! - [`content`]: random blobs and images, and the pushes that a client makes of them.
 //! - [`account`]: a system account with a password, for as long as the guard lives.
+//! - [`containers`]: podman, buildah and skopeo with storage of their own.
 //! - [`command`]: other programs, run with their output kept for the failure message.
 #![allow(
     dead_code,
@@ -18,6 +19,7 @@
 
 pub mod account;
 pub mod command;
+pub mod containers;
 pub mod content;
 pub mod http;
 mod registry;
