@@ -1,1 +1,3 @@
+//! Stillage: an OCI container registry that is nothing but files.
 
+pub mod oci;

@@ -1,1 +1,3 @@
-fn main(){}
+//! The command line: parses arguments, calls one command, prints the error.
+
+fn main() {}

@@ -1,0 +1,280 @@
+//! Digests: the names of content.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::Digest as _;
+use thiserror::Error;
+
+/// A hash algorithm that a digest may name (image-spec, descriptor.md, "Registered Algorithms").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// SHA-256, the one everybody uses.
+    Sha256,
+    /// SHA-512, the other one that the specification registers for wide use.
+    Sha512,
+}
+
+impl Algorithm {
+    /// Every algorithm, in the order in which layouts list them.
+    pub const ALL: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+
+    /// The algorithm as digests and directories spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha512 => "sha512",
+        }
+    }
+
+    /// How many hexadecimal digits its digests have.
+    pub fn hex_len(self) -> usize {
+        match self {
+            Algorithm::Sha256 => 64,
+            Algorithm::Sha512 => 128,
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        match text {
+            "sha256" => Ok(Algorithm::Sha256),
+            "sha512" => Ok(Algorithm::Sha512),
+            other => Err(DigestError::Algorithm(clip(other))),
+        }
+    }
+}
+
+/// `algorithm:hex`, known to be well-formed.
+///
+/// Only [`Digest::parse`] and [`Hasher::finish`] make one, deserialising included; so a `Digest`
+/// is always safe as part of a path.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest {
+    algorithm: Algorithm,
+    /// The whole text: `sha256:` and the digits.
+    text: Box<str>,
+}
+
+/// Why a text is not a digest.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DigestError {
+    /// There is no colon between algorithm and digits.
+    #[error("digest {0:?} has no algorithm: expected sha256:<64 hex digits>")]
+    Form(String),
+    /// The algorithm is not one that Stillage knows.
+    #[error("digest algorithm {0:?} is not supported: use sha256 or sha512")]
+    Algorithm(String),
+    /// The digits are too few, too many, or not lower-case hexadecimal.
+    #[error("digest {text:?} is malformed: {algorithm} needs {} lower-case hex digits", .algorithm.hex_len())]
+    Hex {
+        /// The algorithm that was named.
+        algorithm: Algorithm,
+        /// What was given, cut short when it is long.
+        text: String,
+    },
+}
+
+/// Error messages repeat what was sent, but never megabytes of it.
+fn clip(text: &str) -> String {
+    text.chars().take(160).collect()
+}
+
+impl Digest {
+    /// Parses `algorithm:hex`; upper-case digits, other lengths and other algorithms are errors.
+    pub fn parse(text: &str) -> Result<Digest, DigestError> {
+        let (name, hex) = text
+            .split_once(':')
+            .ok_or_else(|| DigestError::Form(clip(text)))?;
+        let algorithm: Algorithm = name.parse()?;
+        let digits = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if hex.len() != algorithm.hex_len() || !hex.bytes().all(digits) {
+            return Err(DigestError::Hex {
+                algorithm,
+                text: clip(text),
+            });
+        }
+        Ok(Digest {
+            algorithm,
+            text: text.into(),
+        })
+    }
+
+    /// The digest of bytes at hand.
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
+    /// The algorithm.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The digits alone: the file's name in a layout.
+    pub fn hex(&self) -> &str {
+        &self.text[self.algorithm.as_str().len() + 1..]
+    }
+
+    /// The whole text, `algorithm:hex`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        Digest::parse(text)
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Digest::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A digest in the making.
+#[derive(Clone)]
+pub enum Hasher {
+    /// Hashing with SHA-256.
+    Sha256(sha2::Sha256),
+    /// Hashing with SHA-512.
+    Sha512(sha2::Sha512),
+}
+
+impl Hasher {
+    /// A hasher that has seen nothing yet.
+    pub fn new(algorithm: Algorithm) -> Hasher {
+        match algorithm {
+            Algorithm::Sha256 => Hasher::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha512 => Hasher::Sha512(sha2::Sha512::new()),
+        }
+    }
+
+    /// The algorithm it hashes with.
+    pub fn algorithm(&self) -> Algorithm {
+        match self {
+            Hasher::Sha256(_) => Algorithm::Sha256,
+            Hasher::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Hasher::Sha256(state) => state.update(bytes),
+            Hasher::Sha512(state) => state.update(bytes),
+        }
+    }
+
+    /// The digest of all bytes taken.
+    pub fn finish(self) -> Digest {
+        let (algorithm, bytes) = match self {
+            Hasher::Sha256(state) => (Algorithm::Sha256, state.finalize().to_vec()),
+            Hasher::Sha512(state) => (Algorithm::Sha512, state.finalize().to_vec()),
+        };
+        let mut text = String::with_capacity(8 + bytes.len() * 2);
+        text.push_str(algorithm.as_str());
+        text.push(':');
+        for byte in bytes {
+            text.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
+            text.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
+        }
+        Digest {
+            algorithm,
+            text: text.into(),
+        }
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Hasher({})", self.algorithm())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn hashing_gives_what_parsing_takes() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        assert_eq!(digest.as_str(), EMPTY);
+        assert_eq!(Digest::parse(EMPTY), Ok(digest));
+        let long = Digest::of(Algorithm::Sha512, b"x");
+        assert_eq!(Digest::parse(long.as_str()), Ok(long.clone()));
+        assert_eq!(long.hex().len(), 128);
+    }
+
+    #[test]
+    fn wrong_forms_are_named() {
+        assert!(matches!(Digest::parse("abc"), Err(DigestError::Form(_))));
+        assert!(matches!(
+            Digest::parse("md5:abc"),
+            Err(DigestError::Algorithm(_))
+        ));
+        assert!(matches!(
+            Digest::parse("SHA256:abc"),
+            Err(DigestError::Algorithm(_))
+        ));
+        assert!(matches!(
+            Digest::parse("sha256:abc"),
+            Err(DigestError::Hex { .. })
+        ));
+        assert!(matches!(
+            Digest::parse(&EMPTY.to_uppercase()),
+            Err(DigestError::Algorithm(_))
+        ));
+        let traversal = format!("sha256:../{}", "a".repeat(61));
+        assert!(matches!(
+            Digest::parse(&traversal),
+            Err(DigestError::Hex { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_keeps_the_text(text in "\\PC{0,200}") {
+            if let Ok(digest) = Digest::parse(&text) {
+                prop_assert_eq!(digest.as_str(), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! index.json: the one truth about a repository (image-spec, image-layout.md).
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use super::descriptor::or_default;
+use super::{Descriptor, Digest, Kind, Tag};
+
+/// The annotation that makes a descriptor of index.json a tag.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Why bytes are not an index.json.
+#[derive(Debug, Error)]
+pub enum IndexError {
+    /// Not JSON, or not of the right shape.
+    #[error("not an image index: {0}")]
+    Shape(#[from] serde_json::Error),
+    /// `schemaVersion` is not 2.
+    #[error("schemaVersion is {0}, must be 2")]
+    SchemaVersion(u64),
+}
+
+/// A repository's manifests, tagged or not, with what is needed to find and change them.
+///
+/// A manifest with several tags has several entries; one without a tag has one entry without the
+/// annotation. Of several entries with one tag the first counts. What other tools wrote there and
+/// Stillage does not know is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    head: Head,
+    /// Entries in their order; a removed one leaves a hole, so that positions stay true.
+    slots: Vec<Option<Arc<Descriptor>>>,
+    by_tag: BTreeMap<Tag, Vec<usize>>,
+    by_digest: HashMap<Digest, Vec<usize>>,
+}
+
+/// The document's fields other than `manifests`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    schema_version: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    media_type: Option<String>,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        let media_type = Some(Kind::OciIndex.media_type().to_owned());
+        Head {
+            schema_version: 2,
+            media_type,
+            extra: Map::new(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema_version: u64,
+    media_type: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    manifests: Vec<Descriptor>,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+#[derive(Serialize)]
+struct DocumentRef<'a> {
+    #[serde(flatten)]
+    head: &'a Head,
+    manifests: Vec<&'a Descriptor>,
+}
+
+/// One change of a tag or a manifest: a line of the journal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// What happened.
+    pub what: What,
+    /// The tag it happened to, if any.
+    pub tag: Option<Tag>,
+    /// The whole descriptor before.
+    pub before: Option<Descriptor>,
+    /// The whole descriptor after.
+    pub after: Option<Descriptor>,
+}
+
+/// What can happen to a tag or a manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// A manifest came into the repository.
+    Push,
+    /// A tag names a manifest, anew or instead of another.
+    Tag,
+    /// A tag is gone.
+    Untag,
+    /// A manifest is gone.
+    Delete,
+}
+
+/// The tag that an `org.opencontainers.image.ref.name` means: the bare name, or the tag of a full
+/// reference (`docker.io/library/alpine:3.18`) that another tool left there.
+pub fn tag_of_ref_name(name: &str) -> Option<Tag> {
+    if let Ok(tag) = Tag::parse(name) {
+        return Some(tag);
+    }
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    let last = name.rsplit('/').next()?;
+    Tag::parse(last.split_once(':')?.1).ok()
+}
+
+fn tag_of(descriptor: &Descriptor) -> Option<Tag> {
+    tag_of_ref_name(descriptor.annotations.get(REF_NAME)?)
+}
+
+impl Index {
+    /// Reads an index.json.
+    pub fn parse(bytes: &[u8]) -> Result<Index, IndexError> {
+        let document: Document = serde_json::from_slice(bytes)?;
+        if document.schema_version != 2 {
+            return Err(IndexError::SchemaVersion(document.schema_version));
+        }
+        let head = Head {
+            schema_version: 2,
+            media_type: document.media_type,
+            extra: document.extra,
+        };
+        let mut index = Index {
+            head,
+            ..Index::default()
+        };
+        for descriptor in document.manifests {
+            index.append(descriptor);
+        }
+        Ok(index)
+    }
+
+    /// The bytes to write. Reading them gives an equal index.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let document = DocumentRef {
+            head: &self.head,
+            manifests: self.entries().collect(),
+        };
+        serde_json::to_vec(&document).unwrap_or_else(|error| {
+            // Strings, numbers and maps with string keys cannot fail to serialise.
+            unreachable!("an index serialises: {error}")
+        })
+    }
+
+    /// Every entry, in order.
+    pub fn entries(&self) -> impl Iterator<Item = &Descriptor> {
+        self.slots.iter().flatten().map(Arc::as_ref)
+    }
+
+    /// Whether no manifest is left: such a repository is not listed.
+    pub fn is_empty(&self) -> bool {
+        self.by_digest.is_empty()
+    }
+
+    /// The manifest that a tag names.
+    pub fn tagged(&self, tag: &Tag) -> Option<&Descriptor> {
+        self.at(*self.by_tag.get(tag)?.first()?)
+    }
+
+    /// An entry for a manifest.
+    pub fn find(&self, digest: &Digest) -> Option<&Descriptor> {
+        self.at(*self.by_digest.get(digest)?.first()?)
+    }
+
+    /// The manifests, each once, in no order.
+    pub fn digests(&self) -> impl Iterator<Item = &Digest> {
+        self.by_digest.keys()
+    }
+
+    /// The tags after `last`, in lexical order.
+    pub fn tags_after<'a>(&'a self, last: Option<&str>) -> impl Iterator<Item = &'a Tag> + use<'a> {
+        let after = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.by_tag
+            .range::<str, _>((after, Bound::Unbounded))
+            .map(|(tag, _)| tag)
+    }
+
+    /// Tags that stand on more than one entry: only the first of each counts.
+    pub fn doubled_tags(&self) -> impl Iterator<Item = &Tag> {
+        self.by_tag
+            .iter()
+            .filter(|(_, slots)| slots.len() > 1)
+            .map(|(tag, _)| tag)
+    }
+
+    /// Adds a manifest, and lets every tag of `tags` name it. Gives the changes; none when all
+    /// was so already. A manifest that loses its last tag stays, untagged.
+    pub fn put(&mut self, descriptor: &Descriptor, tags: &[Tag]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if self.find(&descriptor.digest).is_none() {
+            self.append(descriptor.clone());
+            changes.push(change(What::Push, None, None, Some(descriptor.clone())));
+        }
+        for tag in tags {
+            changes.extend(self.tag(descriptor, tag));
+        }
+        changes
+    }
+
+    fn tag(&mut self, descriptor: &Descriptor, tag: &Tag) -> Option<Change> {
+        let before = self.tagged(tag).cloned();
+        let slots = self.by_tag.get(tag).map_or(0, Vec::len);
+        if slots == 1
+            && before
+                .as_ref()
+                .is_some_and(|old| old.digest == descriptor.digest)
+        {
+            return None;
+        }
+        let mut entry = self
+            .take_untagged(&descriptor.digest)
+            .unwrap_or_else(|| descriptor.clone());
+        entry
+            .annotations
+            .insert(REF_NAME.to_owned(), tag.to_string());
+        self.drop_tag(tag, Some(&descriptor.digest));
+        self.append(entry.clone());
+        Some(change(What::Tag, Some(tag.clone()), before, Some(entry)))
+    }
+
+    /// Removes a tag; the manifest stays. `None` if there is no such tag.
+    pub fn untag(&mut self, tag: &Tag) -> Option<Change> {
+        let before = self.tagged(tag).cloned()?;
+        self.drop_tag(tag, None);
+        Some(change(What::Untag, Some(tag.clone()), Some(before), None))
+    }
+
+    /// Removes a manifest with all its tags. No change if it is not there.
+    pub fn remove(&mut self, digest: &Digest) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let Some(first) = self.find(digest).cloned() else {
+            return changes;
+        };
+        for slot in self.by_digest.get(digest).cloned().unwrap_or_default() {
+            if let Some(entry) = self.vacate(slot)
+                && let Some(tag) = tag_of(&entry)
+            {
+                changes.push(change(
+                    What::Untag,
+                    Some(tag),
+                    Some(entry.as_ref().clone()),
+                    None,
+                ));
+            }
+        }
+        changes.push(change(What::Delete, None, Some(first), None));
+        changes
+    }
+
+    fn at(&self, slot: usize) -> Option<&Descriptor> {
+        self.slots.get(slot)?.as_deref()
+    }
+
+    fn append(&mut self, descriptor: Descriptor) {
+        let slot = self.slots.len();
+        if let Some(tag) = tag_of(&descriptor) {
+            self.by_tag.entry(tag).or_default().push(slot);
+        }
+        self.by_digest
+            .entry(descriptor.digest.clone())
+            .or_default()
+            .push(slot);
+        self.slots.push(Some(Arc::new(descriptor)));
+    }
+
+    /// Empties a slot and takes it out of both maps.
+    fn vacate(&mut self, slot: usize) -> Option<Arc<Descriptor>> {
+        let entry = self.slots.get_mut(slot)?.take()?;
+        if let Some(tag) = tag_of(&entry)
+            && let Some(slots) = self.by_tag.get_mut(&tag)
+        {
+            slots.retain(|other| *other != slot);
+            if slots.is_empty() {
+                self.by_tag.remove(&tag);
+            }
+        }
+        if let Some(slots) = self.by_digest.get_mut(&entry.digest) {
+            slots.retain(|other| *other != slot);
+            if slots.is_empty() {
+                self.by_digest.remove(&entry.digest);
+            }
+        }
+        Some(entry)
+    }
+
+    /// Takes out the entry of a manifest that has no name at all, if there is one.
+    fn take_untagged(&mut self, digest: &Digest) -> Option<Descriptor> {
+        let slots = self.by_digest.get(digest)?;
+        let nameless = |slot: &&usize| {
+            self.at(**slot)
+                .is_some_and(|e| !e.annotations.contains_key(REF_NAME))
+        };
+        let slot = *slots.iter().find(nameless)?;
+        self.vacate(slot).map(|entry| entry.as_ref().clone())
+    }
+
+    /// Removes every entry with the tag. A manifest that would vanish with it stays, untagged,
+    /// unless it is `except`, which is about to be added again.
+    fn drop_tag(&mut self, tag: &Tag, except: Option<&Digest>) {
+        for slot in self.by_tag.get(tag).cloned().unwrap_or_default() {
+            let Some(entry) = self.vacate(slot) else {
+                continue;
+            };
+            if self.find(&entry.digest).is_none() && Some(&entry.digest) != except {
+                let mut entry = entry.as_ref().clone();
+                entry.annotations.remove(REF_NAME);
+                self.append(entry);
+            }
+        }
+    }
+}
+
+fn change(
+    what: What,
+    tag: Option<Tag>,
+    before: Option<Descriptor>,
+    after: Option<Descriptor>,
+) -> Change {
+    Change {
+        what,
+        tag,
+        before,
+        after,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Algorithm;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn manifest(n: u8) -> Descriptor {
+        Descriptor::new(
+            Kind::OciImage.media_type(),
+            Digest::of(Algorithm::Sha256, &[n]),
+            1,
+        )
+    }
+
+    fn tag(text: &str) -> Tag {
+        Tag::parse(text).unwrap()
+    }
+
+    fn whats(changes: &[Change]) -> Vec<What> {
+        changes.iter().map(|change| change.what).collect()
+    }
+
+    #[test]
+    fn a_moved_tag_leaves_its_manifest_untagged() {
+        let mut index = Index::default();
+        assert_eq!(
+            whats(&index.put(&manifest(1), &[tag("a")])),
+            [What::Push, What::Tag]
+        );
+        assert_eq!(index.entries().count(), 1);
+        assert!(index.put(&manifest(1), &[tag("a")]).is_empty());
+        let changes = index.put(&manifest(2), &[tag("a"), tag("b")]);
+        assert_eq!(whats(&changes), [What::Push, What::Tag, What::Tag]);
+        assert_eq!(
+            changes[1].before.as_ref().unwrap().digest,
+            manifest(1).digest
+        );
+        assert!(
+            !index
+                .find(&manifest(1).digest)
+                .unwrap()
+                .annotations
+                .contains_key(REF_NAME)
+        );
+        assert_eq!(index.entries().count(), 3);
+        assert_eq!(index.tags_after(Some("a")).collect::<Vec<_>>(), [&tag("b")]);
+        assert_eq!(index.untag(&tag("b")).unwrap().what, What::Untag);
+        assert_eq!(index.untag(&tag("b")), None);
+        assert_eq!(
+            whats(&index.remove(&manifest(2).digest)),
+            [What::Untag, What::Delete]
+        );
+        assert_eq!(index.entries().count(), 1);
+    }
+
+    #[test]
+    fn what_others_wrote_is_kept() {
+        let text = format!(
+            r#"{{"schemaVersion":2,"x":[1],"manifests":[{{"mediaType":"{}","digest":"{}","size":1,"platform":{{"os":"linux"}},"annotations":{{"{REF_NAME}":"docker.io/library/alpine:3.18","k":"v"}}}}]}}"#,
+            Kind::OciImage.media_type(),
+            manifest(1).digest
+        );
+        let mut index = Index::parse(text.as_bytes()).unwrap();
+        assert_eq!(
+            index.tagged(&tag("3.18")).unwrap().digest,
+            manifest(1).digest
+        );
+        index.put(&manifest(2), &[tag("3.18")]);
+        let again = String::from_utf8(index.to_bytes()).unwrap();
+        assert!(
+            again.contains(r#""x":[1]"#) && again.contains(r#""os":"linux""#),
+            "{again}"
+        );
+        assert!(
+            again.contains(r#""k":"v""#) && !again.contains("alpine"),
+            "{again}"
+        );
+    }
+
+    #[test]
+    fn the_first_of_two_entries_with_one_tag_counts_and_a_push_replaces_both() {
+        let mut one = manifest(1);
+        let mut two = manifest(2);
+        for entry in [&mut one, &mut two] {
+            entry.annotations.insert(REF_NAME.into(), "t".into());
+        }
+        let mut index = Index::default();
+        index.append(one);
+        index.append(two);
+        assert_eq!(index.doubled_tags().count(), 1);
+        assert_eq!(index.tagged(&tag("t")).unwrap().digest, manifest(1).digest);
+        assert_eq!(whats(&index.put(&manifest(1), &[tag("t")])), [What::Tag]);
+        assert_eq!(index.doubled_tags().count(), 0);
+        assert!(index.find(&manifest(2).digest).is_some());
+    }
+
+    #[test]
+    fn broken_documents_are_refused() {
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"{"schemaVersion":1,"manifests":[]}"#,
+            r#"{"schemaVersion":2,"manifests":[{}]}"#,
+        ] {
+            assert!(Index::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(
+            Index::parse(br#"{"schemaVersion":2,"manifests":null}"#)
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Put(u8, Vec<u8>),
+        Untag(u8),
+        Remove(u8),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            (0..6u8, proptest::collection::vec(0..4u8, 0..3)).prop_map(|(m, t)| Step::Put(m, t)),
+            (0..4u8).prop_map(Step::Untag),
+            (0..6u8).prop_map(Step::Remove),
+        ];
+        proptest::collection::vec(step, 0..40)
+    }
+
+    proptest! {
+        /// Against the plainest model: a map of tags and a set of manifests.
+        #[test]
+        fn changes_agree_with_a_model(steps in steps()) {
+            let mut index = Index::default();
+            let mut tags = BTreeMap::new();
+            let mut manifests = std::collections::BTreeSet::new();
+            let name = |t: u8| tag(&format!("t{t}"));
+            for step in steps {
+                match step {
+                    Step::Put(m, t) => {
+                        index.put(&manifest(m), &t.iter().map(|t| name(*t)).collect::<Vec<_>>());
+                        manifests.insert(m);
+                        tags.extend(t.into_iter().map(|t| (t, m)));
+                    }
+                    Step::Untag(t) => {
+                        prop_assert_eq!(index.untag(&name(t)).is_some(), tags.remove(&t).is_some());
+                    }
+                    Step::Remove(m) => {
+                        prop_assert_eq!(index.remove(&manifest(m).digest).is_empty(), !manifests.remove(&m));
+                        tags.retain(|_, of| *of != m);
+                    }
+                }
+                let index = Index::parse(&index.to_bytes()).unwrap();
+                let got: Vec<_> = index.tags_after(None).cloned().collect();
+                prop_assert_eq!(got, tags.keys().map(|t| name(*t)).collect::<Vec<_>>());
+                for (t, m) in &tags {
+                    prop_assert_eq!(&index.tagged(&name(*t)).unwrap().digest, &manifest(*m).digest);
+                }
+                prop_assert_eq!(index.digests().count(), manifests.len());
+                let untagged = manifests.iter().filter(|m| !tags.values().any(|of| of == *m)).count();
+                prop_assert_eq!(index.entries().count(), tags.len() + untagged);
+            }
+        }
+    }
+}

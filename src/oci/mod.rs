@@ -1,0 +1,26 @@
+//! The words of the field, parsed once at the edge and carried inward as types. No I/O.
+//!
+//! Everything here follows the OCI image specification 1.1 and the distribution specification 1.1
+//! (with what its main branch adds); Docker's schema 2 is spoken as well, schema 1 is not.
+
+mod descriptor;
+mod digest;
+mod index;
+mod json;
+mod manifest;
+mod media_type;
+mod name;
+mod range;
+mod reference;
+mod tag;
+
+pub use descriptor::{Annotations, Descriptor};
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use index::{Change, Index, IndexError, REF_NAME, What, tag_of_ref_name};
+pub use json::StrictJsonError;
+pub use manifest::{MAX_MANIFEST, Manifest, ManifestError};
+pub use media_type::{Kind, essence};
+pub use name::{NameError, RESERVED, RepoName};
+pub use range::{ByteRange, ContentRange, RangeError};
+pub use reference::{Reference, ReferenceError};
+pub use tag::{Tag, TagError};
