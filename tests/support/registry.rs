@@ -136,6 +136,11 @@ impl Registry {
         self.stop("KILL").expect("a running server")
     }
 
+    /// SIGTERM without waiting: for what is to be seen while the server ends. Then [`Registry::term`].
+    pub fn signal_term(&self) {
+        self.send("TERM", self.pid());
+    }
+
     fn stop(&mut self, signal: &str) -> Option<ExitStatus> {
         let mut server = self.server.take()?;
         self.send(signal, server.id());
