@@ -1,3 +1,4 @@
 //! Stillage: an OCI container registry that is nothing but files.
 
+pub mod layout;
 pub mod oci;
