@@ -38,15 +38,10 @@ fn memory_stays_bounded_while_a_huge_blob_streams_through() {
             .header("Content-Type", "application/octet-stream")
             .header("Content-Range", format!("{start}-{}", end - 1));
         let answer = client
-            .stream(&patch, Framing::Length(end - start), |to| {
-                blob.write(to, end - start)
-            })
+            .stream(&patch, Framing::Length(end - start), |to| blob.write(to, end - start))
             .unwrap_or_else(|error| panic!("PATCH {number}: {error}"))
             .expect_status(202);
-        assert_eq!(
-            answer.header("range"),
-            Some(format!("0-{}", end - 1).as_str())
-        );
+        assert_eq!(answer.header("range"), Some(format!("0-{}", end - 1).as_str()));
         location = answer.location();
     }
     let most = blob.most_memory;
@@ -54,18 +49,9 @@ fn memory_stays_bounded_while_a_huge_blob_streams_through() {
     let put = Request::put(with_query(&location, &format!("digest={digest}")));
     client.send(put).expect_status(201);
 
-    let head = client
-        .head(&format!("/v2/huge/blobs/{digest}"))
-        .expect_status(200);
-    assert_eq!(
-        head.header("content-length"),
-        Some(size.to_string().as_str())
-    );
-    assert!(
-        most < AT_MOST,
-        "the server held {} MiB of its own",
-        most / MIB
-    );
+    let head = client.head(&format!("/v2/huge/blobs/{digest}")).expect_status(200);
+    assert_eq!(head.header("content-length"), Some(size.to_string().as_str()));
+    assert!(most < AT_MOST, "the server held {} MiB of its own", most / MIB);
     // The holes are damage that the test itself has done.
     registry.expect_damage();
 }
@@ -85,16 +71,8 @@ struct Blob {
 impl Blob {
     fn new(registry: &Registry, location: &str) -> Blob {
         let path = location.split('?').next().unwrap_or_default();
-        let id = path
-            .trim_end_matches('/')
-            .rsplit('/')
-            .next()
-            .unwrap_or_default();
-        let session = registry
-            .root()
-            .join(".stillage/uploads")
-            .join(id)
-            .join("data");
+        let id = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let session = registry.root().join(".stillage/uploads").join(id).join("data");
         assert!(session.exists(), "{} is not there", session.display());
         Blob {
             block: random(usize::try_from(MIB).expect("a mebibyte")),
@@ -146,13 +124,7 @@ impl Blob {
 fn anonymous_memory(pid: u32) -> u64 {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).expect("the server runs");
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("RssAnon:"))
-        .expect("RssAnon");
-    let kib = line
-        .split_whitespace()
-        .nth(1)
-        .and_then(|kib| kib.parse::<u64>().ok());
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("RssAnon");
+    let kib = line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
     kib.expect("a number") * 1024
 }

@@ -18,8 +18,7 @@ fn a_built_image_is_pushed_and_pulled() {
     let id = build(&home);
     home.login(&server, account.name(), account.password()).ok();
     let target = format!("docker://{server}/built/image:1");
-    home.buildah(&["push", "--tls-verify=false", "built", &target])
-        .ok();
+    home.buildah(&["push", "--tls-verify=false", "built", &target]).ok();
     assert_eq!(media_type(&registry, "built/image", "1"), OCI_MANIFEST);
 
     let other = Containers::new();
@@ -27,9 +26,7 @@ fn a_built_image_is_pushed_and_pulled() {
     other.buildah(&["pull", "--tls-verify=false", &pulled]).ok();
     assert_eq!(other.image_id(&pulled), id);
     // A later build takes it as its base, straight from the registry.
-    other
-        .buildah(&["from", "--name", "next", "--tls-verify=false", &pulled])
-        .ok();
+    other.buildah(&["from", "--name", "next", "--tls-verify=false", &pulled]).ok();
 }
 
 #[test]
@@ -39,15 +36,7 @@ fn the_docker_format_is_kept_as_it_was_pushed() {
     let home = Containers::new();
     build(&home);
     let target = format!("docker://{server}/built/docker:1");
-    home.buildah(&[
-        "push",
-        "--tls-verify=false",
-        "--format",
-        "v2s2",
-        "built",
-        &target,
-    ])
-    .ok();
+    home.buildah(&["push", "--tls-verify=false", "--format", "v2s2", "built", &target]).ok();
     assert_eq!(media_type(&registry, "built/docker", "1"), DOCKER_MANIFEST);
 
     let other = Containers::new();
@@ -61,15 +50,8 @@ fn build(home: &Containers) -> String {
     let file = home.path().join("file");
     fs::write(&file, support::content::random_hex(64)).expect("a file to copy");
     home.buildah(&["from", "--name", "work", "scratch"]).ok();
-    home.buildah(&[
-        "copy",
-        "work",
-        file.to_str().expect("a plain path"),
-        "/file",
-    ])
-    .ok();
-    home.buildah(&["config", "--entrypoint", "[\"/file\"]", "work"])
-        .ok();
+    home.buildah(&["copy", "work", file.to_str().expect("a plain path"), "/file"]).ok();
+    home.buildah(&["config", "--entrypoint", "[\"/file\"]", "work"]).ok();
     home.buildah(&["commit", "work", "built"]).ok();
     home.image_id("localhost/built")
 }
@@ -78,8 +60,5 @@ fn build(home: &Containers) -> String {
 fn media_type(registry: &Registry, repo: &str, tag: &str) -> String {
     let path = format!("/v2/{repo}/manifests/{tag}");
     let answer = registry.client().head(&path).expect_status(200);
-    answer
-        .header("content-type")
-        .expect("a media type")
-        .to_owned()
+    answer.header("content-type").expect("a media type").to_owned()
 }

@@ -22,11 +22,7 @@ fn two_hundred_referrers_pushed_by_sixteen_clients_are_all_listed() {
     client.push_blob("signed/app", b"{}");
     let signatures: Vec<Vec<u8>> = (0..REFERRERS)
         .map(|_| {
-            referrer(
-                &subject.digest,
-                subject.manifest.len(),
-                "application/vnd.test.signature",
-            )
+            referrer(&subject.digest, subject.manifest.len(), "application/vnd.test.signature")
         })
         .collect();
 
@@ -40,10 +36,7 @@ fn two_hundred_referrers_pushed_by_sixteen_clients_are_all_listed() {
                     let answer = client
                         .put_manifest("signed/app", &sha256(signature), OCI_MANIFEST, signature)
                         .expect_status(201);
-                    assert_eq!(
-                        answer.header("oci-subject"),
-                        Some(subject_of(signature).as_str())
-                    );
+                    assert_eq!(answer.header("oci-subject"), Some(subject_of(signature).as_str()));
                 }
             });
         }
@@ -52,11 +45,7 @@ fn two_hundred_referrers_pushed_by_sixteen_clients_are_all_listed() {
     let pushed: BTreeSet<String> = signatures.iter().map(|bytes| sha256(bytes)).collect();
     assert_eq!(listed(&registry, &subject.digest), pushed);
     registry.restart();
-    assert_eq!(
-        listed(&registry, &subject.digest),
-        pushed,
-        "after a restart"
-    );
+    assert_eq!(listed(&registry, &subject.digest), pushed, "after a restart");
 }
 
 #[test]
@@ -84,18 +73,13 @@ fn sixty_four_clients_pushing_different_tags_share_their_commits() {
         }
     });
 
-    let tags: Vec<String> = (0..CLIENTS)
-        .map(|number| format!("tag-{number:02}"))
-        .collect();
+    let tags: Vec<String> = (0..CLIENTS).map(|number| format!("tag-{number:02}")).collect();
     assert_eq!(client.tags("busy/app"), tags);
     for (tag, image) in tags.iter().zip(&images) {
         client.assert_pulls("busy/app", tag, image);
     }
     let rewrites = stamps(&registry, "busy/app").len();
-    assert!(
-        rewrites < CLIENTS,
-        "{rewrites} rewrites of index.json for {CLIENTS} pushes"
-    );
+    assert!(rewrites < CLIENTS, "{rewrites} rewrites of index.json for {CLIENTS} pushes");
 }
 
 /// The digests that the referrers API lists for this subject.
@@ -130,8 +114,5 @@ fn stamps(registry: &Registry, repo: &str) -> BTreeSet<String> {
 
 fn subject_of(manifest: &[u8]) -> String {
     let manifest: serde_json::Value = serde_json::from_slice(manifest).expect("JSON");
-    manifest["subject"]["digest"]
-        .as_str()
-        .expect("a subject")
-        .to_owned()
+    manifest["subject"]["digest"].as_str().expect("a subject").to_owned()
 }

@@ -19,14 +19,7 @@ const PLAUSIBLE: u32 = 800;
 #[test]
 fn version_1_1() {
     let registry = Registry::start(&["--auth", "none"]);
-    conform(
-        &registry,
-        "1.1",
-        &[
-            ("OCI_VERSION", "1.1"),
-            ("OCI_API_BLOBS_UPLOAD_CANCEL", "true"),
-        ],
-    );
+    conform(&registry, "1.1", &[("OCI_VERSION", "1.1"), ("OCI_API_BLOBS_UPLOAD_CANCEL", "true")]);
 }
 
 #[test]
@@ -74,36 +67,20 @@ fn conform(registry: &Registry, name: &str, settings: &[(&str, &str)]) {
         .unwrap_or_else(|error| panic!("{}: {error}\n{outcome}", junit.display()));
     let count = |what: &str| attribute(&text, what);
     let counts = ["failures", "errors", "skipped", "disabled"].map(count);
-    assert_eq!(
-        counts,
-        [0; 4],
-        "failures, errors, skipped, disabled\n{}",
-        unmet(&outcome.stdout)
-    );
-    assert!(
-        count("tests") >= PLAUSIBLE,
-        "only {} cases ran: {outcome}",
-        count("tests")
-    );
+    assert_eq!(counts, [0; 4], "failures, errors, skipped, disabled\n{}", unmet(&outcome.stdout));
+    assert!(count("tests") >= PLAUSIBLE, "only {} cases ran: {outcome}", count("tests"));
     assert_eq!(outcome.code, Some(0), "{outcome}");
 }
 
 /// `tests/run` installs the suite; without it `go install` of the same does.
 fn suite() -> PathBuf {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/.tools/conformance");
-    if installed.exists() {
-        installed
-    } else {
-        PathBuf::from("conformance")
-    }
+    if installed.exists() { installed } else { PathBuf::from("conformance") }
 }
 
 /// A number in the first `<testsuites …>` tag; one that is zero is left out of the file.
 fn attribute(junit: &str, name: &str) -> u32 {
-    let tag = junit
-        .lines()
-        .find(|line| line.starts_with("<testsuites "))
-        .expect("a result");
+    let tag = junit.lines().find(|line| line.starts_with("<testsuites ")).expect("a result");
     tag.split_once(&format!(" {name}=\""))
         .and_then(|(_, rest)| rest.split('"').next())
         .map_or(0, |number| number.parse().expect("a number"))
@@ -112,9 +89,6 @@ fn attribute(junit: &str, name: &str) -> u32 {
 /// The report's lines of what neither passed nor contains what did not pass, with their reasons.
 fn unmet(report: &str) -> String {
     let tree = report.split("\nConfiguration:").next().unwrap_or_default();
-    let unmet: Vec<&str> = tree
-        .lines()
-        .filter(|line| !line.ends_with(": Pass"))
-        .collect();
+    let unmet: Vec<&str> = tree.lines().filter(|line| !line.ends_with(": Pass")).collect();
     unmet.join("\n")
 }

@@ -28,10 +28,8 @@ fn acknowledged_tags_survive_kill_9_and_the_tree_is_sound() {
             .collect();
         thread::sleep(moment());
         registry.kill9();
-        let written: Vec<Written> = writers
-            .into_iter()
-            .map(|writer| writer.join().expect("a writer"))
-            .collect();
+        let written: Vec<Written> =
+            writers.into_iter().map(|writer| writer.join().expect("a writer")).collect();
         registry.run();
         registry.assert_sound();
 
@@ -55,11 +53,7 @@ fn acknowledged_tags_survive_kill_9_and_the_tree_is_sound() {
             registry.client().assert_pulls(repo, tag, image);
         }
     }
-    assert!(
-        tags.len() > rounds(),
-        "only {} pushes came through",
-        tags.len()
-    );
+    assert!(tags.len() > rounds(), "only {} pushes came through", tags.len());
 }
 
 #[test]
@@ -75,10 +69,8 @@ fn open_uploads_resume_after_kill_9_where_the_server_says() {
             .collect();
         thread::sleep(moment());
         registry.kill9();
-        let uploads: Vec<Option<Upload>> = uploads
-            .into_iter()
-            .map(|upload| upload.join().expect("an upload"))
-            .collect();
+        let uploads: Vec<Option<Upload>> =
+            uploads.into_iter().map(|upload| upload.join().expect("an upload")).collect();
         registry.run();
         registry.assert_sound();
         for upload in uploads.into_iter().flatten() {
@@ -107,10 +99,7 @@ fn write_until_it_ends(client: &Client, round: usize, number: usize) -> Written 
         match try_push(client, &in_flight.0, &in_flight.1, &in_flight.2) {
             Ok(()) => acknowledged.push(in_flight),
             Err(_) => {
-                return Written {
-                    acknowledged,
-                    in_flight,
-                };
+                return Written { acknowledged, in_flight };
             }
         }
     }
@@ -121,9 +110,7 @@ fn write_until_it_ends(client: &Client, round: usize, number: usize) -> Written 
 fn try_push(client: &Client, repo: &str, tag: &str, image: &Image) -> io::Result<()> {
     for blob in image.layers.iter().chain([&image.config]) {
         let post = Request::post(format!("/v2/{repo}/blobs/uploads/?digest={}", sha256(blob)));
-        client
-            .try_send(post.body(blob.as_slice()))?
-            .expect_status(201);
+        client.try_send(post.body(blob.as_slice()))?.expect_status(201);
     }
     let put = Request::put(format!("/v2/{repo}/manifests/{tag}"))
         .header("Content-Type", OCI_MANIFEST)
@@ -142,9 +129,7 @@ struct Upload {
 /// Sends chunk after chunk of one blob until the connection ends. None if the session never began.
 fn upload_until_it_ends(client: &Client) -> Option<Upload> {
     const CHUNK: usize = 64 * 1024;
-    let post = client
-        .try_send(Request::post("/v2/resumed/blobs/uploads/"))
-        .ok()?;
+    let post = client.try_send(Request::post("/v2/resumed/blobs/uploads/")).ok()?;
     let mut upload = Upload {
         location: post.expect_status(202).location(),
         content: random(400 * CHUNK),
@@ -177,43 +162,27 @@ fn send_chunk(client: &Client, upload: &Upload, end: usize) -> io::Result<Respon
 #[track_caller]
 fn resume(client: &Client, upload: &Upload) {
     let status = client.get(&upload.location).expect_status(204);
-    let range = status
-        .header("range")
-        .unwrap_or_else(|| panic!("no Range: {status:?}"));
+    let range = status.header("range").unwrap_or_else(|| panic!("no Range: {status:?}"));
     let last: usize = range
         .strip_prefix("0-")
         .and_then(|last| last.parse().ok())
         .unwrap_or_else(|| panic!("not a Range: {status:?}"));
     // `0-0` is nothing at all or one byte; no chunk here is that small.
     let stored = if last == 0 { 0 } else { last + 1 };
-    assert!(
-        stored >= upload.acknowledged,
-        "{stored} of {} are left",
-        upload.acknowledged
-    );
-    assert!(
-        stored <= upload.content.len(),
-        "{stored} is more than was ever sent"
-    );
+    assert!(stored >= upload.acknowledged, "{stored} of {} are left", upload.acknowledged);
+    assert!(stored <= upload.content.len(), "{stored} is more than was ever sent");
 
-    let mut location = status
-        .header("location")
-        .map_or(upload.location.clone(), str::to_owned);
+    let mut location = status.header("location").map_or(upload.location.clone(), str::to_owned);
     if stored < upload.content.len() {
         let patch = Request::patch(&location)
-            .header(
-                "Content-Range",
-                format!("{stored}-{}", upload.content.len() - 1),
-            )
+            .header("Content-Range", format!("{stored}-{}", upload.content.len() - 1))
             .body(&upload.content[stored..]);
         location = client.send(patch).expect_status(202).location();
     }
     let digest = sha256(&upload.content);
     let put = Request::put(with_query(&location, &format!("digest={digest}")));
     client.send(put).expect_status(201);
-    let blob = client
-        .get(&format!("/v2/resumed/blobs/{digest}"))
-        .expect_status(200);
+    let blob = client.get(&format!("/v2/resumed/blobs/{digest}")).expect_status(200);
     assert!(blob.body == upload.content, "the resumed blob differs");
 }
 

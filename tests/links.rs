@@ -35,41 +35,22 @@ fn a_blob_is_mounted_beyond_the_link_limit_of_the_file_system() {
     for number in before.nlink()..FILLED {
         fs::hard_link(&pool, links.join(number.to_string())).expect("a link below the limit");
     }
-    assert_eq!(
-        fs::metadata(&pool)
-            .expect("the blob is in the pool")
-            .nlink(),
-        FILLED
-    );
+    assert_eq!(fs::metadata(&pool).expect("the blob is in the pool").nlink(), FILLED);
 
     let mut inodes = BTreeSet::new();
     for number in 0..MOUNTS {
         let repo = format!("mounted/here{number}");
         let mount = format!("/v2/{repo}/blobs/uploads/?mount={digest}&from=first/owner");
         client.send(Request::post(mount)).expect_status(201);
-        let served = client
-            .get(&format!("/v2/{repo}/blobs/{digest}"))
-            .expect_status(200);
+        let served = client.get(&format!("/v2/{repo}/blobs/{digest}")).expect_status(200);
         assert!(served.body == blob, "the blob in {repo} differs");
         let name = root.join(&repo).join("blobs/sha256").join(hex);
         inodes.insert(fs::metadata(&name).expect("the mounted name").ino());
     }
-    assert!(
-        inodes.contains(&before.ino()),
-        "no mount shared the inode while it had links left"
-    );
-    assert_eq!(
-        inodes.len(),
-        2,
-        "one copy, and all further mounts share it: {inodes:?}"
-    );
-    let first = fs::metadata(links.join((FILLED - 1).to_string()))
-        .expect("a link")
-        .nlink();
-    assert!(
-        first > FILLED && first <= LINKS_ON_EXT4,
-        "the first inode has {first} links"
-    );
+    assert!(inodes.contains(&before.ino()), "no mount shared the inode while it had links left");
+    assert_eq!(inodes.len(), 2, "one copy, and all further mounts share it: {inodes:?}");
+    let first = fs::metadata(links.join((FILLED - 1).to_string())).expect("a link").nlink();
+    assert!(first > FILLED && first <= LINKS_ON_EXT4, "the first inode has {first} links");
 }
 
 /// An ext4 file system of its own in a file, mounted; gone when dropped.
@@ -89,11 +70,7 @@ impl Ext4 {
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image)).ok();
         let disk = Ext4 { room };
         fs::create_dir(disk.path()).expect("the mount point");
-        run(Command::new("mount")
-            .args(["-o", "loop"])
-            .arg(&image)
-            .arg(disk.path()))
-        .ok();
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path())).ok();
         disk
     }
 

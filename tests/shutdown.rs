@@ -25,16 +25,11 @@ fn an_upload_in_flight_is_finished_and_the_server_ends() {
         }
         to.write_all(&blob[500_000..])
     });
-    answer
-        .expect("an answer in spite of SIGTERM")
-        .expect_status(201);
+    answer.expect("an answer in spite of SIGTERM").expect_status(201);
     assert!(registry.term().success());
 
     registry.run();
-    let kept = registry
-        .client()
-        .get(&format!("/v2/in/flight/blobs/{digest}"))
-        .expect_status(200);
+    let kept = registry.client().get(&format!("/v2/in/flight/blobs/{digest}")).expect_status(200);
     assert!(kept.body == blob, "the blob differs");
 }
 
@@ -44,8 +39,5 @@ fn an_idle_connection_does_not_keep_the_server() {
     let mut idle = registry.client().connect();
     idle.send(&Request::get("/v2/")).expect_status(200);
     assert!(registry.term().success());
-    assert!(
-        idle.try_send(&Request::get("/v2/")).is_err(),
-        "the server still answers"
-    );
+    assert!(idle.try_send(&Request::get("/v2/")).is_err(), "the server still answers");
 }

@@ -18,25 +18,15 @@ fn an_oci_index_is_copied_whole_and_byte_for_byte() {
     let server = localhost(registry.addr());
     let home = Containers::new();
     let images = [Image::random(5_000), Image::random(6_000)];
-    let whole = index(&[
-        (OCI_MANIFEST, &images[0].manifest),
-        (OCI_MANIFEST, &images[1].manifest),
-    ]);
+    let whole = index(&[(OCI_MANIFEST, &images[0].manifest), (OCI_MANIFEST, &images[1].manifest)]);
     let layout = home.path().join("layout");
     write_layout(&layout, &images, &whole, "both");
 
     let source = format!("oci:{}:both", layout.display());
-    copy(
-        &home,
-        &["--all"],
-        &source,
-        &format!("docker://{server}/copied/index:both"),
-    );
+    copy(&home, &["--all"], &source, &format!("docker://{server}/copied/index:both"));
 
     let client = registry.client();
-    let served = client
-        .get("/v2/copied/index/manifests/both")
-        .expect_status(200);
+    let served = client.get("/v2/copied/index/manifests/both").expect_status(200);
     assert_eq!(served.body, whole);
     assert_eq!(served.header("content-type"), Some(OCI_INDEX));
     for image in &images {
@@ -45,15 +35,8 @@ fn an_oci_index_is_copied_whole_and_byte_for_byte() {
 
     let back = home.path().join("back");
     let target = format!("oci:{}:both", back.display());
-    copy(
-        &home,
-        &["--all"],
-        &format!("docker://{server}/copied/index:both"),
-        &target,
-    );
-    let blob = back
-        .join("blobs/sha256")
-        .join(&sha256(&whole)["sha256:".len()..]);
+    copy(&home, &["--all"], &format!("docker://{server}/copied/index:both"), &target);
+    let blob = back.join("blobs/sha256").join(&sha256(&whole)["sha256:".len()..]);
     assert_eq!(fs::read(blob).expect("the index came back"), whole);
 }
 
@@ -68,19 +51,14 @@ fn tags_are_listed_and_deleted() {
         client.push_image("listed/here", tag, &image);
     }
     let repo = format!("docker://{server}/listed/here");
-    let list = home
-        .skopeo(&["list-tags", "--tls-verify=false", &repo])
-        .ok();
+    let list = home.skopeo(&["list-tags", "--tls-verify=false", &repo]).ok();
     let list: serde_json::Value = serde_json::from_str(&list.stdout).expect("a list of tags");
     assert_eq!(list["Tags"], serde_json::json!(["a", "b", "c.1_x"]));
 
     // skopeo asks for the tag's digest and deletes that: all three tags go.
-    home.skopeo(&["delete", "--tls-verify=false", &format!("{repo}:a")])
-        .ok();
+    home.skopeo(&["delete", "--tls-verify=false", &format!("{repo}:a")]).ok();
     for reference in ["a", "b", "c.1_x", &image.digest] {
-        client
-            .get(&format!("/v2/listed/here/manifests/{reference}"))
-            .expect_status(404);
+        client.get(&format!("/v2/listed/here/manifests/{reference}")).expect_status(404);
     }
 }
 
@@ -89,15 +67,11 @@ fn inspect_shows_the_same_through_the_server_and_on_the_disk() {
     let registry = Registry::start(&["--auth", "none"]);
     let server = localhost(registry.addr());
     let home = Containers::new();
-    registry
-        .client()
-        .push_image("looked/at", "v1", &Image::random(1_000));
+    registry.client().push_image("looked/at", "v1", &Image::random(1_000));
     let remote = format!("docker://{server}/looked/at:v1");
     let local = format!("oci:{}/looked/at:v1", registry.root().display());
     for what in ["--raw", "--config"] {
-        let through = home
-            .skopeo(&["inspect", what, "--tls-verify=false", &remote])
-            .ok();
+        let through = home.skopeo(&["inspect", what, "--tls-verify=false", &remote]).ok();
         let beside = home.skopeo(&["inspect", what, &local]).ok();
         assert_eq!(through.stdout, beside.stdout, "{what}");
     }
@@ -112,13 +86,8 @@ fn what_was_pushed_is_read_from_the_tree() {
     let away = home.path().join("away");
     let source = format!("oci:{}/read/me:v1", registry.root().display());
     copy(&home, &[], &source, &format!("oci:{}:v1", away.display()));
-    let manifest = away
-        .join("blobs/sha256")
-        .join(&image.digest["sha256:".len()..]);
-    assert_eq!(
-        fs::read(manifest).expect("the manifest was copied"),
-        image.manifest
-    );
+    let manifest = away.join("blobs/sha256").join(&image.digest["sha256:".len()..]);
+    assert_eq!(fs::read(manifest).expect("the manifest was copied"), image.manifest);
 }
 
 #[test]
@@ -133,18 +102,11 @@ fn what_was_written_into_the_tree_is_served_at_once() {
 
     let theirs = Image::random(2_000);
     let layout = home.path().join("layout");
-    write_layout(
-        &layout,
-        std::slice::from_ref(&theirs),
-        &theirs.manifest,
-        "x",
-    );
+    write_layout(&layout, std::slice::from_ref(&theirs), &theirs.manifest, "x");
     let source = format!("oci:{}:x", layout.display());
     for repo in ["shared/one", "shared/new"] {
         // Asked for before it is there: what the server remembers must not outlive the change.
-        client
-            .get(&format!("/v2/{repo}/manifests/theirs"))
-            .expect_status(404);
+        client.get(&format!("/v2/{repo}/manifests/theirs")).expect_status(404);
         let target = format!("oci:{}/{repo}:theirs", registry.root().display());
         copy(&home, &[], &source, &target);
         client.assert_pulls(repo, "theirs", &theirs);
@@ -158,12 +120,7 @@ fn what_was_written_into_the_tree_is_served_at_once() {
     client.push_image("shared/new", "third", &ours);
     assert_eq!(client.tags("shared/new"), ["theirs", "third"]);
     let away = format!("oci:{}:t", home.path().join("away").display());
-    copy(
-        &home,
-        &[],
-        &format!("docker://{server}/shared/new:theirs"),
-        &away,
-    );
+    copy(&home, &[], &format!("docker://{server}/shared/new:theirs"), &away);
 }
 
 #[track_caller]
@@ -183,18 +140,10 @@ fn write_layout(directory: &Path, images: &[Image], top: &[u8], tag: &str) {
         fs::write(blobs.join(&sha256(bytes)["sha256:".len()..]), bytes).expect("a blob");
     };
     for image in images {
-        image
-            .layers
-            .iter()
-            .chain([&image.config, &image.manifest])
-            .for_each(|blob| put(blob));
+        image.layers.iter().chain([&image.config, &image.manifest]).for_each(|blob| put(blob));
     }
     put(top);
-    let media_type = if images.len() == 1 {
-        OCI_MANIFEST
-    } else {
-        OCI_INDEX
-    };
+    let media_type = if images.len() == 1 { OCI_MANIFEST } else { OCI_INDEX };
     let index = serde_json::json!({
         "schemaVersion": 2,
         "manifests": [{
@@ -205,9 +154,6 @@ fn write_layout(directory: &Path, images: &[Image], top: &[u8], tag: &str) {
         }],
     });
     fs::write(directory.join("index.json"), index.to_string()).expect("index.json");
-    fs::write(
-        directory.join("oci-layout"),
-        r#"{"imageLayoutVersion":"1.0.0"}"#,
-    )
-    .expect("oci-layout");
+    fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
+        .expect("oci-layout");
 }

@@ -20,14 +20,10 @@ fn the_first_request_is_answered_within_100_ms_of_the_start() {
     registry.term();
     let image = Image::random(1_000);
     for number in 0..REPOSITORIES {
-        let repo = registry
-            .root()
-            .join(format!("group{}/repo{number}", number % 50));
+        let repo = registry.root().join(format!("group{}/repo{number}", number % 50));
         write_layout(&repo, &image, &["latest".to_owned()]);
     }
-    let tags: Vec<String> = (0..TAGS)
-        .map(|number| format!("build-{number:05}"))
-        .collect();
+    let tags: Vec<String> = (0..TAGS).map(|number| format!("build-{number:05}")).collect();
     write_layout(&registry.root().join("many/tags"), &image, &tags);
 
     for first in [
@@ -39,21 +35,13 @@ fn the_first_request_is_answered_within_100_ms_of_the_start() {
     ] {
         let begin = Instant::now();
         registry.run();
-        registry
-            .client()
-            .send(Request::get(first))
-            .expect_status(200);
+        registry.client().send(Request::get(first)).expect_status(200);
         let took = begin.elapsed();
-        assert!(
-            took < AT_MOST,
-            "GET {first} took {took:?} from the start of the process"
-        );
+        assert!(took < AT_MOST, "GET {first} took {took:?} from the start of the process");
         registry.term();
     }
     registry.run();
-    registry
-        .client()
-        .assert_pulls("many/tags", "build-04711", &image);
+    registry.client().assert_pulls("many/tags", "build-04711", &image);
 }
 
 /// A repository as another tool leaves it: no views, no journal, no lock, nothing in the pool.
@@ -76,9 +64,6 @@ fn write_layout(directory: &Path, image: &Image, tags: &[String]) {
         .collect();
     let index = serde_json::json!({ "schemaVersion": 2, "manifests": entries });
     fs::write(directory.join("index.json"), index.to_string()).expect("index.json");
-    fs::write(
-        directory.join("oci-layout"),
-        r#"{"imageLayoutVersion":"1.0.0"}"#,
-    )
-    .expect("oci-layout");
+    fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
+        .expect("oci-layout");
 }

@@ -38,34 +38,14 @@ fn what_umoci_changes_on_the_tree_is_served_at_once() {
     umoci(&["tag", "--image", &image, "again"]).ok();
     assert_eq!(client.tags("team/app"), ["again", "v1"]);
 
-    let before = client
-        .get("/v2/team/app/manifests/v1")
-        .expect_status(200)
-        .body;
-    umoci(&[
-        "config",
-        "--image",
-        &image,
-        "--tag",
-        "v2",
-        "--config.user",
-        "65534",
-    ])
-    .ok();
+    let before = client.get("/v2/team/app/manifests/v1").expect_status(200).body;
+    umoci(&["config", "--image", &image, "--tag", "v2", "--config.user", "65534"]).ok();
     assert_eq!(client.tags("team/app"), ["again", "v1", "v2"]);
-    assert_eq!(
-        client
-            .get("/v2/team/app/manifests/v1")
-            .expect_status(200)
-            .body,
-        before
-    );
+    assert_eq!(client.get("/v2/team/app/manifests/v1").expect_status(200).body, before);
     let home = Containers::new();
     let name = format!("{}/team/app:v2", localhost(registry.addr()));
     home.podman(&["pull", "--tls-verify=false", &name]).ok();
-    let user = home
-        .podman(&["image", "inspect", "--format", "{{.User}}", &name])
-        .ok();
+    let user = home.podman(&["image", "inspect", "--format", "{{.User}}", &name]).ok();
     assert_eq!(user.stdout.trim(), "65534");
 
     umoci(&["rm", "--image", &image]).ok();
@@ -79,8 +59,7 @@ fn pushed(hello: &str) -> Registry {
     let home = Containers::new();
     home.image("localhost/made-here", hello, "amd64");
     let name = format!("{}/team/app:v1", localhost(registry.addr()));
-    home.podman(&["push", "--tls-verify=false", "localhost/made-here", &name])
-        .ok();
+    home.podman(&["push", "--tls-verify=false", "localhost/made-here", &name]).ok();
     registry
 }
 

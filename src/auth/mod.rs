@@ -151,11 +151,7 @@ impl Auth {
         let files = Arc::new(AccountFiles::of_host());
         let pool = |workers| {
             let limits = &settings.limits;
-            let bounds = Bounds {
-                workers,
-                queue: limits.queue,
-                deadline: limits.deadline,
-            };
+            let bounds = Bounds { workers, queue: limits.queue, deadline: limits.deadline };
             Workers::new(settings.worker.clone(), bounds)
         };
         let users = Arc::new(Users::new(
@@ -171,9 +167,7 @@ impl Auth {
         };
         let workers = pool(settings.limits.workers);
         Ok(Auth {
-            policy: Policy {
-                anonymous: settings.anonymous,
-            },
+            policy: Policy { anonymous: settings.anonymous },
             signer: Signer::new(settings.token_key, &settings.service_name),
             server: Arc::new(User::of_this_process()),
             login: Login::new(rules, workers, Arc::clone(&users), files, marker),
@@ -204,9 +198,7 @@ impl Auth {
         match split_scheme(header) {
             (scheme, rest) if scheme.eq_ignore_ascii_case(b"bearer") => self.bearer(rest).await,
             (scheme, rest) if scheme.eq_ignore_ascii_case(b"basic") => self.basic(rest, peer).await,
-            _ => Err(AuthError::Malformed(
-                "the Authorization header is neither Bearer nor Basic",
-            )),
+            _ => Err(AuthError::Malformed("the Authorization header is neither Bearer nor Basic")),
         }
     }
 
@@ -229,10 +221,7 @@ impl Auth {
         let pair = credentials::parse_basic(encoded).map_err(AuthError::Malformed)?;
         match self.check(&pair.user, &pair.password, peer).await? {
             Who::Anonymous => Ok(nobody()),
-            who => Ok(Caller {
-                who,
-                granted: Granted::All,
-            }),
+            who => Ok(Caller { who, granted: Granted::All }),
         }
     }
 
@@ -244,19 +233,12 @@ impl Auth {
             None => Who::Anonymous,
             Some(name) => self.subject(name).await?,
         };
-        Ok(Caller {
-            who,
-            granted: Granted::Token(claims.access),
-        })
+        Ok(Caller { who, granted: Granted::Token(claims.access) })
     }
 
     /// The user of a token as they are now: groups change, accounts go.
     async fn subject(&self, name: &str) -> Result<Who, AuthError> {
-        let found = self
-            .users
-            .find(name)
-            .await
-            .map_err(|_| AuthError::Unavailable)?;
+        let found = self.users.find(name).await.map_err(|_| AuthError::Unavailable)?;
         match found {
             Some(user) if user.uid != 0 || self.settings.allow_root => Ok(Who::User(user)),
             _ => Err(AuthError::InvalidToken(TokenError::Subject)),
@@ -269,10 +251,7 @@ impl Auth {
         if *who == Who::Anonymous && self.policy.anonymous == Anonymous::Nothing {
             return Err(AuthError::NoCredentials);
         }
-        let access = asked
-            .iter()
-            .filter_map(|access| self.allowed_part(who, access))
-            .collect();
+        let access = asked.iter().filter_map(|access| self.allowed_part(who, access)).collect();
         self.signer.issue(who.name(), access).map_err(|error| {
             tracing::error!("cannot issue a token: {error}");
             AuthError::Unavailable
@@ -348,19 +327,13 @@ impl Granted {
 }
 
 fn nobody() -> Caller {
-    Caller {
-        who: Who::Anonymous,
-        granted: Granted::Nothing,
-    }
+    Caller { who: Who::Anonymous, granted: Granted::Nothing }
 }
 
 /// The scheme and what follows it, without the blanks between.
 fn split_scheme(header: &[u8]) -> (&[u8], &[u8]) {
     let header = header.trim_ascii();
-    let end = header
-        .iter()
-        .position(|byte| *byte == b' ')
-        .unwrap_or(header.len());
+    let end = header.iter().position(|byte| *byte == b' ').unwrap_or(header.len());
     let (scheme, rest) = header.split_at(end);
     (scheme, rest.trim_ascii_start())
 }

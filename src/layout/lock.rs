@@ -9,6 +9,9 @@ use super::dir::{Dir, Inode, stat_file};
 use super::error::{At, Error, Result};
 use super::inherit::{self, Purpose};
 
+/// How long a request waits for a repository's lock.
+pub const REQUEST_WAIT: Duration = Duration::from_secs(30);
+
 /// A lock that is held; dropping it releases it.
 #[derive(Debug)]
 pub struct Held {

@@ -312,7 +312,11 @@ impl Registry {
         let received = sink.written - data.size;
         match range {
             Some(range) if range.len() != received => {
-                data.file.set_len(data.size).at(|| data.dir.at(path::UPLOAD_DATA))?;
+                let cut = move |inner: &Inner| {
+                    let cut = inner.tree.disk.set_len(&data.file, data.size);
+                    Ok(cut.at(|| data.dir.at(path::UPLOAD_DATA))?)
+                };
+                self.blocking(cut).await?;
                 Err(Error::UploadLength { announced: range.len(), received })
             }
             _ => Ok((sink, data)),

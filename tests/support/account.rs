@@ -63,18 +63,13 @@ impl Account {
     }
 
     fn set_password(&self, password: &str) {
-        let mut chpasswd = Command::new("chpasswd")
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("chpasswd is installed");
+        let mut chpasswd =
+            Command::new("chpasswd").stdin(Stdio::piped()).spawn().expect("chpasswd is installed");
         let line = format!("{}:{password}\n", self.name);
         let mut stdin = chpasswd.stdin.take().expect("stdin is piped");
         stdin.write_all(line.as_bytes()).expect("chpasswd reads");
         drop(stdin);
-        assert!(
-            chpasswd.wait().expect("chpasswd ends").success(),
-            "chpasswd refused {line:?}"
-        );
+        assert!(chpasswd.wait().expect("chpasswd ends").success(), "chpasswd refused {line:?}");
     }
 }
 
@@ -82,10 +77,7 @@ impl Drop for Account {
     fn drop(&mut self) {
         let _lock = lock();
         // Its primary group of the same name goes with it.
-        let removed = Command::new("userdel")
-            .arg("--force")
-            .arg(&self.name)
-            .output();
+        let removed = Command::new("userdel").arg("--force").arg(&self.name).output();
         if !matches!(&removed, Ok(output) if output.status.success()) {
             eprintln!("userdel {}: {removed:?}", self.name);
         }

@@ -25,10 +25,7 @@ impl Outcome {
     /// The outcome if the program ended with an error; fails the test otherwise.
     #[track_caller]
     pub fn refused(self) -> Outcome {
-        assert!(
-            self.code.is_some_and(|code| code != 0),
-            "expected a refusal: {self}"
-        );
+        assert!(self.code.is_some_and(|code| code != 0), "expected a refusal: {self}");
         self
     }
 
@@ -40,16 +37,8 @@ impl Outcome {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Outcome {
-            line,
-            code,
-            stdout,
-            stderr,
-        } = self;
-        write!(
-            f,
-            "{line}\nended with {code:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}"
-        )
+        let Outcome { line, code, stdout, stderr } = self;
+        write!(f, "{line}\nended with {code:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}")
     }
 }
 

@@ -70,15 +70,7 @@ impl Containers {
     /// Logs podman in; skopeo and buildah share the login.
     #[track_caller]
     pub fn login(&self, server: &str, user: &str, password: &str) -> Outcome {
-        self.podman(&[
-            "login",
-            "-u",
-            user,
-            "-p",
-            password,
-            "--tls-verify=false",
-            server,
-        ])
+        self.podman(&["login", "-u", user, "-p", password, "--tls-verify=false", server])
     }
 
     /// An image of one layer with the file `/hello` in it, imported under this name. Returns its id.
@@ -86,9 +78,7 @@ impl Containers {
     pub fn image(&self, name: &str, hello: &str, arch: &str) -> String {
         let tar = self.tar(hello);
         let tar = tar.to_str().expect("a plain path");
-        let args = [
-            "import", "--quiet", "--os", "linux", "--arch", arch, tar, name,
-        ];
+        let args = ["import", "--quiet", "--os", "linux", "--arch", arch, tar, name];
         self.podman(&args).ok();
         self.image_id(name)
     }
@@ -96,9 +86,7 @@ impl Containers {
     /// The id (digest of the config) of an image in this store.
     #[track_caller]
     pub fn image_id(&self, name: &str) -> String {
-        let id = self
-            .podman(&["image", "inspect", "--format", "{{.Id}}", name])
-            .ok();
+        let id = self.podman(&["image", "inspect", "--format", "{{.Id}}", name]).ok();
         id.stdout.trim().to_owned()
     }
 
@@ -118,13 +106,7 @@ impl Containers {
         fs::create_dir_all(&tree).expect("the image's tree");
         fs::write(tree.join("hello"), hello).expect("the image's file");
         let tar = self.room.path().join("layer.tar");
-        run(Command::new("tar")
-            .arg("-cf")
-            .arg(&tar)
-            .arg("-C")
-            .arg(&tree)
-            .arg("hello"))
-        .ok();
+        run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&tree).arg("hello")).ok();
         tar
     }
 

@@ -65,32 +65,23 @@ impl Image {
 
     /// An image of these layers; `more` is put into the manifest: `,"subject":{…}` for instance.
     pub fn of(layers: Vec<Vec<u8>>, more: &str) -> Image {
-        let diff_ids: Vec<String> = layers
-            .iter()
-            .map(|layer| format!("\"{}\"", sha256(layer)))
-            .collect();
+        let diff_ids: Vec<String> =
+            layers.iter().map(|layer| format!("\"{}\"", sha256(layer))).collect();
         let config = format!(
             r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}},"nonce":"{}"}}"#,
             diff_ids.join(","),
             random_hex(8)
         )
         .into_bytes();
-        let described: Vec<String> = layers
-            .iter()
-            .map(|layer| descriptor(OCI_LAYER, layer))
-            .collect();
+        let described: Vec<String> =
+            layers.iter().map(|layer| descriptor(OCI_LAYER, layer)).collect();
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{},"layers":[{}]{more}}}"#,
             descriptor(OCI_CONFIG, &config),
             described.join(",")
         )
         .into_bytes();
-        Image {
-            digest: sha256(&manifest),
-            manifest,
-            config,
-            layers,
-        }
+        Image { digest: sha256(&manifest), manifest, config, layers }
     }
 }
 
@@ -107,10 +98,8 @@ pub fn referrer(subject_digest: &str, subject_len: usize, artifact_type: &str) -
 
 /// An OCI index of these manifests (media type, bytes).
 pub fn index(manifests: &[(&str, &[u8])]) -> Vec<u8> {
-    let described: Vec<String> = manifests
-        .iter()
-        .map(|(media_type, bytes)| descriptor(media_type, bytes))
-        .collect();
+    let described: Vec<String> =
+        manifests.iter().map(|(media_type, bytes)| descriptor(media_type, bytes)).collect();
     format!(
         r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#,
         described.join(",")
@@ -120,11 +109,7 @@ pub fn index(manifests: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// The descriptor of these bytes as JSON.
 pub fn descriptor(media_type: &str, bytes: &[u8]) -> String {
-    format!(
-        r#"{{"mediaType":"{media_type}","digest":"{}","size":{}}}"#,
-        sha256(bytes),
-        bytes.len()
-    )
+    format!(r#"{{"mediaType":"{media_type}","digest":"{}","size":{}}}"#, sha256(bytes), bytes.len())
 }
 
 impl Client {
@@ -157,11 +142,7 @@ impl Client {
         bytes: &[u8],
     ) -> Response {
         let path = format!("/v2/{repo}/manifests/{reference}");
-        self.send(
-            Request::put(path)
-                .header("Content-Type", media_type)
-                .body(bytes),
-        )
+        self.send(Request::put(path).header("Content-Type", media_type).body(bytes))
     }
 
     /// Pushes blobs and manifest of an image under a tag or its digest; fails the test unless all are 201.
@@ -170,29 +151,18 @@ impl Client {
         for blob in image.layers.iter().chain([&image.config]) {
             self.push_blob(repo, blob);
         }
-        self.put_manifest(repo, reference, OCI_MANIFEST, &image.manifest)
-            .expect_status(201);
+        self.put_manifest(repo, reference, OCI_MANIFEST, &image.manifest).expect_status(201);
     }
 
     /// Pulls manifest, config and layers and compares them; fails the test at any difference.
     #[track_caller]
     pub fn assert_pulls(&self, repo: &str, reference: &str, image: &Image) {
-        let manifest = self
-            .get(&format!("/v2/{repo}/manifests/{reference}"))
-            .expect_status(200);
-        assert_eq!(
-            manifest.body, image.manifest,
-            "manifest of {repo}:{reference}"
-        );
-        assert_eq!(
-            manifest.header("docker-content-digest"),
-            Some(image.digest.as_str())
-        );
+        let manifest = self.get(&format!("/v2/{repo}/manifests/{reference}")).expect_status(200);
+        assert_eq!(manifest.body, image.manifest, "manifest of {repo}:{reference}");
+        assert_eq!(manifest.header("docker-content-digest"), Some(image.digest.as_str()));
         for blob in image.layers.iter().chain([&image.config]) {
             let digest = sha256(blob);
-            let answer = self
-                .get(&format!("/v2/{repo}/blobs/{digest}"))
-                .expect_status(200);
+            let answer = self.get(&format!("/v2/{repo}/blobs/{digest}")).expect_status(200);
             assert!(answer.body == *blob, "blob {digest} of {repo} differs");
         }
     }
@@ -200,10 +170,7 @@ impl Client {
     /// The tags of a repository as `tags/list` gives them.
     #[track_caller]
     pub fn tags(&self, repo: &str) -> Vec<String> {
-        let list = self
-            .get(&format!("/v2/{repo}/tags/list"))
-            .expect_status(200)
-            .json();
+        let list = self.get(&format!("/v2/{repo}/tags/list")).expect_status(200).json();
         list["tags"]
             .as_array()
             .unwrap_or_else(|| panic!("tags is no list: {list}"))
@@ -219,12 +186,7 @@ impl Client {
         let mut query = String::from("service=stillage");
         for scope in scopes {
             query.push_str("&scope=");
-            query.push_str(
-                &scope
-                    .replace(':', "%3A")
-                    .replace('/', "%2F")
-                    .replace(',', "%2C"),
-            );
+            query.push_str(&scope.replace(':', "%3A").replace('/', "%2F").replace(',', "%2C"));
         }
         let mut request = Request::get(format!("/token?{query}"));
         if !user.is_empty() {
@@ -235,20 +197,13 @@ impl Client {
             return Err(answer);
         }
         let json = answer.json();
-        Ok(json["token"]
-            .as_str()
-            .unwrap_or_else(|| panic!("no token in {json}"))
-            .to_owned())
+        Ok(json["token"].as_str().unwrap_or_else(|| panic!("no token in {json}")).to_owned())
     }
 
     /// This client with a token for pull and push of one repository; fails the test if it is refused.
     #[track_caller]
     pub fn logged_in(&self, user: &str, password: &str, repo: &str) -> Client {
-        match self.token(
-            user,
-            password,
-            &[&format!("repository:{repo}:pull,push,delete")],
-        ) {
+        match self.token(user, password, &[&format!("repository:{repo}:pull,push,delete")]) {
             Ok(token) => self.with_authorization(format!("Bearer {token}")),
             Err(answer) => panic!("no token for {user}: {answer:?}"),
         }

@@ -32,12 +32,7 @@ pub struct Request {
 impl Request {
     /// A request without headers and body.
     pub fn new(method: &str, path: impl Into<String>) -> Request {
-        Request {
-            method: method.into(),
-            path: path.into(),
-            headers: Vec::new(),
-            body: Vec::new(),
-        }
+        Request { method: method.into(), path: path.into(), headers: Vec::new(), body: Vec::new() }
     }
 
     /// GET.
@@ -93,19 +88,14 @@ impl Request {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.headers
-            .iter()
-            .any(|(key, _)| key.eq_ignore_ascii_case(name))
+        self.headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name))
     }
 }
 
 /// The value of `Authorization` for user and password.
 pub fn basic(user: &str, password: &str) -> String {
     let pair = format!("{user}:{password}");
-    format!(
-        "Basic {}",
-        base64::engine::general_purpose::STANDARD.encode(pair)
-    )
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
 }
 
 /// An answer, whole.
@@ -149,27 +139,19 @@ impl Response {
     /// `errors[0].code`, or empty where the body is no error document.
     pub fn code(&self) -> String {
         let json: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
-        json["errors"][0]["code"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
+        json["errors"][0]["code"].as_str().unwrap_or_default().to_owned()
     }
 
     /// `errors[0].message`, or empty where the body is no error document.
     pub fn message(&self) -> String {
         let json: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
-        json["errors"][0]["message"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
+        json["errors"][0]["message"].as_str().unwrap_or_default().to_owned()
     }
 
     /// Location as path and query, whether it was sent relative or absolute.
     #[track_caller]
     pub fn location(&self) -> String {
-        let location = self
-            .header("location")
-            .unwrap_or_else(|| panic!("no Location: {self:?}"));
+        let location = self.header("location").unwrap_or_else(|| panic!("no Location: {self:?}"));
         match location.split_once("://") {
             Some((_, rest)) => rest.find('/').map_or("/", |at| &rest[at..]).to_owned(),
             None => location.to_owned(),
@@ -186,16 +168,8 @@ impl Response {
     /// Itself, if status and the first error's code are these; fails the test otherwise.
     #[track_caller]
     pub fn expect_error(self, status: u16, code: &str) -> Response {
-        assert_eq!(
-            (self.status, self.code().as_str()),
-            (status, code),
-            "{self:?}"
-        );
-        assert_eq!(
-            self.header("content-type"),
-            Some("application/json"),
-            "{self:?}"
-        );
+        assert_eq!((self.status, self.code().as_str()), (status, code), "{self:?}");
+        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
         self
     }
 }
@@ -230,25 +204,18 @@ pub struct Client {
 impl Client {
     /// Without credentials.
     pub fn new(addr: SocketAddr) -> Client {
-        Client {
-            addr,
-            authorization: None,
-        }
+        Client { addr, authorization: None }
     }
 
     /// With this `Authorization` on every request that has none of its own.
     pub fn with_authorization(&self, value: impl Into<String>) -> Client {
-        Client {
-            addr: self.addr,
-            authorization: Some(value.into()),
-        }
+        Client { addr: self.addr, authorization: Some(value.into()) }
     }
 
     /// A connection for several requests.
     #[track_caller]
     pub fn connect(&self) -> Connection {
-        self.try_connect()
-            .unwrap_or_else(|error| panic!("connect to {}: {error}", self.addr))
+        self.try_connect().unwrap_or_else(|error| panic!("connect to {}: {error}", self.addr))
     }
 
     /// A connection for several requests, or why there is none.
@@ -270,8 +237,7 @@ impl Client {
     #[track_caller]
     pub fn send(&self, request: Request) -> Response {
         let line = format!("{} {}", request.method, request.path);
-        self.try_send(request)
-            .unwrap_or_else(|error| panic!("{line}: {error}"))
+        self.try_send(request).unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
     /// One request on a connection of its own, or how the connection failed.
@@ -311,9 +277,7 @@ impl Client {
     /// answer was whole; what stays silent for ten seconds ends it too.
     pub fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut stream = TcpStream::connect(self.addr).expect("connect");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .expect("timeout");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
         // A server may answer and close before everything is sent: that answer is what we want.
         let _ = stream.write_all(bytes);
         let mut answer = Vec::new();
@@ -380,16 +344,13 @@ impl Connection {
             Framing::Length(len) => format!("Content-Length: {len}\r\n\r\n"),
             Framing::Chunked => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
         });
-        let written = self
-            .stream
-            .write_all(head.as_bytes())
-            .and_then(|()| match framing {
-                Framing::Length(_) => body(&mut self.stream),
-                Framing::Chunked => {
-                    body(&mut Chunks(&mut self.stream))?;
-                    self.stream.write_all(b"0\r\n\r\n")
-                }
-            });
+        let written = self.stream.write_all(head.as_bytes()).and_then(|()| match framing {
+            Framing::Length(_) => body(&mut self.stream),
+            Framing::Chunked => {
+                body(&mut Chunks(&mut self.stream))?;
+                self.stream.write_all(b"0\r\n\r\n")
+            }
+        });
         self.answer_after(written, &request.method)
     }
 
@@ -398,11 +359,7 @@ impl Connection {
         if !request.has("host") {
             head.push_str(&format!("Host: {}\r\n", self.host));
         }
-        if let Some(value) = self
-            .authorization
-            .as_ref()
-            .filter(|_| !request.has("authorization"))
-        {
+        if let Some(value) = self.authorization.as_ref().filter(|_| !request.has("authorization")) {
             head.push_str(&format!("Authorization: {value}\r\n"));
         }
         for (name, value) in &request.headers {
@@ -446,8 +403,7 @@ struct Chunks<'a>(&'a mut TcpStream);
 impl Write for Chunks<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !bytes.is_empty() {
-            self.0
-                .write_all(format!("{:x}\r\n", bytes.len()).as_bytes())?;
+            self.0.write_all(format!("{:x}\r\n", bytes.len()).as_bytes())?;
             self.0.write_all(bytes)?;
             self.0.write_all(b"\r\n")?;
         }
@@ -471,22 +427,10 @@ fn parse_head(bytes: &[u8]) -> io::Result<Option<(Response, usize)>> {
     let headers = parsed
         .headers
         .iter()
-        .map(|line| {
-            (
-                line.name.to_owned(),
-                String::from_utf8_lossy(line.value).into_owned(),
-            )
-        })
+        .map(|line| (line.name.to_owned(), String::from_utf8_lossy(line.value).into_owned()))
         .collect();
     let status = parsed.code.ok_or_else(|| bad("an answer without status"))?;
-    Ok(Some((
-        Response {
-            status,
-            headers,
-            body: Vec::new(),
-        },
-        at,
-    )))
+    Ok(Some((Response { status, headers, body: Vec::new() }, at)))
 }
 
 /// The body as its headers frame it; none where the bytes end too early.
@@ -494,18 +438,13 @@ fn read_body(head: &Response, is_head: bool, from: &mut dyn Read) -> io::Result<
     if is_head || head.status == 204 || head.status == 304 {
         return Ok(Some(Vec::new()));
     }
-    if head
-        .header("transfer-encoding")
-        .is_some_and(|v| v.eq_ignore_ascii_case("chunked"))
-    {
+    if head.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
         return read_chunks(from);
     }
     let mut body = Vec::new();
     match head.header("content-length") {
         Some(value) => {
-            let len: u64 = value
-                .parse()
-                .map_err(|_| bad("Content-Length is no number"))?;
+            let len: u64 = value.parse().map_err(|_| bad("Content-Length is no number"))?;
             from.take(len).read_to_end(&mut body)?;
             Ok((body.len() as u64 == len).then_some(body))
         }
@@ -548,9 +487,7 @@ fn read_line(from: &mut dyn Read) -> io::Result<Option<String>> {
         }
         line.push(byte[0]);
     }
-    Ok(Some(
-        String::from_utf8_lossy(&line[..line.len() - 2]).into_owned(),
-    ))
+    Ok(Some(String::from_utf8_lossy(&line[..line.len() - 2]).into_owned()))
 }
 
 fn bad(what: &str) -> io::Error {

@@ -61,10 +61,7 @@ impl Registry {
             root,
             room,
             args: args.iter().map(ToString::to_string).collect(),
-            envs: envs
-                .iter()
-                .map(|(k, v)| (k.to_string(), v.to_string()))
-                .collect(),
+            envs: envs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             server: None,
             damage_expected: false,
@@ -103,10 +100,7 @@ impl Registry {
         });
         let line = line.recv_timeout(PATIENCE).unwrap_or_else(|_| {
             let state = self.stop("KILL");
-            panic!(
-                "the server printed no line ({state:?}); its stderr:\n{}",
-                self.stderr()
-            )
+            panic!("the server printed no line ({state:?}); its stderr:\n{}", self.stderr())
         });
         let prefix = format!("stillage: serving {} at http://", self.root.display());
         self.addr = line
@@ -118,11 +112,7 @@ impl Registry {
     /// SIGTERM, wait for the end, start again on the same tree. The port is a new one.
     pub fn restart(&mut self) {
         let status = self.term();
-        assert!(
-            status.success(),
-            "SIGTERM ended in {status}; stderr:\n{}",
-            self.stderr()
-        );
+        assert!(status.success(), "SIGTERM ended in {status}; stderr:\n{}", self.stderr());
         self.run();
     }
 
@@ -149,18 +139,13 @@ impl Registry {
         std::thread::spawn(move || ended.send(server.wait()));
         let status = end.recv_timeout(PATIENCE).unwrap_or_else(|_| {
             self.send("KILL", pid);
-            panic!(
-                "the server ignored SIG{signal}; its stderr:\n{}",
-                self.stderr()
-            )
+            panic!("the server ignored SIG{signal}; its stderr:\n{}", self.stderr())
         });
         Some(status.expect("wait for the server"))
     }
 
     fn send(&self, signal: &str, pid: u32) {
-        let _ = Command::new("kill")
-            .args([&format!("-{signal}"), &pid.to_string()])
-            .status();
+        let _ = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
     }
 
     /// Where the server listens: 127.0.0.1 and its port.
@@ -219,12 +204,7 @@ impl Registry {
     /// Fails the test if `stillage check` finds anything.
     pub fn assert_sound(&self) {
         let (code, text) = self.check();
-        assert_eq!(
-            code,
-            Some(0),
-            "stillage check {}:\n{text}",
-            self.root.display()
-        );
+        assert_eq!(code, Some(0), "stillage check {}:\n{text}", self.root.display());
     }
 }
 
@@ -239,17 +219,10 @@ impl Drop for Registry {
             return;
         }
         if let Some(status) = self.stop("TERM") {
-            assert!(
-                status.success(),
-                "SIGTERM ended in {status}; stderr:\n{}",
-                self.stderr()
-            );
+            assert!(status.success(), "SIGTERM ended in {status}; stderr:\n{}", self.stderr());
         }
         let said = self.stderr();
-        assert!(
-            !said.contains("panicked at"),
-            "the server panicked:\n{said}"
-        );
+        assert!(!said.contains("panicked at"), "the server panicked:\n{said}");
         if !self.damage_expected {
             self.assert_sound();
         }
@@ -257,8 +230,5 @@ impl Drop for Registry {
 }
 
 fn room() -> tempfile::TempDir {
-    tempfile::Builder::new()
-        .prefix("stillage-test-")
-        .tempdir()
-        .expect("a temporary directory")
+    tempfile::Builder::new().prefix("stillage-test-").tempdir().expect("a temporary directory")
 }
