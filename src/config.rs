@@ -42,6 +42,9 @@ pub struct CheckArgs {
     /// Report as one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Manifests may refer to what is not here, as under serve --allow-sparse
+    #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
+    pub allow_sparse: bool,
 }
 
 /// `stillage serve`, as typed.

@@ -8,6 +8,7 @@
 //! | [`layout`] | the files: every path, one writer of durable files, locks, blobs and pool, journal | `oci` |
 //! | [`graph`] | which blob refers to which | `layout` |
 //! | [`registry`] | the deeds: pull, push, mount, tag, list, delete, and the commit they share | `graph` |
+//! | [`upkeep`] | what an administrator runs over a whole tree: check | `graph` |
 //! | [`auth`] | who are they, and may they: PAM, tokens, permissions | `oci` |
 //! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `auth` |
 //! | [`config`] | settings, checked once at the start | `http`, `registry`, `auth` |
@@ -40,3 +41,4 @@ pub mod http;
 pub mod layout;
 pub mod oci;
 pub mod registry;
+pub mod upkeep;
