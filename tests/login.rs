@@ -30,21 +30,12 @@ async fn refused(auth: &Auth, user: &str, password: &str) {
 #[tokio::test]
 async fn the_right_password_gives_the_account() {
     let host = Host::new();
-    let who = host
-        .auth()
-        .login("daemon", PASSWORD, HERE)
-        .await
-        .expect("let in");
-    let Who::User(user) = who else {
-        panic!("{who:?}")
-    };
+    let who = host.auth().login("daemon", PASSWORD, HERE).await.expect("let in");
+    let Who::User(user) = who else { panic!("{who:?}") };
     assert_eq!((user.name.as_str(), user.uid, user.gid), ("daemon", 1, 1));
     assert!(user.groups.contains(&1), "{user:?}");
     let asked = host.asked();
-    assert_eq!(
-        (asked[0].1.as_str(), asked[0].2.as_str()),
-        ("daemon", "127.0.0.1")
-    );
+    assert_eq!((asked[0].1.as_str(), asked[0].2.as_str()), ("daemon", "127.0.0.1"));
 }
 
 #[tokio::test]
@@ -76,14 +67,8 @@ async fn enumeration_every_refusal_is_the_same_and_takes_the_same() {
         let began = Instant::now();
         refused(auth, user, password).await;
         let took = began.elapsed();
-        assert!(
-            took >= Duration::from_millis(400),
-            "{user:?} {password:?}: {took:?}"
-        );
-        assert!(
-            took < Duration::from_millis(1200),
-            "{user:?} {password:?}: {took:?}"
-        );
+        assert!(took >= Duration::from_millis(400), "{user:?} {password:?}: {took:?}");
+        assert!(took < Duration::from_millis(1200), "{user:?} {password:?}: {took:?}");
     }
 }
 
@@ -161,17 +146,11 @@ async fn what_pam_must_not_see_never_reaches_it() {
     }
     assert!(host.asked().is_empty());
     let encoded = basic("daemon", "a\0b");
-    assert_eq!(
-        auth.identify(Some(&encoded), HERE).await,
-        Err(AuthError::Refused)
-    );
+    assert_eq!(auth.identify(Some(&encoded), HERE).await, Err(AuthError::Refused));
     assert!(host.asked().is_empty());
 
     let accepted = auth.login("man", &long[..511], HERE).await;
-    assert!(
-        matches!(accepted, Ok(Who::User(_))),
-        "511 bytes work: {accepted:?}"
-    );
+    assert!(matches!(accepted, Ok(Who::User(_))), "511 bytes work: {accepted:?}");
 }
 
 #[tokio::test]
@@ -197,10 +176,7 @@ async fn root_may_log_in_only_if_told_so() {
 #[tokio::test]
 async fn a_missing_service_means_other() {
     let host = Host::new();
-    host.service(
-        "other",
-        "auth required pam_permit.so\naccount required pam_permit.so\n",
-    );
+    host.service("other", "auth required pam_permit.so\naccount required pam_permit.so\n");
     let mut settings = host.settings();
     settings.pam_service = "elsewhere".into();
     let auth = Auth::new(settings).expect("good settings");
@@ -219,11 +195,7 @@ async fn pam_sleeps_in_no_worker_after_a_failure() {
     let auth = Auth::new(settings).expect("good settings");
     let began = Instant::now();
     refused(&auth, "daemon", "wrong").await;
-    assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -276,11 +248,7 @@ async fn a_guess_counts_even_if_the_client_hangs_up() {
     // The seventh has to wait for the sixth's turn and half a second, unless nothing was counted.
     let began = Instant::now();
     assert!(auth.login("daemon", PASSWORD, HERE).await.is_ok());
-    assert!(
-        began.elapsed() >= Duration::from_millis(250),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() >= Duration::from_millis(250), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -317,21 +285,12 @@ async fn tokens_carry_the_login_and_what_was_granted() {
     let (ours, other) = (repo("team/app"), repo("other"));
     let asked = parse_scopes(["repository:team/app:pull,push registry:catalog:*"]);
 
-    let caller = auth
-        .identify(Some(&basic("daemon", PASSWORD)), HERE)
-        .await
-        .expect("let in");
+    let caller = auth.identify(Some(&basic("daemon", PASSWORD)), HERE).await.expect("let in");
     assert_eq!(caller.granted, Granted::All);
-    assert_eq!(
-        auth.decide(&caller, &other, Action::Delete),
-        Verdict::Allowed
-    );
+    assert_eq!(auth.decide(&caller, &other, Action::Delete), Verdict::Allowed);
     let issued = auth.grant(&caller.who, &asked).expect("a token");
     let bearer = format!("bEaReR {}", issued.token);
-    let caller = auth
-        .identify(Some(bearer.as_bytes()), HERE)
-        .await
-        .expect("believed");
+    let caller = auth.identify(Some(bearer.as_bytes()), HERE).await.expect("believed");
     assert_eq!(caller.who.name(), Some("daemon"));
     assert_eq!(caller.granted, Granted::Token(asked.clone()));
     for (repo, action, verdict) in [
@@ -340,62 +299,28 @@ async fn tokens_carry_the_login_and_what_was_granted() {
         (&ours, Action::Delete, Verdict::NeedsScope),
         (&other, Action::Pull, Verdict::NeedsScope),
     ] {
-        assert_eq!(
-            auth.decide(&caller, repo, action),
-            verdict,
-            "{repo} {action:?}"
-        );
+        assert_eq!(auth.decide(&caller, repo, action), verdict, "{repo} {action:?}");
     }
 
     let nobody = auth.identify(None, HERE).await.expect("nobody");
     assert!(!nobody.presented());
-    assert_eq!(
-        auth.decide(&nobody, &ours, Action::Pull),
-        Verdict::NeedsToken
-    );
-    let issued = auth
-        .grant(&nobody.who, &asked)
-        .expect("anonymous pulls here");
+    assert_eq!(auth.decide(&nobody, &ours, Action::Pull), Verdict::NeedsToken);
+    let issued = auth.grant(&nobody.who, &asked).expect("anonymous pulls here");
     let bearer = format!("Bearer {}", issued.token);
-    let anonymous = auth
-        .identify(Some(bearer.as_bytes()), HERE)
-        .await
-        .expect("believed");
-    assert_eq!(
-        (&anonymous.who, anonymous.presented()),
-        (&Who::Anonymous, true)
-    );
-    assert_eq!(
-        auth.decide(&anonymous, &ours, Action::Pull),
-        Verdict::Allowed
-    );
-    assert_eq!(
-        auth.decide(&anonymous, &ours, Action::Push),
-        Verdict::NeedsScope
-    );
-    assert_eq!(
-        auth.decide(&anonymous, &other, Action::Pull),
-        Verdict::NeedsScope
-    );
+    let anonymous = auth.identify(Some(bearer.as_bytes()), HERE).await.expect("believed");
+    assert_eq!((&anonymous.who, anonymous.presented()), (&Who::Anonymous, true));
+    assert_eq!(auth.decide(&anonymous, &ours, Action::Pull), Verdict::Allowed);
+    assert_eq!(auth.decide(&anonymous, &ours, Action::Push), Verdict::NeedsScope);
+    assert_eq!(auth.decide(&anonymous, &other, Action::Pull), Verdict::NeedsScope);
 }
 
 #[tokio::test]
 async fn a_token_ends_with_its_account() {
     let host = Host::new();
     let auth = host.auth();
-    let gone = User {
-        name: "no-such-user".into(),
-        uid: 4711,
-        gid: 4711,
-        groups: vec![4711],
-    };
-    let token = auth
-        .grant(&Who::User(Arc::new(gone)), &[])
-        .expect("a token")
-        .token;
-    let result = auth
-        .identify(Some(format!("Bearer {token}").as_bytes()), HERE)
-        .await;
+    let gone = User { name: "no-such-user".into(), uid: 4711, gid: 4711, groups: vec![4711] };
+    let token = auth.grant(&Who::User(Arc::new(gone)), &[]).expect("a token").token;
+    let result = auth.identify(Some(format!("Bearer {token}").as_bytes()), HERE).await;
     assert_eq!(result, Err(AuthError::InvalidToken(TokenError::Subject)));
 }
 
@@ -403,38 +328,21 @@ async fn a_token_ends_with_its_account() {
 async fn headers_that_make_no_sense_are_told_so() {
     let host = Host::new();
     let auth = host.auth();
-    for header in [
-        &b""[..],
-        b"Negotiate abc",
-        b"Basic",
-        b"Basic ???",
-        b"Basic YW5uYQ==",
-        b"\xff\xff",
-    ] {
+    for header in
+        [&b""[..], b"Negotiate abc", b"Basic", b"Basic ???", b"Basic YW5uYQ==", b"\xff\xff"]
+    {
         let result = auth.identify(Some(header), HERE).await;
-        assert!(
-            matches!(result, Err(AuthError::Malformed(_))),
-            "{header:?}: {result:?}"
-        );
+        assert!(matches!(result, Err(AuthError::Malformed(_))), "{header:?}: {result:?}");
     }
     for header in [&b"Bearer"[..], b"Bearer x", b"Bearer a.b.c", b"Bearer \xff"] {
         let result = auth.identify(Some(header), HERE).await;
-        assert!(
-            matches!(result, Err(AuthError::InvalidToken(_))),
-            "{header:?}: {result:?}"
-        );
+        assert!(matches!(result, Err(AuthError::InvalidToken(_))), "{header:?}: {result:?}");
     }
     // What podman sends when it has neither user nor password.
-    let empty = auth
-        .identify(Some(b"bAsIc  Og=="), HERE)
-        .await
-        .expect("anonymous");
+    let empty = auth.identify(Some(b"bAsIc  Og=="), HERE).await.expect("anonymous");
     assert_eq!((&empty.who, empty.presented()), (&Who::Anonymous, false));
     assert_eq!(auth.login("", "", HERE).await, Ok(Who::Anonymous));
-    assert!(matches!(
-        auth.grant(&Who::Anonymous, &[]),
-        Err(AuthError::NoCredentials)
-    ));
+    assert!(matches!(auth.grant(&Who::Anonymous, &[]), Err(AuthError::NoCredentials)));
     assert!(host.asked().is_empty());
 }
 
@@ -447,15 +355,9 @@ async fn without_logins_everyone_is_the_server() {
     for header in [None, Some(&b"Basic ???"[..])] {
         let caller = auth.identify(header, HERE).await.expect("let in");
         assert!(matches!(caller.who, Who::Server(_)) && caller.presented());
-        assert_eq!(
-            auth.decide(&caller, &repo("a"), Action::Delete),
-            Verdict::Allowed
-        );
+        assert_eq!(auth.decide(&caller, &repo("a"), Action::Delete), Verdict::Allowed);
     }
-    assert!(
-        auth.who_can_log_in()
-            .starts_with("no login: every request acts as ")
-    );
+    assert!(auth.who_can_log_in().starts_with("no login: every request acts as "));
     assert!(host.workers().is_empty());
 }
 

@@ -51,30 +51,13 @@ async fn a_module_that_hangs_is_ended_and_holds_up_nobody() {
         let who = auth.login(user, PASSWORD, HERE).await;
         assert!(who.is_ok(), "{user}: {who:?}");
     }
-    assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "they did not wait: {:?}",
-        began.elapsed()
-    );
-    assert_eq!(
-        hanging.await.expect("no panic"),
-        Err(AuthError::Unavailable)
-    );
-    assert!(
-        began.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(2), "they did not wait: {:?}", began.elapsed());
+    assert_eq!(hanging.await.expect("no panic"), Err(AuthError::Unavailable));
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     assert_eq!(again.await.expect("no panic"), Err(AuthError::Unavailable));
     ended(script).await;
     ended(child).await;
-    assert_eq!(
-        host.asked()
-            .iter()
-            .filter(|asked| asked.1 == "games")
-            .count(),
-        1
-    );
+    assert_eq!(host.asked().iter().filter(|asked| asked.1 == "games").count(), 1);
 }
 
 #[tokio::test]
@@ -85,10 +68,7 @@ async fn a_worker_that_dies_costs_its_one_login() {
     settings.limits.workers = 1;
     let auth = Auth::new(settings).expect("good settings");
     assert!(auth.login("daemon", PASSWORD, HERE).await.is_ok());
-    assert_eq!(
-        auth.login("games", PASSWORD, HERE).await,
-        Err(AuthError::Unavailable)
-    );
+    assert_eq!(auth.login("games", PASSWORD, HERE).await, Err(AuthError::Unavailable));
     assert!(auth.login("bin", PASSWORD, HERE).await.is_ok());
 }
 
@@ -111,10 +91,7 @@ async fn a_missing_worker_program_is_an_outage() {
     let mut settings = host.settings();
     settings.worker = host.path("nothing-here");
     let auth = Auth::new(settings).expect("good settings");
-    assert_eq!(
-        auth.login("daemon", PASSWORD, HERE).await,
-        Err(AuthError::Unavailable)
-    );
+    assert_eq!(auth.login("daemon", PASSWORD, HERE).await, Err(AuthError::Unavailable));
 }
 
 #[tokio::test]
@@ -133,16 +110,8 @@ async fn a_program_that_is_no_worker_is_an_outage() {
 async fn a_full_queue_says_when_to_come_again() {
     let host = Host::new();
     let go = host.path("go").display().to_string();
-    assert!(
-        Command::new("mkfifo")
-            .arg(&go)
-            .status()
-            .expect("mkfifo")
-            .success()
-    );
-    host.ask_script(&format!(
-        "[ $PAM_USER = games ] && read line < {go}; exit 0"
-    ));
+    assert!(Command::new("mkfifo").arg(&go).status().expect("mkfifo").success());
+    host.ask_script(&format!("[ $PAM_USER = games ] && read line < {go}; exit 0"));
     let mut settings = host.settings();
     settings.limits.workers = 1;
     settings.limits.queue = 1;
@@ -152,23 +121,15 @@ async fn a_full_queue_says_when_to_come_again() {
         tokio::spawn(async move { auth.login(user, PASSWORD, HERE).await })
     };
     let held = login("games");
-    line_of(host.path("asked"))
-        .await
-        .expect("the worker is held");
+    line_of(host.path("asked")).await.expect("the worker is held");
     let (one, two) = (login("daemon"), login("bin"));
     let first = tokio::select! {
         biased;
         one = &mut { one } => one,
         two = &mut { two } => two,
     };
-    let busy = AuthError::Busy {
-        retry_after: Duration::from_secs(2),
-    };
-    assert_eq!(
-        first.expect("no panic"),
-        Err(busy),
-        "one waits, the other is sent away"
-    );
+    let busy = AuthError::Busy { retry_after: Duration::from_secs(2) };
+    assert_eq!(first.expect("no panic"), Err(busy), "one waits, the other is sent away");
     fs::write(&go, "on\n").expect("the script reads");
     assert!(held.await.expect("no panic").is_ok());
 }
@@ -208,11 +169,7 @@ async fn no_worker_is_left_when_the_server_is_done() {
     for worker in &workers {
         for stream in [0, 1] {
             let target = fs::read_link(format!("/proc/{worker}/fd/{stream}")).expect("a stream");
-            assert_eq!(
-                target.to_str(),
-                Some("/dev/null"),
-                "modules print into nothing"
-            );
+            assert_eq!(target.to_str(), Some("/dev/null"), "modules print into nothing");
         }
     }
     hanging.abort();
@@ -242,9 +199,7 @@ async fn a_worker_notices_the_death_of_the_server_even_while_it_hangs() {
         .spawn()
         .expect("a worker");
     let mut requests = worker.stdin.take().expect("a pipe");
-    requests
-        .write_all(&login_request(&host, "games"))
-        .expect("it reads");
+    requests.write_all(&login_request(&host, "games")).expect("it reads");
     let child = number(&line_of(host.path("hung.child")).await.expect("it hangs"));
     let script = number(&line_of(host.path("hung")).await.expect("it hangs"));
     // What a server leaves that was killed: a pipe without a writer.
@@ -257,12 +212,7 @@ async fn a_worker_notices_the_death_of_the_server_even_while_it_hangs() {
 
 #[tokio::test]
 async fn a_request_that_makes_no_sense_ends_the_worker() {
-    for request in [
-        &[255; 8][..],
-        &[1, 0, 0, 0, 9],
-        &[0, 0, 0, 0],
-        &[3, 0, 0, 0, 0, 200, 0],
-    ] {
+    for request in [&[255; 8][..], &[1, 0, 0, 0, 9], &[0, 0, 0, 0], &[3, 0, 0, 0, 0, 200, 0]] {
         let mut worker = Command::new(env!("CARGO_BIN_EXE_stillage"))
             .arg("pam-worker")
             .stdin(Stdio::piped())
@@ -287,10 +237,7 @@ fn login_request(host: &Host, user: &str) -> Vec<u8> {
         body.extend(u32::try_from(field.len()).expect("short").to_le_bytes());
         body.extend(field.as_bytes());
     }
-    let mut message = u32::try_from(body.len())
-        .expect("short")
-        .to_le_bytes()
-        .to_vec();
+    let mut message = u32::try_from(body.len()).expect("short").to_le_bytes().to_vec();
     message.append(&mut body);
     message
 }

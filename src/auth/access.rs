@@ -74,25 +74,14 @@ mod tests {
     #[test]
     fn anonymous_never_writes() {
         let repo = RepoName::parse("a/b").expect("a name");
-        let anna = User {
-            name: "anna".into(),
-            uid: 1000,
-            gid: 1000,
-            groups: vec![1000],
-        };
+        let anna = User { name: "anna".into(), uid: 1000, gid: 1000, groups: vec![1000] };
         let anna = Arc::new(anna);
         for (anonymous, pulls) in [(Anonymous::Pull, true), (Anonymous::Nothing, false)] {
             let policy = Policy { anonymous };
-            for (action, allowed) in [
-                (Action::Pull, pulls),
-                (Action::Push, false),
-                (Action::Delete, false),
-            ] {
-                assert_eq!(
-                    may(&policy, &Who::Anonymous, &repo, action),
-                    allowed,
-                    "{action:?}"
-                );
+            for (action, allowed) in
+                [(Action::Pull, pulls), (Action::Push, false), (Action::Delete, false)]
+            {
+                assert_eq!(may(&policy, &Who::Anonymous, &repo, action), allowed, "{action:?}");
                 assert!(may(&policy, &Who::User(Arc::clone(&anna)), &repo, action));
                 assert!(may(&policy, &Who::Server(Arc::clone(&anna)), &repo, action));
             }

@@ -17,11 +17,7 @@ type File = (u64, u64, u64, (i64, i64), (i64, i64));
 impl AccountFiles {
     /// Those of this host.
     pub(super) fn of_host() -> AccountFiles {
-        AccountFiles(
-            ["/etc/passwd", "/etc/shadow", "/etc/group"]
-                .map(PathBuf::from)
-                .into(),
-        )
+        AccountFiles(["/etc/passwd", "/etc/shadow", "/etc/group"].map(PathBuf::from).into())
     }
 
     #[cfg(test)]

@@ -16,11 +16,7 @@ pub(super) struct Bounded<K, V> {
 
 impl<K: Hash + Eq + Clone, V> Bounded<K, V> {
     pub(super) fn new(capacity: usize, lifetime: Duration) -> Bounded<K, V> {
-        Bounded {
-            entries: HashMap::new(),
-            capacity,
-            lifetime,
-        }
+        Bounded { entries: HashMap::new(), capacity, lifetime }
     }
 
     /// The entry, unless its time is over.
@@ -84,16 +80,10 @@ mod tests {
         assert_eq!(map.get("a", at(10)), None);
         map.insert("c", 3, at(2));
         assert_eq!(map.get("a", at(3)), None, "the oldest made room");
-        assert_eq!(
-            (map.get("b", at(3)), map.get("c", at(3))),
-            (Some(&2), Some(&3))
-        );
+        assert_eq!((map.get("b", at(3)), map.get("c", at(3))), (Some(&2), Some(&3)));
         *map.touch("b", at(4), || 0) += 5;
         map.insert("d", 4, at(5));
-        assert_eq!(
-            (map.get("b", at(12)), map.get("c", at(5))),
-            (Some(&7), None)
-        );
+        assert_eq!((map.get("b", at(12)), map.get("c", at(5))), (Some(&7), None));
         assert_eq!(*map.touch("b", at(60), || 0), 0, "its time was over");
     }
 }

@@ -31,20 +31,12 @@ pub(super) fn parse_basic(encoded: &[u8]) -> Result<Credentials, &'static str> {
         return Err("the Basic credentials are too long");
     }
     let mut decoded = Zeroizing::new(vec![0; encoded.len()]);
-    let length = STANDARD
-        .decode_slice(encoded, &mut decoded)
-        .map_err(|_| MALFORMED)?;
+    let length = STANDARD.decode_slice(encoded, &mut decoded).map_err(|_| MALFORMED)?;
     let pair = decoded.get(..length).ok_or(MALFORMED)?;
-    let colon = pair
-        .iter()
-        .position(|byte| *byte == b':')
-        .ok_or(MALFORMED)?;
+    let colon = pair.iter().position(|byte| *byte == b':').ok_or(MALFORMED)?;
     let (user, password) = (&pair[..colon], &pair[colon + 1..]);
     let user = std::str::from_utf8(user).map_err(|_| "the user name is not UTF-8")?;
-    Ok(Credentials {
-        user: user.to_owned(),
-        password: Zeroizing::new(password.to_vec()),
-    })
+    Ok(Credentials { user: user.to_owned(), password: Zeroizing::new(password.to_vec()) })
 }
 
 #[cfg(test)]
@@ -59,14 +51,7 @@ mod tests {
         assert!(acceptable("anna", b""));
         assert!(!acceptable(&"u".repeat(256), b"x"));
         assert!(!acceptable("anna", &[b'p'; 512]));
-        for bad in [
-            "",
-            "an\0na",
-            "an\nna",
-            "\u{1b}[31m",
-            "an\u{85}na",
-            "anna\u{7f}",
-        ] {
+        for bad in ["", "an\0na", "an\nna", "\u{1b}[31m", "an\u{85}na", "anna\u{7f}"] {
             assert!(!acceptable(bad, b"x"), "{bad:?}");
         }
         for bad in [&b"p\0w"[..], b"pw\n", b"\x7f", b"\r"] {
@@ -77,15 +62,9 @@ mod tests {
     #[test]
     fn basic_is_split_at_its_first_colon() {
         let pair = parse_basic(STANDARD.encode("anna:a:b").as_bytes()).expect("good");
-        assert_eq!(
-            (pair.user.as_str(), pair.password.as_slice()),
-            ("anna", &b"a:b"[..])
-        );
+        assert_eq!((pair.user.as_str(), pair.password.as_slice()), ("anna", &b"a:b"[..]));
         let empty = parse_basic(b"Og==").expect("what podman sends when it has nothing");
-        assert_eq!(
-            (empty.user.as_str(), empty.password.as_slice()),
-            ("", &b""[..])
-        );
+        assert_eq!((empty.user.as_str(), empty.password.as_slice()), ("", &b""[..]));
     }
 
     #[test]

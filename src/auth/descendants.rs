@@ -45,9 +45,7 @@ fn children(process: Pid) -> Vec<Pid> {
     threads
         .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok())
         .flat_map(|line| {
-            line.split_whitespace()
-                .filter_map(|id| id.parse().ok())
-                .collect::<Vec<_>>()
+            line.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>()
         })
         .map(Pid::from_raw)
         .collect()

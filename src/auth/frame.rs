@@ -133,10 +133,7 @@ impl Answer {
             2 => {
                 let (step, known) = (Step::from_byte(rest.byte()?)?, rest.byte()? != 0);
                 let code = i32::from_le_bytes(rest.array()?);
-                Answer::Refused {
-                    failure: Failure { step, code },
-                    known,
-                }
+                Answer::Refused { failure: Failure { step, code }, known }
             }
             3 => Answer::Broken(rest.text()?.to_owned()),
             _ => return None,
@@ -210,23 +207,12 @@ mod tests {
 
     #[test]
     fn answers_come_through() {
-        let failure = Failure {
-            step: Step::Account,
-            code: 13,
-        };
-        let user = User {
-            name: "anna".into(),
-            uid: 1000,
-            gid: 1000,
-            groups: vec![1000, 42],
-        };
+        let failure = Failure { step: Step::Account, code: 13 };
+        let user = User { name: "anna".into(), uid: 1000, gid: 1000, groups: vec![1000, 42] };
         for answer in [
             Answer::User(user),
             Answer::Absent,
-            Answer::Refused {
-                failure,
-                known: true,
-            },
+            Answer::Refused { failure, known: true },
             Answer::Broken("no such directory".into()),
         ] {
             assert_eq!(Answer::decode(body(&answer.encode())), Some(answer));
@@ -243,9 +229,7 @@ mod tests {
             rhost: "::1",
         })
         .encode();
-        let Some(Ask::Check(check)) = Ask::decode(body(&message)) else {
-            panic!("not a login")
-        };
+        let Some(Ask::Check(check)) = Ask::decode(body(&message)) else { panic!("not a login") };
         assert_eq!(check.user, "ännä");
         assert_eq!(check.password, b"p:\xff ss");
         assert_eq!((check.service, check.rhost), ("stillage", "::1"));

@@ -54,36 +54,21 @@ struct Rule {
 }
 
 /// A prefix may be a whole office or a cluster behind one address.
-const PREFIX: Rule = Rule {
-    free: 50,
-    step: 10,
-    first: Duration::from_millis(250),
-};
-const PLACE: Rule = Rule {
-    free: 5,
-    step: 1,
-    first: Duration::from_millis(500),
-};
+const PREFIX: Rule = Rule { free: 50, step: 10, first: Duration::from_millis(250) };
+const PLACE: Rule = Rule { free: 5, step: 1, first: Duration::from_millis(500) };
 
 impl Rule {
     fn delay(&self, count: u32) -> Duration {
         let Some(above) = count.checked_sub(self.free + 1) else {
             return Duration::ZERO;
         };
-        self.first
-            .saturating_mul(1 << (above / self.step).min(16))
-            .min(MAX_DELAY)
+        self.first.saturating_mul(1 << (above / self.step).min(16)).min(MAX_DELAY)
     }
 }
 
 impl Track {
     fn new(now: Instant) -> Track {
-        Track {
-            failures: 0,
-            pending: 0,
-            next: now,
-            since: now,
-        }
+        Track { failures: 0, pending: 0, next: now, since: now }
     }
 
     fn forget(&mut self, now: Instant) {
@@ -127,9 +112,7 @@ impl Gate {
     /// password be compared without a ticket: otherwise the memory could be guessed against.
     pub(super) fn is_open(&self, user: Mark, peer: IpAddr, now: Instant) -> bool {
         let (_, tracks) = self.counters().tracks(user, peer, now);
-        tracks
-            .into_iter()
-            .all(|(next, delay)| delay.is_zero() && next <= now)
+        tracks.into_iter().all(|(next, delay)| delay.is_zero() && next <= now)
     }
 
     /// Lets an attempt in, at once or at a later time; or refuses it, with the time until there is
@@ -150,12 +133,7 @@ impl Gate {
         of_prefix.pending += 1;
         of_place.pending += 1;
         drop(counters);
-        Ok(Ticket {
-            gate: self.clone(),
-            prefix,
-            place,
-            begin,
-        })
+        Ok(Ticket { gate: self.clone(), prefix, place, begin })
     }
 }
 
@@ -230,9 +208,9 @@ fn keys(user: Mark, peer: IpAddr) -> (IpAddr, Place) {
 fn network(peer: IpAddr, bits: u32) -> IpAddr {
     match peer {
         IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(
-            address.to_bits() & !(u128::MAX >> bits),
-        )),
+        IpAddr::V6(address) => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !(u128::MAX >> bits)))
+        }
     }
 }
 

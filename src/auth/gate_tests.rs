@@ -50,11 +50,7 @@ async fn guessing_one_user_gets_slow_at_that_address_only() {
 async fn guessing_many_users_from_one_prefix_gets_slow() {
     for (first, other, outside) in [
         ("192.0.2.1", "192.0.2.1", "192.0.2.2"),
-        (
-            "2001:db8:0:1200::1",
-            "2001:db8:0:12ff::9",
-            "2001:db8:0:1300::1",
-        ),
+        ("2001:db8:0:1200::1", "2001:db8:0:12ff::9", "2001:db8:0:1300::1"),
         ("::ffff:192.0.2.1", "192.0.2.1", "192.0.2.2"),
     ] {
         let gate = Gate::new();
@@ -78,23 +74,15 @@ async fn many_at_once_gain_nothing() {
         assert!(tickets.len() < 50, "no end");
     };
     assert!(refused > MAX_DELAY);
-    assert_eq!(
-        tickets.iter().filter(|ticket| ticket.begin == now).count(),
-        6
-    );
-    assert!(
-        !is_open(&gate, ANNA, "192.0.2.1"),
-        "nor against what is remembered"
-    );
+    assert_eq!(tickets.iter().filter(|ticket| ticket.begin == now).count(), 6);
+    assert!(!is_open(&gate, ANNA, "192.0.2.1"), "nor against what is remembered");
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_came_to_no_verdict_does_not_count() {
     let gate = Gate::new();
     for _ in 0..100 {
-        let ticket = gate
-            .admit(ANNA, ip("192.0.2.1"), Instant::now())
-            .expect("a turn");
+        let ticket = gate.admit(ANNA, ip("192.0.2.1"), Instant::now()).expect("a turn");
         assert_eq!(ticket.begin, Instant::now());
     }
     assert!(is_open(&gate, ANNA, "192.0.2.1"));
@@ -129,10 +117,7 @@ async fn a_success_does_not_reset_the_prefix() {
         guess(&gate, [user; 32], ip("192.0.2.1")).await;
         log_in(&gate, [255; 32], ip("192.0.2.1"));
     }
-    assert!(
-        !is_open(&gate, BERT, "192.0.2.1"),
-        "who has one account may guess another's"
-    );
+    assert!(!is_open(&gate, BERT, "192.0.2.1"), "who has one account may guess another's");
 }
 
 #[tokio::test(start_paused = true)]

@@ -101,9 +101,7 @@ impl Login {
             turns: Turns::default(),
             flights: Mutex::default(),
         };
-        Login {
-            inner: Arc::new(inner),
-        }
+        Login { inner: Arc::new(inner) }
     }
 
     /// Checks a pair. A refusal, and a failure of PAM, takes a multiple of the floor, whatever was
@@ -128,10 +126,7 @@ impl Login {
         }
         let mut flight = inner.fly(user, password, peer, pair)?;
         let landed = flight.wait_for(Option::is_some).await;
-        landed
-            .ok()
-            .and_then(|outcome| outcome.clone())
-            .unwrap_or(Err(LoginError::Unavailable))
+        landed.ok().and_then(|outcome| outcome.clone()).unwrap_or(Err(LoginError::Unavailable))
     }
 }
 
@@ -172,10 +167,7 @@ impl Inner {
             return Err(LoginError::Busy(BUSY));
         }
         let mark = self.marker.user(user);
-        let ticket = self
-            .gate
-            .admit(mark, peer, Instant::now())
-            .map_err(LoginError::TooMany)?;
+        let ticket = self.gate.admit(mark, peer, Instant::now()).map_err(LoginError::TooMany)?;
         let attempt = Attempt {
             user: user.to_owned(),
             password: Zeroizing::new(password.to_vec()),
@@ -185,11 +177,7 @@ impl Inner {
         };
         let (landing, flight) = watch::channel(None);
         flights.insert((pair, peer), flight.clone());
-        let landing = Landing {
-            inner: Arc::clone(self),
-            flight: (pair, peer),
-            landing,
-        };
+        let landing = Landing { inner: Arc::clone(self), flight: (pair, peer), landing };
         // A task of its own: a client that hangs up must not undo the count of its guess.
         tokio::spawn(async move {
             let outcome = landing.inner.run(attempt).await;
@@ -247,10 +235,7 @@ impl Inner {
                     "PAM accepted a user whom the name service does not know: login refused");
                 self.refuse(attempt, stamp)
             }
-            Ok(Answer::Refused {
-                failure,
-                known: true,
-            }) => {
+            Ok(Answer::Refused { failure, known: true }) => {
                 tracing::info!(user = %attempt.user, peer = %attempt.peer, "login refused: {failure}");
                 self.refuse(attempt, stamp)
             }
@@ -273,8 +258,7 @@ impl Inner {
     fn accept(&self, attempt: Attempt, found: Arc<User>, stamp: &Stamp) -> Arc<User> {
         let now = Instant::now();
         attempt.ticket.succeeded(now);
-        self.memory()
-            .note(attempt.pair, Verdict::Right(Arc::clone(&found)), stamp, now);
+        self.memory().note(attempt.pair, Verdict::Right(Arc::clone(&found)), stamp, now);
         self.users.found(&found, stamp);
         found
     }

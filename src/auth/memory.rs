@@ -109,37 +109,20 @@ mod tests {
     use super::*;
 
     fn anna() -> Arc<User> {
-        Arc::new(User {
-            name: "anna".into(),
-            uid: 1000,
-            gid: 1000,
-            groups: vec![1000],
-        })
+        Arc::new(User { name: "anna".into(), uid: 1000, gid: 1000, groups: vec![1000] })
     }
 
     #[test]
     fn credential_cache_marks_tell_pairs_apart() {
         let marker = Marker::new().expect("random");
         assert_eq!(marker.pair("anna", b"x"), marker.pair("anna", b"x"));
-        for (user, password) in [
-            ("ann", &b"ax"[..]),
-            ("bert", b"x"),
-            ("anna", b"y"),
-            ("anna", b""),
-        ] {
-            assert_ne!(
-                marker.pair("anna", b"x"),
-                marker.pair(user, password),
-                "{user}"
-            );
+        for (user, password) in [("ann", &b"ax"[..]), ("bert", b"x"), ("anna", b"y"), ("anna", b"")]
+        {
+            assert_ne!(marker.pair("anna", b"x"), marker.pair(user, password), "{user}");
         }
         assert_ne!(marker.pair("anna", b""), marker.user("anna"));
         let other = Marker::new().expect("random");
-        assert_ne!(
-            marker.pair("anna", b"x"),
-            other.pair("anna", b"x"),
-            "a key per process"
-        );
+        assert_ne!(marker.pair("anna", b"x"), other.pair("anna", b"x"), "a key per process");
     }
 
     #[test]
@@ -155,10 +138,7 @@ mod tests {
         memory.note(right, Verdict::Right(anna()), &before, now);
         memory.note(wrong, Verdict::Wrong, &before, now);
         let later = now + REMEMBERED - Duration::from_secs(1);
-        assert_eq!(
-            memory.recall(&right, &before, later),
-            Some(Verdict::Right(anna()))
-        );
+        assert_eq!(memory.recall(&right, &before, later), Some(Verdict::Right(anna())));
         assert_eq!(memory.recall(&wrong, &before, later), Some(Verdict::Wrong));
         assert_eq!(memory.recall(&right, &before, now + REMEMBERED), None);
         assert_eq!(memory.recall(&wrong, &before, now + REMEMBERED), None);
@@ -169,10 +149,6 @@ mod tests {
         assert_eq!(memory.recall(&right, &after, now), None);
         assert_eq!(memory.recall(&wrong, &after, now), None);
         memory.note(right, Verdict::Right(anna()), &before, now);
-        assert_eq!(
-            memory.recall(&right, &after, now),
-            None,
-            "checked against the old accounts"
-        );
+        assert_eq!(memory.recall(&right, &after, now), None, "checked against the old accounts");
     }
 }

@@ -152,11 +152,7 @@ impl Auth {
         let files = Arc::new(AccountFiles::of_host());
         let pool = |workers| {
             let limits = &settings.limits;
-            let bounds = Bounds {
-                workers,
-                queue: limits.queue,
-                deadline: limits.deadline,
-            };
+            let bounds = Bounds { workers, queue: limits.queue, deadline: limits.deadline };
             Workers::new(settings.worker.clone(), bounds)
         };
         let users = Arc::new(Users::new(
@@ -172,9 +168,7 @@ impl Auth {
         };
         let workers = pool(settings.limits.workers);
         Ok(Auth {
-            policy: Policy {
-                anonymous: settings.anonymous,
-            },
+            policy: Policy { anonymous: settings.anonymous },
             signer: Signer::new(settings.token_key, &settings.service_name),
             server: Arc::new(User::of_this_process()),
             login: Login::new(rules, workers, Arc::clone(&users), files, marker),
@@ -205,9 +199,7 @@ impl Auth {
         match split_scheme(header) {
             (scheme, rest) if scheme.eq_ignore_ascii_case(b"bearer") => self.bearer(rest).await,
             (scheme, rest) if scheme.eq_ignore_ascii_case(b"basic") => self.basic(rest, peer).await,
-            _ => Err(AuthError::Malformed(
-                "the Authorization header is neither Bearer nor Basic",
-            )),
+            _ => Err(AuthError::Malformed("the Authorization header is neither Bearer nor Basic")),
         }
     }
 
@@ -230,10 +222,7 @@ impl Auth {
         let pair = credentials::parse_basic(encoded).map_err(AuthError::Malformed)?;
         match self.check(&pair.user, &pair.password, peer).await? {
             Who::Anonymous => Ok(nobody()),
-            who => Ok(Caller {
-                who,
-                granted: Granted::All,
-            }),
+            who => Ok(Caller { who, granted: Granted::All }),
         }
     }
 
@@ -245,19 +234,12 @@ impl Auth {
             None => Who::Anonymous,
             Some(name) => self.subject(name).await?,
         };
-        Ok(Caller {
-            who,
-            granted: Granted::Token(claims.access),
-        })
+        Ok(Caller { who, granted: Granted::Token(claims.access) })
     }
 
     /// The user of a token as they are now: groups change, accounts go.
     async fn subject(&self, name: &str) -> Result<Who, AuthError> {
-        let found = self
-            .users
-            .find(name)
-            .await
-            .map_err(|_| AuthError::Unavailable)?;
+        let found = self.users.find(name).await.map_err(|_| AuthError::Unavailable)?;
         match found {
             Some(user) if user.uid != 0 || self.settings.allow_root => Ok(Who::User(user)),
             _ => Err(AuthError::InvalidToken(TokenError::Subject)),
@@ -270,10 +252,7 @@ impl Auth {
         if *who == Who::Anonymous && self.policy.anonymous == Anonymous::Nothing {
             return Err(AuthError::NoCredentials);
         }
-        let access = asked
-            .iter()
-            .filter_map(|access| self.allowed_part(who, access))
-            .collect();
+        let access = asked.iter().filter_map(|access| self.allowed_part(who, access)).collect();
         self.signer.issue(who.name(), access).map_err(|error| {
             tracing::error!("cannot issue a token: {error}");
             AuthError::Unavailable
@@ -349,19 +328,13 @@ impl Granted {
 }
 
 fn nobody() -> Caller {
-    Caller {
-        who: Who::Anonymous,
-        granted: Granted::Nothing,
-    }
+    Caller { who: Who::Anonymous, granted: Granted::Nothing }
 }
 
 /// The scheme and what follows it, without the blanks between.
 fn split_scheme(header: &[u8]) -> (&[u8], &[u8]) {
     let header = header.trim_ascii();
-    let end = header
-        .iter()
-        .position(|byte| *byte == b' ')
-        .unwrap_or(header.len());
+    let end = header.iter().position(|byte| *byte == b' ').unwrap_or(header.len());
     let (scheme, rest) = header.split_at(end);
     (scheme, rest.trim_ascii_start())
 }
@@ -381,16 +354,8 @@ mod tests {
     #[test]
     fn waits_are_rounded_up() {
         let retry_after = Duration::from_millis(1001);
-        assert!(
-            AuthError::Busy { retry_after }
-                .to_string()
-                .ends_with("in 2 s")
-        );
+        assert!(AuthError::Busy { retry_after }.to_string().ends_with("in 2 s"));
         let retry_after = Duration::from_secs(3);
-        assert!(
-            AuthError::TooMany { retry_after }
-                .to_string()
-                .ends_with("in 3 s")
-        );
+        assert!(AuthError::TooMany { retry_after }.to_string().ends_with("in 3 s"));
     }
 }

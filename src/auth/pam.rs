@@ -83,14 +83,9 @@ pub(super) enum Step {
 
 impl Step {
     pub(super) fn from_byte(byte: u8) -> Option<Step> {
-        [
-            Step::Start,
-            Step::Authenticate,
-            Step::Account,
-            Step::ReadBack,
-        ]
-        .into_iter()
-        .find(|step| *step as u8 == byte)
+        [Step::Start, Step::Authenticate, Step::Account, Step::ReadBack]
+            .into_iter()
+            .find(|step| *step as u8 == byte)
     }
 
     fn call(self) -> &'static str {
@@ -105,13 +100,7 @@ impl Step {
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}: {} (PAM code {})",
-            self.step.call(),
-            describe(self.code),
-            self.code
-        )
+        write!(f, "{}: {} (PAM code {})", self.step.call(), describe(self.code), self.code)
     }
 }
 
@@ -130,20 +119,14 @@ impl Failure {
                 | ffi::PAM_CRED_EXPIRED
                 | ffi::PAM_AUTHTOK_EXPIRED
         );
-        if verdict {
-            Outcome::Refused(self)
-        } else {
-            Outcome::Broken(self)
-        }
+        if verdict { Outcome::Refused(self) } else { Outcome::Broken(self) }
     }
 }
 
 /// Runs one transaction to its end. Blocks for as long as the modules do.
 pub(super) fn check(request: &Request) -> Outcome {
-    let conversation = Conversation {
-        user: request.user.as_bytes(),
-        password: &request.password.0,
-    };
+    let conversation =
+        Conversation { user: request.user.as_bytes(), password: &request.password.0 };
     match transact(request, &conversation) {
         Ok(user) => Outcome::Accepted(user),
         Err(failure) => failure.judge(),
@@ -201,16 +184,9 @@ impl<'a> Handle<'a> {
             }
         };
         if code != ffi::PAM_SUCCESS || raw.is_null() {
-            return Err(Failure {
-                step: Step::Start,
-                code,
-            });
+            return Err(Failure { step: Step::Start, code });
         }
-        Ok(Handle {
-            raw,
-            last: code,
-            _conversation: conversation,
-        })
+        Ok(Handle { raw, last: code, _conversation: conversation })
     }
 
     fn set_rhost(&mut self, rhost: &CStr) -> Result<(), Failure> {
@@ -247,10 +223,7 @@ impl<'a> Handle<'a> {
         // SAFETY: the handle is open; PAM stores a pointer that it keeps owning.
         let code = unsafe { ffi::pam_get_item(self.raw, ffi::PAM_USER, &raw mut item) };
         self.result(Step::ReadBack, code)?;
-        let missing = Failure {
-            step: Step::ReadBack,
-            code: ffi::PAM_USER_UNKNOWN,
-        };
+        let missing = Failure { step: Step::ReadBack, code: ffi::PAM_USER_UNKNOWN };
         if item.is_null() {
             return Err(missing);
         }
@@ -262,11 +235,7 @@ impl<'a> Handle<'a> {
 
     fn result(&mut self, step: Step, code: c_int) -> Result<(), Failure> {
         self.last = code;
-        if code == ffi::PAM_SUCCESS {
-            Ok(())
-        } else {
-            Err(Failure { step, code })
-        }
+        if code == ffi::PAM_SUCCESS { Ok(()) } else { Err(Failure { step, code }) }
     }
 }
 
@@ -366,7 +335,5 @@ fn describe(code: i32) -> String {
         return "unknown PAM code".to_owned();
     }
     // SAFETY: as above.
-    unsafe { CStr::from_ptr(text) }
-        .to_string_lossy()
-        .into_owned()
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }

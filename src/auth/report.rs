@@ -62,10 +62,7 @@ fn service_note(service: &str, confdir: Option<&Path>) -> Option<String> {
         ),
         Ok(_) => format!("no {file}, so PAM goes by {}", other.display()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            format!(
-                "no {file} and no {}: nobody can log in until one exists",
-                other.display()
-            )
+            format!("no {file} and no {}: nobody can log in until one exists", other.display())
         }
         Err(error) => format!("no {file}, and {} cannot be read: {error}", other.display()),
     })
@@ -74,15 +71,11 @@ fn service_note(service: &str, confdir: Option<&Path>) -> Option<String> {
 /// Whether the first `auth` line that is not optional denies. What includes other files does not
 /// count as denying: the distribution's common files let users in.
 fn denies_everyone(text: &str) -> bool {
-    let first = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.starts_with('#'))
-        .find(|line| {
-            let kind = line.split_whitespace().next().unwrap_or_default();
-            kind.trim_start_matches('-') == "auth" && !line.contains("pam_warn.so")
-                || line.starts_with("@include")
-        });
+    let first = text.lines().map(str::trim).filter(|line| !line.starts_with('#')).find(|line| {
+        let kind = line.split_whitespace().next().unwrap_or_default();
+        kind.trim_start_matches('-') == "auth" && !line.contains("pam_warn.so")
+            || line.starts_with("@include")
+    });
     first.is_none_or(|line| line.contains("pam_deny.so"))
 }
 
@@ -91,19 +84,12 @@ mod tests {
     use super::*;
 
     fn user(name: &str, uid: u32, groups: &[u32]) -> User {
-        User {
-            name: name.into(),
-            uid,
-            gid: uid,
-            groups: groups.to_vec(),
-        }
+        User { name: name.into(), uid, gid: uid, groups: groups.to_vec() }
     }
 
     #[test]
     fn says_whose_passwords_can_be_checked() {
-        let shadow = Group::from_name("shadow")
-            .expect("the name service")
-            .expect("on Debian");
+        let shadow = Group::from_name("shadow").expect("the name service").expect("on Debian");
         assert!(whose_passwords(&user("root", 0, &[0])).contains("every account"));
         let member = user("stillage", 990, &[990, shadow.gid.as_raw()]);
         assert!(whose_passwords(&member).contains("every account"));
@@ -119,18 +105,12 @@ mod tests {
         let note = || service_note("stillage", Some(dir.path()));
         assert!(note().expect("a note").contains("nobody can log in until"));
         let other = dir.path().join("other");
-        fs::write(
-            &other,
-            "# no\nauth required pam_warn.so\nauth required pam_deny.so\n",
-        )
-        .expect("write");
+        fs::write(&other, "# no\nauth required pam_warn.so\nauth required pam_deny.so\n")
+            .expect("write");
         assert!(note().expect("a note").contains("denies everyone"));
         fs::write(&other, "@include common-auth\n").expect("write");
         let text = note().expect("a note");
-        assert!(
-            text.contains("goes by") && !text.contains("denies"),
-            "{text}"
-        );
+        assert!(text.contains("goes by") && !text.contains("denies"), "{text}");
         fs::write(dir.path().join("stillage"), "auth required pam_permit.so\n").expect("write");
         assert_eq!(note(), None);
     }

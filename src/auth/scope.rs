@@ -45,35 +45,15 @@ pub struct Access {
 
 impl Actions {
     /// Nothing.
-    pub const NONE: Actions = Actions {
-        pull: false,
-        push: false,
-        delete: false,
-    };
+    pub const NONE: Actions = Actions { pull: false, push: false, delete: false };
     /// Read alone.
-    pub const PULL: Actions = Actions {
-        pull: true,
-        push: false,
-        delete: false,
-    };
+    pub const PULL: Actions = Actions { pull: true, push: false, delete: false };
     /// What a push needs: clients look before they write.
-    pub const PUSH: Actions = Actions {
-        pull: true,
-        push: true,
-        delete: false,
-    };
+    pub const PUSH: Actions = Actions { pull: true, push: true, delete: false };
     /// Remove alone.
-    pub const DELETE: Actions = Actions {
-        pull: false,
-        push: false,
-        delete: true,
-    };
+    pub const DELETE: Actions = Actions { pull: false, push: false, delete: true };
     /// Everything.
-    pub const ALL: Actions = Actions {
-        pull: true,
-        push: true,
-        delete: true,
-    };
+    pub const ALL: Actions = Actions { pull: true, push: true, delete: true };
 
     /// Whether the set holds an action.
     pub fn has(self, action: Action) -> bool {
@@ -112,10 +92,7 @@ impl Actions {
         words.fold(Actions::NONE, |set, word| {
             set.union(match word {
                 "pull" => Actions::PULL,
-                "push" => Actions {
-                    push: true,
-                    ..Actions::NONE
-                },
+                "push" => Actions { push: true, ..Actions::NONE },
                 "delete" => Actions::DELETE,
                 "*" => Actions::ALL,
                 _ => Actions::NONE,
@@ -124,32 +101,22 @@ impl Actions {
     }
 
     fn words(self) -> Vec<&'static str> {
-        [
-            ("pull", self.pull),
-            ("push", self.push),
-            ("delete", self.delete),
-        ]
-        .into_iter()
-        .filter_map(|(word, present)| present.then_some(word))
-        .collect()
+        [("pull", self.pull), ("push", self.push), ("delete", self.delete)]
+            .into_iter()
+            .filter_map(|(word, present)| present.then_some(word))
+            .collect()
     }
 }
 
 impl Access {
     /// Actions on one repository.
     pub fn repository(name: RepoName, actions: Actions) -> Access {
-        Access {
-            resource: Resource::Repository(name),
-            actions,
-        }
+        Access { resource: Resource::Repository(name), actions }
     }
 
     /// Reading the catalogue.
     pub fn catalog() -> Access {
-        Access {
-            resource: Resource::Catalog,
-            actions: Actions::ALL,
-        }
+        Access { resource: Resource::Catalog, actions: Actions::ALL }
     }
 
     /// One scope; `None` for a type, name or actions that mean nothing here.
@@ -197,15 +164,8 @@ impl fmt::Display for Access {
 /// too much gets less, not an error. A resource named twice is one, with the actions of both.
 pub fn parse_scopes<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Vec<Access> {
     let mut asked: Vec<Access> = Vec::new();
-    for access in scopes
-        .into_iter()
-        .flat_map(|list| list.split(' '))
-        .filter_map(Access::parse)
-    {
-        match asked
-            .iter()
-            .position(|known| known.resource == access.resource)
-        {
+    for access in scopes.into_iter().flat_map(|list| list.split(' ')).filter_map(Access::parse) {
+        match asked.iter().position(|known| known.resource == access.resource) {
             Some(known) => asked[known].actions = asked[known].actions.union(access.actions),
             None if asked.len() < MAX_SCOPES => asked.push(access),
             None => {}
@@ -281,12 +241,8 @@ impl TryFrom<Entry> for Access {
     type Error = &'static str;
 
     fn try_from(entry: Entry) -> Result<Access, &'static str> {
-        Access::from_parts(
-            &entry.kind,
-            &entry.name,
-            entry.actions.iter().map(String::as_str),
-        )
-        .ok_or("an access that no token of this service holds")
+        Access::from_parts(&entry.kind, &entry.name, entry.actions.iter().map(String::as_str))
+            .ok_or("an access that no token of this service holds")
     }
 }
 
@@ -296,39 +252,20 @@ mod tests {
     use proptest::prelude::*;
 
     fn shown(scopes: &[&str]) -> Vec<String> {
-        parse_scopes(scopes.iter().copied())
-            .iter()
-            .map(Access::to_string)
-            .collect()
+        parse_scopes(scopes.iter().copied()).iter().map(Access::to_string).collect()
     }
 
     #[test]
     fn what_clients_send_is_read() {
-        assert_eq!(
-            shown(&["repository:a/b:pull,push"]),
-            ["repository:a/b:pull,push"]
-        );
-        assert_eq!(
-            shown(&["repository:a:push,pull"]),
-            ["repository:a:pull,push"]
-        );
-        assert_eq!(
-            shown(&["repository:a:*"]),
-            ["repository:a:pull,push,delete"]
-        );
+        assert_eq!(shown(&["repository:a/b:pull,push"]), ["repository:a/b:pull,push"]);
+        assert_eq!(shown(&["repository:a:push,pull"]), ["repository:a:pull,push"]);
+        assert_eq!(shown(&["repository:a:*"]), ["repository:a:pull,push,delete"]);
         assert_eq!(shown(&["registry:catalog:*"]), ["registry:catalog:*"]);
         assert_eq!(
             shown(&["repository:a:pull repository:b:push", "repository:c:delete"]),
-            [
-                "repository:a:pull",
-                "repository:b:push",
-                "repository:c:delete"
-            ]
+            ["repository:a:pull", "repository:b:push", "repository:c:delete"]
         );
-        assert_eq!(
-            shown(&["repository:a:pull", "repository:a:push"]),
-            ["repository:a:pull,push"]
-        );
+        assert_eq!(shown(&["repository:a:pull", "repository:a:push"]), ["repository:a:pull,push"]);
         assert_eq!(shown(&["repository(plugin):a:pull"]), ["repository:a:pull"]);
     }
 
@@ -379,12 +316,7 @@ mod tests {
             r#"Bearer realm="http://h/token",service="s""#
         );
         assert_eq!(
-            challenge(
-                "a\"b\\c\r\nd\u{e4}",
-                "s",
-                &[],
-                Some(ChallengeError::InvalidToken)
-            ),
+            challenge("a\"b\\c\r\nd\u{e4}", "s", &[], Some(ChallengeError::InvalidToken)),
             r#"Bearer realm="a\"b\\cd",service="s",error="invalid_token""#
         );
     }

@@ -100,10 +100,7 @@ pub(super) struct Signer {
 impl Signer {
     /// A signer for tokens whose audience is `service`.
     pub(super) fn new(key: [u8; 32], service: &str) -> Signer {
-        Signer {
-            key: Zeroizing::new(key),
-            service: service.to_owned(),
-        }
+        Signer { key: Zeroizing::new(key), service: service.to_owned() }
     }
 
     /// Signs a token that is good from now for [`LIFETIME`]; `user` is `None` for anonymous.
@@ -173,9 +170,7 @@ impl Signer {
         }
         let signature = decode(signature)?;
         // `verify_slice` compares in constant time.
-        self.mac(signed.as_bytes())
-            .verify_slice(&signature)
-            .map_err(|_| TokenError::Signature)?;
+        self.mac(signed.as_bytes()).verify_slice(&signature).map_err(|_| TokenError::Signature)?;
         let claims: Claims =
             serde_json::from_slice(&decode(body)?).map_err(|_| TokenError::Malformed)?;
         self.believe(now, claims)
@@ -207,14 +202,11 @@ pub(super) fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
 
 /// Strict: no padding, no other alphabet, no stray bits.
 fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
-    URL_SAFE_NO_PAD
-        .decode(part)
-        .map_err(|_| TokenError::Malformed)
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

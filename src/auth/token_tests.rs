@@ -18,10 +18,7 @@ fn access() -> Vec<Access> {
 }
 
 fn issued() -> String {
-    signer()
-        .issue_at(now(), Some("anna"), access())
-        .expect("random")
-        .token
+    signer().issue_at(now(), Some("anna"), access()).expect("random").token
 }
 
 /// A token with claims of our choice, signed with the right key.
@@ -33,41 +30,26 @@ fn forged(change: impl FnOnce(&mut Claims)) -> Result<Claims, TokenError> {
 
 #[test]
 fn what_was_issued_is_believed() {
-    let issued = signer()
-        .issue_at(now(), Some("anna"), access())
-        .expect("random");
+    let issued = signer().issue_at(now(), Some("anna"), access()).expect("random");
     assert_eq!((issued.expires_in, issued.issued_at), (300, now()));
     let claims = signer().verify_at(now(), &issued.token).expect("good");
     assert_eq!(claims.sub.as_deref(), Some("anna"));
     assert_eq!(claims.access, access());
-    let again = signer()
-        .issue_at(now(), Some("anna"), access())
-        .expect("random");
+    let again = signer().issue_at(now(), Some("anna"), access()).expect("random");
     assert_ne!(issued.token, again.token, "each has its own id");
     let anonymous = signer().issue_at(now(), None, Vec::new()).expect("random");
-    assert_eq!(
-        signer()
-            .verify_at(now(), &anonymous.token)
-            .expect("good")
-            .sub,
-        None
-    );
+    assert_eq!(signer().verify_at(now(), &anonymous.token).expect("good").sub, None);
 }
 
 #[test]
 fn the_header_is_what_it_says() {
-    assert_eq!(
-        decode(HEADER).expect("base64"),
-        br#"{"typ":"JWT","alg":"HS256"}"#
-    );
+    assert_eq!(decode(HEADER).expect("base64"), br#"{"typ":"JWT","alg":"HS256"}"#);
 }
 
 #[test]
 fn token_key_no_other_header_is_believed() {
-    let (_, rest) = issued()
-        .split_once('.')
-        .map(|(a, b)| (a.to_owned(), b.to_owned()))
-        .expect("dots");
+    let (_, rest) =
+        issued().split_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).expect("dots");
     for header in [
         r#"{"alg":"none"}"#,
         r#"{"typ":"JWT","alg":"none"}"#,
@@ -85,11 +67,7 @@ fn token_key_no_other_header_is_believed() {
         assert_eq!(signer().verify_at(now(), &swapped), Err(TokenError::Header));
         let claims = signer().verify_at(now(), &issued()).expect("good");
         let signed = signer().sign(&header, &claims);
-        assert_eq!(
-            signer().verify_at(now(), &signed),
-            Err(TokenError::Header),
-            "even if signed"
-        );
+        assert_eq!(signer().verify_at(now(), &signed), Err(TokenError::Header), "even if signed");
     }
 }
 
@@ -98,27 +76,16 @@ fn a_changed_token_is_not_believed() {
     let token = issued();
     for position in HEADER.len() + 1..token.len() {
         let mut changed = token.clone().into_bytes();
-        changed[position] = if changed[position] == b'A' {
-            b'B'
-        } else {
-            b'A'
-        };
+        changed[position] = if changed[position] == b'A' { b'B' } else { b'A' };
         let changed = String::from_utf8(changed).expect("ASCII");
-        assert!(
-            signer().verify_at(now(), &changed).is_err(),
-            "changed at {position}"
-        );
+        assert!(signer().verify_at(now(), &changed).is_err(), "changed at {position}");
     }
     let other = Signer::new([8; 32], "stillage");
     assert_eq!(other.verify_at(now(), &token), Err(TokenError::Signature));
     let (signed, _) = token.rsplit_once('.').expect("dots");
     for signature in ["", "AAAA", &"A".repeat(43)] {
         let forged = format!("{signed}.{signature}");
-        assert_eq!(
-            signer().verify_at(now(), &forged),
-            Err(TokenError::Signature),
-            "{signature}"
-        );
+        assert_eq!(signer().verify_at(now(), &forged), Err(TokenError::Signature), "{signature}");
     }
 }
 
@@ -144,30 +111,17 @@ fn the_encoding_is_strict() {
     // 43 characters carry 258 bits: the last two must be zero, or one token would have four forms.
     let last = token.chars().last().expect("not empty");
     let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let next = alphabet
-        .chars()
-        .skip_while(|c| *c != last)
-        .nth(1)
-        .expect("zero bits are not last");
+    let next = alphabet.chars().skip_while(|c| *c != last).nth(1).expect("zero bits are not last");
     let stray = format!("{}{next}", &token[..token.len() - 1]);
-    assert_eq!(
-        signer().verify_at(now(), &stray),
-        Err(TokenError::Malformed)
-    );
+    assert_eq!(signer().verify_at(now(), &stray), Err(TokenError::Malformed));
     let long = format!("{token}{}", "A".repeat(MAX_TOKEN));
     assert_eq!(signer().verify_at(now(), &long), Err(TokenError::Long));
 }
 
 #[test]
 fn token_claims_audience_must_be_ours() {
-    assert_eq!(
-        forged(|claims| claims.aud = "other".into()),
-        Err(TokenError::Audience)
-    );
-    assert_eq!(
-        forged(|claims| claims.aud = String::new()),
-        Err(TokenError::Audience)
-    );
+    assert_eq!(forged(|claims| claims.aud = "other".into()), Err(TokenError::Audience));
+    assert_eq!(forged(|claims| claims.aud = String::new()), Err(TokenError::Audience));
 }
 
 #[test]
@@ -176,19 +130,12 @@ fn token_claims_none_may_be_missing() {
         .expect("claims are JSON");
     for claim in ["aud", "nbf", "iat", "exp", "jti", "access"] {
         let mut less = whole.clone();
-        less.as_object_mut()
-            .expect("an object")
-            .remove(claim)
-            .expect("it was there");
+        less.as_object_mut().expect("an object").remove(claim).expect("it was there");
         let body = URL_SAFE_NO_PAD.encode(less.to_string());
         let signed = format!("{HEADER}.{body}");
         let signature = signer().mac(signed.as_bytes()).finalize().into_bytes();
         let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature));
-        assert_eq!(
-            signer().verify_at(now(), &token),
-            Err(TokenError::Malformed),
-            "{claim}"
-        );
+        assert_eq!(signer().verify_at(now(), &token), Err(TokenError::Malformed), "{claim}");
     }
 }
 
@@ -206,34 +153,20 @@ fn token_claims_times_with_skew() {
     assert_eq!(at(-61), Err(TokenError::Early));
     assert_eq!(forged(|claims| claims.exp = 0), Err(TokenError::Expired));
     assert_eq!(forged(|claims| claims.nbf += 61), Err(TokenError::Early));
-    assert_eq!(
-        forged(|claims| claims.iat = u64::MAX),
-        Err(TokenError::Early)
-    );
-    assert!(
-        forged(|claims| claims.exp = u64::MAX).is_ok(),
-        "no overflow"
-    );
+    assert_eq!(forged(|claims| claims.iat = u64::MAX), Err(TokenError::Early));
+    assert!(forged(|claims| claims.exp = u64::MAX).is_ok(), "no overflow");
 }
 
 #[test]
 fn the_largest_token_that_is_issued_is_read() {
     let name = |n: usize| format!("{n:02}{}", "/abcdefghijklm".repeat(18));
-    let scopes: Vec<String> = (0..100)
-        .map(|n| format!("repository:{}:pull,push,delete", name(n)))
-        .collect();
+    let scopes: Vec<String> =
+        (0..100).map(|n| format!("repository:{}:pull,push,delete", name(n))).collect();
     let access = parse_scopes(scopes.iter().map(String::as_str));
     assert_eq!(access.len(), super::super::scope::MAX_SCOPES);
     let user = "u".repeat(255);
-    let token = signer()
-        .issue_at(now(), Some(&user), access)
-        .expect("random")
-        .token;
-    assert!(
-        signer().verify_at(now(), &token).is_ok(),
-        "{} bytes",
-        token.len()
-    );
+    let token = signer().issue_at(now(), Some(&user), access).expect("random").token;
+    assert!(signer().verify_at(now(), &token).is_ok(), "{} bytes", token.len());
 }
 
 /// Steps in time to both sides.
@@ -244,10 +177,6 @@ trait Moved {
 impl Moved for SystemTime {
     fn moved(self, seconds: i64) -> SystemTime {
         let step = Duration::from_secs(seconds.unsigned_abs());
-        if seconds < 0 {
-            self - step
-        } else {
-            self + step
-        }
+        if seconds < 0 { self - step } else { self + step }
     }
 }

@@ -38,12 +38,7 @@ impl Turns {
         if Arc::strong_count(&lock) > 2 * LINE {
             return None;
         }
-        Some(Turn {
-            turns: self.clone(),
-            user,
-            lock,
-            guard: None,
-        })
+        Some(Turn { turns: self.clone(), user, lock, guard: None })
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {
@@ -72,18 +67,11 @@ mod tests {
     async fn a_user_waits_for_the_same_user_only() {
         let turns = Turns::default();
         let first = turns.take([1; 32]).await.expect("nobody before");
-        assert!(
-            timeout(Duration::from_secs(1), turns.take([1; 32]))
-                .await
-                .is_err()
-        );
+        assert!(timeout(Duration::from_secs(1), turns.take([1; 32])).await.is_err());
         assert!(turns.take([2; 32]).await.is_some());
         drop(first);
         assert!(turns.take([1; 32]).await.is_some());
-        assert!(
-            turns.lines().is_empty(),
-            "nothing is kept of users who are done"
-        );
+        assert!(turns.lines().is_empty(), "nothing is kept of users who are done");
     }
 
     #[tokio::test(start_paused = true)]

@@ -30,10 +30,7 @@ impl User {
     /// Asks the name service; `None` if it knows no such user. May block, as LDAP does, and runs
     /// the host's NSS modules, so only worker processes call it.
     pub(super) fn find(name: &str) -> Result<Option<User>, NameServiceError> {
-        let failed = |source| NameServiceError {
-            name: name.to_owned(),
-            source,
-        };
+        let failed = |source| NameServiceError { name: name.to_owned(), source };
         let entry = match unistd::User::from_name(name) {
             Ok(Some(entry)) => entry,
             Ok(None) | Err(Errno::ENOENT | Errno::ESRCH) => return Ok(None),
@@ -60,19 +57,11 @@ impl User {
             Ok(Some(entry)) => entry.name,
             Ok(None) | Err(_) => uid.to_string(),
         };
-        let mut groups: Vec<u32> = unistd::getgroups()
-            .unwrap_or_default()
-            .into_iter()
-            .map(unistd::Gid::as_raw)
-            .collect();
+        let mut groups: Vec<u32> =
+            unistd::getgroups().unwrap_or_default().into_iter().map(unistd::Gid::as_raw).collect();
         if !groups.contains(&gid.as_raw()) {
             groups.push(gid.as_raw());
         }
-        User {
-            name,
-            uid: uid.as_raw(),
-            gid: gid.as_raw(),
-            groups,
-        }
+        User { name, uid: uid.as_raw(), gid: gid.as_raw(), groups }
     }
 }

@@ -46,13 +46,7 @@ impl Users {
             hung: Bounded::new(CAPACITY, RESTED),
             stamp: None,
         };
-        Users {
-            workers,
-            files,
-            marker,
-            turns: Turns::default(),
-            state: Mutex::new(state),
-        }
+        Users { workers, files, marker, turns: Turns::default(), state: Mutex::new(state) }
     }
 
     /// `None`: there is no such user any more.

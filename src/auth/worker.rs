@@ -41,16 +41,14 @@ fn serve() -> io::Result<()> {
     let (mut requests, mut answers) = take_over_pipes()?;
     let (sender, receiver) = mpsc::sync_channel(1);
     // Read beside the work: while a module hangs, the end of the server must still be noticed.
-    std::thread::Builder::new()
-        .name("requests".into())
-        .spawn(move || {
-            while let Ok(Some(body)) = read_request(&mut requests) {
-                if sender.send(body).is_err() {
-                    break;
-                }
+    std::thread::Builder::new().name("requests".into()).spawn(move || {
+        while let Ok(Some(body)) = read_request(&mut requests) {
+            if sender.send(body).is_err() {
+                break;
             }
-            end_group();
-        })?;
+        }
+        end_group();
+    })?;
     for body in receiver {
         let ask = Ask::decode(&body).ok_or(io::ErrorKind::InvalidData)?;
         answers.write_all(&answer(&ask).encode())?;
@@ -61,13 +59,7 @@ fn serve() -> io::Result<()> {
 /// A core file would hold passwords.
 fn no_core_dumps() -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, setrlimit};
-    setrlimit(
-        Resource::Core,
-        Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        },
-    )?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     Ok(())
 }
 

@@ -63,13 +63,7 @@ pub(super) enum WorkersError {
 impl Workers {
     pub(super) fn new(program: PathBuf, bounds: Bounds) -> Workers {
         let slots = Semaphore::new(bounds.workers);
-        Workers {
-            program,
-            bounds,
-            slots,
-            waiting: AtomicUsize::new(0),
-            idle: Mutex::default(),
-        }
+        Workers { program, bounds, slots, waiting: AtomicUsize::new(0), idle: Mutex::default() }
     }
 
     /// Sends one request and waits for its answer. If the future is dropped, so is the worker that
@@ -114,19 +108,13 @@ impl Workers {
         let answer = worker.receive().await.map_err(WorkersError::Crashed)?;
         worker.served += 1;
         if worker.served < REQUESTS_PER_WORKER {
-            self.idle
-                .lock()
-                .unwrap_or_else(|held| held.into_inner())
-                .push(worker);
+            self.idle.lock().unwrap_or_else(|held| held.into_inner()).push(worker);
         }
         Ok(answer)
     }
 
     fn take_idle(&self) -> Option<Worker> {
-        self.idle
-            .lock()
-            .unwrap_or_else(|held| held.into_inner())
-            .pop()
+        self.idle.lock().unwrap_or_else(|held| held.into_inner()).pop()
     }
 
     fn start(&self) -> Result<Worker, WorkersError> {
@@ -145,10 +133,7 @@ struct Waiter<'a> {
 
 impl Waiter<'_> {
     fn enter(waiting: &AtomicUsize) -> Waiter<'_> {
-        Waiter {
-            waiting,
-            place: waiting.fetch_add(1, Ordering::Relaxed) + 1,
-        }
+        Waiter { waiting, place: waiting.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 }
 
@@ -181,12 +166,7 @@ impl Worker {
         let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(io::Error::other("the worker has no pipes"));
         };
-        Ok(Worker {
-            child,
-            requests,
-            answers,
-            served: 0,
-        })
+        Ok(Worker { child, requests, answers, served: 0 })
     }
 
     async fn send(&mut self, message: &[u8]) -> io::Result<()> {
@@ -197,10 +177,7 @@ impl Worker {
     async fn receive(&mut self) -> io::Result<Answer> {
         let length = self.answers.read_u32_le().await? as usize;
         if length > MAX_ANSWER {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "an answer too long",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer too long"));
         }
         let mut body = vec![0; length];
         self.answers.read_exact(&mut body).await?;

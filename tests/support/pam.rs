@@ -18,14 +18,8 @@ use stillage::auth::{Auth, Mode, Settings};
 /// The password of every user in [`USERS`].
 pub(crate) const PASSWORD: &str = "geheim ß";
 /// Users whom `pam_matrix` knows. Besides, it knows `man`, whose password is 511 times `p`.
-pub(crate) const USERS: [&str; 6] = [
-    "root",
-    "daemon",
-    "bin",
-    "sys",
-    "games",
-    "nobody-has-this-name",
-];
+pub(crate) const USERS: [&str; 6] =
+    ["root", "daemon", "bin", "sys", "games", "nobody-has-this-name"];
 pub(crate) const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// A directory with services, passwords, and the program that is started as a worker under a name
@@ -37,9 +31,7 @@ pub(crate) struct Host {
 impl Host {
     /// With the service `stillage`, which notes every login in `asked` and then goes by password.
     pub(crate) fn new() -> Host {
-        let host = Host {
-            dir: tempfile::tempdir().expect("a directory"),
-        };
+        let host = Host { dir: tempfile::tempdir().expect("a directory") };
         fs::create_dir(host.path("pam.d")).expect("a directory");
         symlink(env!("CARGO_BIN_EXE_stillage"), host.path("worker")).expect("a link");
         host.ask_script("exit 0");
@@ -73,10 +65,7 @@ impl Host {
     /// What the script does after it noted who asked. PAM gives it PAM_USER and PAM_RHOST.
     pub(crate) fn ask_script(&self, then: &str) {
         let note = self.path("asked");
-        let text = format!(
-            "echo $PPID $PAM_USER $PAM_RHOST >> {}\n{then}\n",
-            note.display()
-        );
+        let text = format!("echo $PPID $PAM_USER $PAM_RHOST >> {}\n{then}\n", note.display());
         fs::write(self.path("ask.sh"), text).expect("write");
     }
 
@@ -130,9 +119,7 @@ fn matrix() -> PathBuf {
 
 /// Waits until a process has ended, which it must within ten seconds.
 pub(crate) async fn ended(id: i32) {
-    let Some(pid) = rustix::process::Pid::from_raw(id) else {
-        panic!("{id} is no process")
-    };
+    let Some(pid) = rustix::process::Pid::from_raw(id) else { panic!("{id} is no process") };
     let handle: OwnedFd =
         match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
             Ok(handle) => handle,
@@ -157,8 +144,5 @@ pub(crate) async fn line_of(path: PathBuf) -> io::Result<String> {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    Err(io::Error::new(
-        io::ErrorKind::TimedOut,
-        path.display().to_string(),
-    ))
+    Err(io::Error::new(io::ErrorKind::TimedOut, path.display().to_string()))
 }

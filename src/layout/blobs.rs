@@ -1,0 +1,542 @@
+//! Blobs: how content comes into a repository and into the pool, and is shared from there.
+//!
+//! Only inodes that the server wrote and hashed itself are shared, and a mount links the pool's
+//! name, never the source repository's: whoever may write a directory can rename its files, so a
+//! name in a repository proves nothing (PROTOCOL.md, "Blobs and the pool").
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use rustix::fs::{self, Mode, Stat};
+use rustix::io::Errno;
+
+use super::dir::{self, Dir, Inode};
+use super::error::{At, Error, OrAbsent, Result};
+use super::holders::Holders;
+use super::tree::Tree;
+use super::{inherit, path};
+use crate::oci::{Digest, Hasher, RepoName};
+
+/// Content on its way in: a file of the room's that becomes a blob by being linked.
+#[derive(Debug)]
+pub struct Incoming {
+    file: File,
+    /// Its name, where the file system has no nameless files, or where it is a session's data.
+    name: Option<(Dir, String)>,
+}
+
+/// A repository to put blobs into.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// Its name, for the hints.
+    pub name: &'a RepoName,
+    /// Its directory.
+    pub dir: &'a Dir,
+}
+
+/// What a repository has under a digest's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing, or something of another length.
+    Absent,
+    /// An inode of the server's own.
+    Ours,
+    /// A file that somebody else put there: to be adopted before anything relies on it.
+    Foreign,
+}
+
+/// Errors of link(2) for which a copy takes its place.
+fn wants_copy(error: &Error) -> bool {
+    // ENOTSUP and EOPNOTSUPP are one number on Linux; FUSE file systems answer ENOSYS.
+    let kinds = [Errno::XDEV, Errno::PERM, Errno::NOTSUP, Errno::MLINK, Errno::NOSYS];
+    error.errno().is_some_and(|errno| kinds.contains(&errno))
+}
+
+impl Incoming {
+    /// A new file in the room: nameless where the file system can.
+    pub fn create(tree: &Tree) -> Result<Incoming> {
+        let uploads = tree.room.dir(path::UPLOADS)?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        match tree.disk.create_unnamed(&uploads, mode) {
+            Ok(file) => return Ok(Incoming { file, name: None }),
+            Err(error) => match error.errno() {
+                Some(Errno::NOTSUP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
+                _ => return Err(error),
+            },
+        }
+        let name = path::temporary("blob");
+        let file = tree.disk.create(&uploads, &name, mode)?;
+        Ok(Incoming { file, name: Some((uploads, name)) })
+    }
+
+    /// The data of an upload session, which has a name.
+    pub fn of_session(file: File, dir: Dir, name: &str) -> Incoming {
+        Incoming { file, name: Some((dir, name.to_owned())) }
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Writes all of a small blob.
+    pub fn write(&self, tree: &Tree, bytes: &[u8]) -> Result<()> {
+        tree.disk.write(&self.file, bytes, 0).at(|| self.path(tree))
+    }
+
+    /// Makes the content durable and the inode read-only; nothing writes to it afterwards.
+    ///
+    /// Cutting the file to its length gives back what was reserved past its end.
+    fn seal(&self, tree: &Tree, size: u64) -> Result<()> {
+        let at = || self.path(tree);
+        tree.disk.set_len(&self.file, size).at(at)?;
+        inherit::strip_acl(&self.file).at(at)?;
+        fs::fchmod(&self.file, Mode::from_raw_mode(0o444)).at(at)?;
+        tree.disk.sync(&self.file).at(at)
+    }
+
+    fn path(&self, tree: &Tree) -> PathBuf {
+        match &self.name {
+            Some((dir, name)) => dir.at(name),
+            None => tree.room.at(path::UPLOADS),
+        }
+    }
+
+    /// Removes the name, if it has one: whatever was linked from it stays.
+    pub fn discard(self, tree: &Tree) {
+        if let Some((dir, name)) = &self.name
+            && let Err(error) = tree.disk.unlink(dir, name)
+        {
+            tracing::warn!(%error, "a temporary file stays until gc removes it");
+        }
+    }
+}
+
+/// What lies in a repository under a digest's name, judged by its status alone.
+pub fn presence(tree: &Tree, repo: &Dir, digest: &Digest, size: u64) -> Result<Presence> {
+    let Some(stat) = stat(repo, digest)? else {
+        return Ok(Presence::Absent);
+    };
+    if !dir::is_regular(&stat) || dir::size_of(&stat) != size {
+        return Ok(Presence::Absent);
+    }
+    Ok(if tree.is_ours(&stat) { Presence::Ours } else { Presence::Foreign })
+}
+
+/// The status of a repository's blob, symlinks not followed.
+pub fn stat(repo: &Dir, digest: &Digest) -> Result<Option<Stat>> {
+    match repo.dir(&path::blobs(digest.algorithm())).or_absent()? {
+        Some(blobs) => blobs.stat_name(digest.hex()),
+        None => Ok(None),
+    }
+}
+
+/// Opens a repository's blob for reading.
+pub fn open(repo: &Dir, digest: &Digest) -> Result<Option<File>> {
+    repo.file(&path::blob(digest)).or_absent()
+}
+
+/// Puts content whose digest was computed while it arrived into a repository and into the pool.
+///
+/// Content that the pool has is linked from there and not stored twice. On return the repository's
+/// name leads to the content; it is durable once `blobs/<alg>/` has been synced, which the commit
+/// does. Idempotent. The incoming file keeps its own name, if it has one.
+pub fn admit(
+    tree: &Tree,
+    holders: &Holders,
+    target: Target<'_>,
+    incoming: &Incoming,
+    digest: &Digest,
+    size: u64,
+) -> Result<()> {
+    if has_pooled(tree, target.dir, digest, size)? {
+        return Ok(());
+    }
+    let blobs = tree.make_inner(target.dir, &path::blobs(digest.algorithm()))?;
+    let pooled = pool_stat(tree, digest)?.is_some_and(|stat| dir::size_of(&stat) == size)
+        && link_from_pool(tree, &blobs, digest)?;
+    if !pooled {
+        incoming.seal(tree, size)?;
+        place(tree, &blobs, digest, |to, name| tree.disk.link_file(&incoming.file, to, name))
+            .or_else(|error| copy_instead(tree, &incoming.file, &blobs, digest, size, error))?;
+        pool_file(tree, &incoming.file, digest);
+    }
+    holders.note(tree, digest, size, target.name);
+    Ok(())
+}
+
+/// Puts a small blob that is at hand into a repository.
+pub fn admit_bytes(
+    tree: &Tree,
+    holders: &Holders,
+    target: Target<'_>,
+    bytes: &[u8],
+    digest: &Digest,
+) -> Result<()> {
+    let size = bytes.len() as u64;
+    if has_pooled(tree, target.dir, digest, size)? {
+        return Ok(());
+    }
+    let incoming = Incoming::create(tree)?;
+    let admitted = incoming
+        .write(tree, bytes)
+        .and_then(|()| admit(tree, holders, target, &incoming, digest, size));
+    incoming.discard(tree);
+    admitted
+}
+
+/// Puts a blob of another repository into this one, whatever its size, by one link(2).
+/// `false` if the source does not have it.
+///
+/// # Guarantee
+/// What the target gets has the digest: the source's name is believed only if it is the pool's own
+/// inode; otherwise its content is hashed.
+pub fn mount(
+    tree: &Tree,
+    holders: &Holders,
+    target: Target<'_>,
+    source: &Dir,
+    digest: &Digest,
+) -> Result<bool> {
+    let Some(found) = stat(source, digest)? else {
+        return Ok(false);
+    };
+    if !dir::is_regular(&found) {
+        return Ok(false);
+    }
+    let size = dir::size_of(&found);
+    let pool = pool_stat(tree, digest)?;
+    if pool.is_some_and(|pool| Inode::of(&pool) == Inode::of(&found)) {
+        if has_pooled(tree, target.dir, digest, size)? {
+            return Ok(true);
+        }
+        let blobs = tree.make_inner(target.dir, &path::blobs(digest.algorithm()))?;
+        if link_from_pool(tree, &blobs, digest)? {
+            holders.note(tree, digest, size, target.name);
+            return Ok(true);
+        }
+    }
+    adopt_from(tree, holders, target, source, digest)
+}
+
+/// Replaces a foreign file in a repository by an inode of the server's own with the same content.
+/// `false` if the content does not have the digest.
+pub fn adopt(tree: &Tree, holders: &Holders, target: Target<'_>, digest: &Digest) -> Result<bool> {
+    adopt_from(tree, holders, target, target.dir, digest)
+}
+
+/// Copies while hashing; reflink is not worth its own path here, for every byte is read anyway.
+fn adopt_from(
+    tree: &Tree,
+    holders: &Holders,
+    target: Target<'_>,
+    source: &Dir,
+    digest: &Digest,
+) -> Result<bool> {
+    let Some(file) = open(source, digest)? else {
+        return Ok(false);
+    };
+    let incoming = Incoming::create(tree)?;
+    let copied =
+        copy_hashed(tree, &file, &incoming.file, digest, || source.at(&path::blob(digest)));
+    let admitted = match copied {
+        Ok(Some(size)) => admit(tree, holders, target, &incoming, digest, size).map(|()| true),
+        Ok(None) => Ok(false),
+        Err(error) => Err(error),
+    };
+    incoming.discard(tree);
+    admitted
+}
+
+/// Copies `from` to `to`, and gives the length if the bytes have the digest.
+fn copy_hashed(
+    tree: &Tree,
+    from: &File,
+    to: &File,
+    digest: &Digest,
+    at: impl Fn() -> PathBuf,
+) -> Result<Option<u64>> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let mut buffer = vec![0u8; 256 * 1024];
+    let mut offset = 0;
+    loop {
+        let read = from.read_at(&mut buffer, offset).at(&at)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+        tree.disk.write(to, &buffer[..read], offset).at(&at)?;
+        offset += read as u64;
+    }
+    Ok((hasher.finish() == *digest).then_some(offset))
+}
+
+/// Whether the repository's name already is the pool's inode, with the right length: then the
+/// content is there, for the pool's names are the server's alone.
+fn has_pooled(tree: &Tree, repo: &Dir, digest: &Digest, size: u64) -> Result<bool> {
+    let Some(found) = stat(repo, digest)? else {
+        return Ok(false);
+    };
+    let pool = pool_stat(tree, digest)?;
+    let same = pool.is_some_and(|pool| Inode::of(&pool) == Inode::of(&found));
+    Ok(same && dir::size_of(&found) == size)
+}
+
+fn pool_stat(tree: &Tree, digest: &Digest) -> Result<Option<Stat>> {
+    match tree.room.dir(&path::pool_dir(digest)).or_absent()? {
+        Some(pool) => pool.stat_name(digest.hex()),
+        None => Ok(None),
+    }
+}
+
+/// Links the pool's inode into a repository; `false` if the pool lost its name meanwhile.
+///
+/// Where the inode has no link left, or the repository lies on another file system, a copy is made:
+/// renamed over the pool's name in the first case, so that later links go to the new inode.
+fn link_from_pool(tree: &Tree, blobs: &Dir, digest: &Digest) -> Result<bool> {
+    let Some(pool) = tree.room.dir(&path::pool_dir(digest)).or_absent()? else {
+        return Ok(false);
+    };
+    let hex = digest.hex();
+    let linked = place(tree, blobs, digest, |to, name| tree.disk.link(&pool, hex, to, name));
+    match linked {
+        Ok(()) => Ok(true),
+        Err(error) if error.is_absent() => Ok(false),
+        Err(error) if !wants_copy(&error) => Err(error),
+        Err(error) => {
+            let Some(file) = pool.file(hex).or_absent()? else {
+                return Ok(false);
+            };
+            let size = dir::size_of(&dir::stat_file(&file, || pool.at(hex))?);
+            copy_instead(tree, &file, blobs, digest, size, error)?;
+            Ok(true)
+        }
+    }
+}
+
+/// Gives `blobs/<hex>` the inode that `link` links: right away where the name is free, otherwise
+/// beside it and renamed over.
+fn place(
+    tree: &Tree,
+    blobs: &Dir,
+    digest: &Digest,
+    link: impl Fn(&Dir, &str) -> Result<()>,
+) -> Result<()> {
+    match link(blobs, digest.hex()) {
+        Err(error) if error.errno() == Some(Errno::EXIST) => {}
+        done => return done,
+    }
+    let beside = path::temporary("blob");
+    link(blobs, &beside)?;
+    rename_over(tree, blobs, &beside, digest.hex())
+}
+
+/// rename(2) does nothing when both names are one inode already: the name beside goes either way.
+fn rename_over(tree: &Tree, dir: &Dir, beside: &str, name: &str) -> Result<()> {
+    let renamed = tree.disk.rename(dir, beside, dir, name);
+    let _ = tree.disk.unlink(dir, beside);
+    renamed
+}
+
+/// A copy takes the place of a link that the file system refused with `refused`.
+fn copy_instead(
+    tree: &Tree,
+    file: &File,
+    blobs: &Dir,
+    digest: &Digest,
+    size: u64,
+    refused: Error,
+) -> Result<()> {
+    if !wants_copy(&refused) {
+        return Err(refused);
+    }
+    if refused.errno() == Some(Errno::MLINK) {
+        let incoming = Incoming::create(tree)?;
+        let linked = copy_content(tree, file, &incoming, size).and_then(|()| {
+            pool_file(tree, &incoming.file, digest);
+            place(tree, blobs, digest, |to, name| tree.disk.link_file(&incoming.file, to, name))
+        });
+        incoming.discard(tree);
+        return linked;
+    }
+    let beside = path::temporary("blob");
+    let copy = tree.disk.create(blobs, &beside, Mode::RUSR | Mode::WUSR)?;
+    let incoming = Incoming::of_session(copy, blobs.clone(), &beside);
+    let copied = copy_content(tree, file, &incoming, size)
+        .and_then(|()| tree.disk.rename(blobs, &beside, blobs, digest.hex()));
+    if copied.is_err() {
+        incoming.discard(tree);
+    }
+    copied
+}
+
+/// Reflink where the file system can, else the bytes; sealed either way.
+fn copy_content(tree: &Tree, from: &File, to: &Incoming, size: u64) -> Result<()> {
+    if tree.disk.clone_content(from, &to.file).is_err() {
+        let mut buffer = vec![0u8; 256 * 1024];
+        let mut offset = 0;
+        while offset < size {
+            let read = from.read_at(&mut buffer, offset).at(|| to.path(tree))?;
+            if read == 0 {
+                let short = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                return Err(short).at(|| to.path(tree));
+            }
+            tree.disk.write(&to.file, &buffer[..read], offset).at(|| to.path(tree))?;
+            offset += read as u64;
+        }
+    }
+    to.seal(tree, size)
+}
+
+/// Gives the pool one more link to a sealed file, over whatever has the name. The pool is only an
+/// index: a failure costs deduplication and is logged.
+fn pool_file(tree: &Tree, file: &File, digest: &Digest) {
+    let pooled = tree.make_in_room(&path::pool_dir(digest)).and_then(|pool| {
+        place(tree, &pool, digest, |to, name| tree.disk.link_file(file, to, name))
+    });
+    match pooled {
+        Ok(()) => {}
+        // Silently, where the file system knows no links at all.
+        Err(error) if wants_copy(&error) => tracing::debug!(%error, "not pooled"),
+        Err(error) => tracing::warn!(%error, "a blob was not pooled"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::Arc;
+
+    use super::super::disk::RealDisk;
+    use super::*;
+    use crate::oci::Algorithm;
+
+    struct Fixture {
+        temp: tempfile::TempDir,
+        tree: Tree,
+        holders: Holders,
+    }
+
+    fn fixture() -> Fixture {
+        let temp = tempfile::tempdir().unwrap();
+        let tree = Tree::open(temp.path(), Arc::new(RealDisk)).unwrap();
+        Fixture { temp, tree, holders: Holders::default() }
+    }
+
+    impl Fixture {
+        fn put(&self, repo: &str, bytes: &[u8]) -> Digest {
+            let digest = Digest::of(Algorithm::Sha256, bytes);
+            let name = RepoName::parse(repo).unwrap();
+            let dir = self.tree.make_repository(&name).unwrap();
+            let target = Target { name: &name, dir: &dir };
+            admit_bytes(&self.tree, &self.holders, target, bytes, &digest).unwrap();
+            digest
+        }
+
+        fn mount(&self, from: &str, to: &str, digest: &Digest) -> bool {
+            let name = RepoName::parse(to).unwrap();
+            let dir = self.tree.make_repository(&name).unwrap();
+            let source = self.tree.root.dir(from).unwrap();
+            let target = Target { name: &name, dir: &dir };
+            mount(&self.tree, &self.holders, target, &source, digest).unwrap()
+        }
+
+        fn path(&self, repo: &str, digest: &Digest) -> PathBuf {
+            self.temp.path().join(repo).join(path::blob(digest))
+        }
+
+        fn pool(&self, digest: &Digest) -> PathBuf {
+            self.temp.path().join(".stillage").join(path::pool(digest))
+        }
+
+        fn ino(&self, path: &std::path::Path) -> u64 {
+            std::fs::metadata(path).unwrap().ino()
+        }
+    }
+
+    #[test]
+    fn equal_content_is_one_read_only_inode_everywhere() {
+        let f = fixture();
+        let digest = f.put("a", b"content");
+        assert_eq!(f.put("b/c", b"content"), digest);
+        assert!(f.mount("a", "d", &digest));
+        let inode = f.ino(&f.pool(&digest));
+        for repo in ["a", "b/c", "d"] {
+            assert_eq!(f.ino(&f.path(repo, &digest)), inode, "{repo}");
+        }
+        let meta = std::fs::metadata(f.pool(&digest)).unwrap();
+        assert_eq!((meta.nlink(), meta.mode() & 0o7777), (4, 0o444));
+        let names: Vec<_> = f.holders.of(&f.tree, &digest).unwrap();
+        assert_eq!(names.iter().map(RepoName::as_str).collect::<Vec<_>>(), ["d", "b/c", "a"]);
+        assert_eq!(Holders::default().length(&f.tree, &digest), Some(7));
+    }
+
+    #[test]
+    fn a_lost_pool_costs_nothing_but_deduplication() {
+        let f = fixture();
+        let digest = f.put("a", b"content");
+        std::fs::remove_dir_all(f.temp.path().join(".stillage/pool")).unwrap();
+        assert!(f.mount("a", "b", &digest));
+        assert_eq!(std::fs::read(f.path("b", &digest)).unwrap(), b"content");
+        assert_eq!(f.ino(&f.pool(&digest)), f.ino(&f.path("b", &digest)));
+    }
+
+    #[test]
+    fn a_planted_file_gives_nobody_what_the_pool_has() {
+        let f = fixture();
+        let secret = f.put("private", b"secret");
+        f.put("mine", b"other");
+        std::fs::write(f.path("mine", &secret), b"sesame").unwrap();
+        assert!(!f.mount("mine", "target", &secret));
+        assert!(!f.path("target", &secret).exists());
+        let name = RepoName::parse("mine").unwrap();
+        let dir = f.tree.make_repository(&name).unwrap();
+        let target = Target { name: &name, dir: &dir };
+        assert_eq!(presence(&f.tree, &dir, &secret, 6).unwrap(), Presence::Foreign);
+        assert!(!adopt(&f.tree, &f.holders, target, &secret).unwrap());
+    }
+
+    #[test]
+    fn a_foreign_file_is_copied_before_anybody_shares_it() {
+        let f = fixture();
+        f.put("a", b"seed");
+        let digest = Digest::of(Algorithm::Sha256, b"dropped in");
+        std::fs::write(f.path("a", &digest), b"dropped in").unwrap();
+        let foreign = f.ino(&f.path("a", &digest));
+        assert!(f.mount("a", "b", &digest));
+        assert_ne!(f.ino(&f.path("b", &digest)), foreign);
+        let name = RepoName::parse("a").unwrap();
+        let dir = f.tree.make_repository(&name).unwrap();
+        assert!(adopt(&f.tree, &f.holders, Target { name: &name, dir: &dir }, &digest).unwrap());
+        assert_eq!(f.ino(&f.path("a", &digest)), f.ino(&f.path("b", &digest)));
+    }
+
+    #[test]
+    fn a_blob_of_the_wrong_length_is_replaced() {
+        let f = fixture();
+        let digest = f.put("a", b"content");
+        std::fs::remove_file(f.path("a", &digest)).unwrap();
+        std::fs::write(f.path("a", &digest), b"cont").unwrap();
+        f.put("a", b"content");
+        assert_eq!(std::fs::read(f.path("a", &digest)).unwrap(), b"content");
+        let left: Vec<_> =
+            std::fs::read_dir(f.temp.path().join("a/blobs/sha256")).unwrap().collect();
+        assert_eq!(left.len(), 1);
+    }
+
+    #[test]
+    fn a_target_on_another_file_system_gets_a_copy() {
+        let f = fixture();
+        let digest = f.put("a", b"content");
+        let other = tempfile::tempdir_in("/dev/shm").unwrap();
+        assert_ne!(f.ino(f.temp.path()), 0);
+        let blobs = Dir::open_root(other.path()).unwrap();
+        assert_ne!(blobs.inode().unwrap().dev, f.tree.root.inode().unwrap().dev);
+        assert!(link_from_pool(&f.tree, &blobs, &digest).unwrap());
+        let copy = other.path().join(digest.hex());
+        assert_eq!(std::fs::read(&copy).unwrap(), b"content");
+        assert_eq!(std::fs::metadata(&copy).unwrap().mode() & 0o7777, 0o444);
+        assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 1);
+    }
+}

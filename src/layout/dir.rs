@@ -1,0 +1,187 @@
+//! Directories by descriptor. Every open beneath ROOT refuses symlinks and special files.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+use super::error::{At, Error, Result};
+
+/// An open directory and the path it was opened by, for messages.
+#[derive(Clone, Debug)]
+pub struct Dir {
+    fd: Arc<OwnedFd>,
+    path: Arc<Path>,
+}
+
+/// Identifies a directory or file for as long as somebody holds it open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Inode {
+    /// The device.
+    pub dev: u64,
+    /// The inode's number there.
+    pub ino: u64,
+}
+
+impl Inode {
+    /// Of a file's status.
+    pub fn of(stat: &Stat) -> Inode {
+        Inode { dev: stat.st_dev, ino: stat.st_ino }
+    }
+}
+
+/// Symlinks are refused on the whole way, and nothing leads out of the directory.
+const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+impl Dir {
+    /// Opens ROOT, which may itself be a symlink.
+    pub fn open_root(path: &Path) -> Result<Dir> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::open(path, flags, Mode::empty()).at(|| path.to_owned())?;
+        Ok(Dir { fd: Arc::new(fd), path: path.into() })
+    }
+
+    /// Opens a directory beneath this one.
+    pub fn dir(&self, relative: &str) -> Result<Dir> {
+        let fd = self.open(relative, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+        Ok(Dir { fd: Arc::new(fd), path: self.at(relative).into() })
+    }
+
+    /// Opens a regular file beneath this directory for reading.
+    pub fn file(&self, relative: &str) -> Result<File> {
+        // Without NONBLOCK a planted FIFO would hold us until somebody writes to it.
+        self.regular(relative, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())
+    }
+
+    /// Opens, with flags of the caller's, what must be a regular file.
+    pub fn regular(&self, relative: &str, flags: OFlags, mode: Mode) -> Result<File> {
+        let file = File::from(self.open(relative, flags, mode)?);
+        let stat = fs::fstat(&file).at(|| self.at(relative))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::damaged(self.at(relative), "is not a regular file"));
+        }
+        Ok(file)
+    }
+
+    fn open(&self, relative: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
+        let flags = flags | OFlags::CLOEXEC;
+        fs::openat2(&self.fd, relative, flags, mode, BENEATH).at(|| self.at(relative))
+    }
+
+    /// The status of the directory itself.
+    pub fn stat(&self) -> Result<Stat> {
+        fs::fstat(&self.fd).at(|| self.path.to_path_buf())
+    }
+
+    /// The status of a name right in this directory, symlinks not followed; `None` if absent.
+    pub fn stat_name(&self, name: &str) -> Result<Option<Stat>> {
+        debug_assert!(!name.contains('/'), "only the last component is kept from symlinks");
+        match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).at(|| self.at(name)),
+        }
+    }
+
+    /// The names in this directory with their types, in the file system's order. Names that are
+    /// not UTF-8 are left out: nothing of ours has one.
+    pub fn names(&self) -> Result<Vec<(String, FileType)>> {
+        let mut found = Vec::new();
+        for entry in fs::Dir::read_from(&self.fd).at(|| self.path.to_path_buf())? {
+            let entry = entry.at(|| self.path.to_path_buf())?;
+            let Ok(name) = entry.file_name().to_str() else {
+                continue;
+            };
+            if name == "." || name == ".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::Unknown => match self.stat_name(name)? {
+                    Some(stat) => FileType::from_raw_mode(stat.st_mode),
+                    None => continue,
+                },
+                known => known,
+            };
+            found.push((name.to_owned(), kind));
+        }
+        Ok(found)
+    }
+
+    /// The path of something beneath, for messages.
+    pub fn at(&self, relative: &str) -> PathBuf {
+        self.path.join(relative)
+    }
+
+    /// The path this directory was opened by, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its identity.
+    pub fn inode(&self) -> Result<Inode> {
+        Ok(Inode::of(&self.stat()?))
+    }
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether a status is a regular file's.
+pub fn is_regular(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+/// A size as the system gives it; it is never negative.
+pub fn size_of(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
+}
+
+/// The status of an open file.
+pub fn stat_file(file: &File, path: impl FnOnce() -> PathBuf) -> Result<Stat> {
+    fs::fstat(file).at(path)
+}
+
+/// Reads a whole small file, at most `limit` bytes.
+pub fn read_all(file: &File, limit: u64, path: impl Fn() -> PathBuf) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let stat = stat_file(file, &path)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(size_of(&stat).min(limit)).unwrap_or(0) + 1);
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).at(&path)?;
+    if bytes.len() as u64 > limit {
+        let source = io::Error::new(io::ErrorKind::FileTooLarge, format!("over {limit} bytes"));
+        return Err(source).at(path);
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symlinks_fifos_and_ways_out_are_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Dir::open_root(temp.path()).unwrap();
+        std::fs::create_dir(temp.path().join("d")).unwrap();
+        std::fs::write(temp.path().join("d/f"), "x").unwrap();
+        std::os::unix::fs::symlink("d", temp.path().join("l")).unwrap();
+        std::os::unix::fs::symlink("f", temp.path().join("d/l")).unwrap();
+        fs::mknodat(&root, "fifo", FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(root.file("d/f").is_ok());
+        assert_eq!(root.file("l/f").unwrap_err().errno(), Some(Errno::LOOP));
+        assert_eq!(root.file("d/l").unwrap_err().errno(), Some(Errno::LOOP));
+        assert_eq!(root.dir("l").unwrap_err().errno(), Some(Errno::LOOP));
+        assert!(matches!(root.file("fifo"), Err(Error::Damaged { .. })));
+        assert_eq!(root.dir("d").unwrap().file("../d/f").unwrap_err().errno(), Some(Errno::XDEV));
+        assert!(root.file("none").unwrap_err().is_absent());
+        assert!(root.file("d/f").is_ok_and(|f| read_all(&f, 0, PathBuf::new).is_err()));
+    }
+}

@@ -1,0 +1,118 @@
+//! The operations that make things durable, as one narrow trait.
+//!
+//! Whatever changes a tree goes through here, so that a test can record a push, leave steps out,
+//! and open every state in which a crash could have left the files. Owners, modes and ACLs do not
+//! pass: no crash rule depends on them.
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{self, AtFlags, Mode, OFlags};
+
+use super::dir::Dir;
+use super::error::{At, Result};
+
+/// What the layout asks of a file system. Names are single components of the directory given.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// mkdir(2).
+    fn make_dir(&self, dir: &Dir, name: &str, mode: Mode) -> Result<()>;
+    /// A new file for reading and writing; the name must be free.
+    fn create(&self, dir: &Dir, name: &str, mode: Mode) -> Result<File>;
+    /// A new file without a name (O_TMPFILE), or an error where the file system has none.
+    fn create_unnamed(&self, dir: &Dir, mode: Mode) -> Result<File>;
+    /// A file to append to and to read, made when it is missing; whether it was made.
+    fn open_append(&self, dir: &Dir, name: &str, mode: Mode) -> Result<(File, bool)>;
+    /// Writes all of `bytes` at `offset`; a file opened for appending takes them at its end.
+    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()>;
+    /// Cuts or extends a file, and gives back what was reserved past its end.
+    fn set_len(&self, file: &File, len: u64) -> std::io::Result<()>;
+    /// Makes `to` share the content of `from` (FICLONE), where the file system can.
+    fn clone_content(&self, from: &File, to: &File) -> std::io::Result<()>;
+    /// fsync(2) of a file. After a failure the file's content is unknown: throw it away.
+    fn sync(&self, file: &File) -> std::io::Result<()>;
+    /// fsync(2) of a directory: its names become durable.
+    fn sync_dir(&self, dir: &Dir) -> Result<()>;
+    /// rename(2), over whatever has the new name.
+    fn rename(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()>;
+    /// link(2) of a name; the new name must be free.
+    fn link(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()>;
+    /// link(2) of an open file, named or not; the new name must be free.
+    fn link_file(&self, file: &File, to: &Dir, new: &str) -> Result<()>;
+    /// unlink(2).
+    fn unlink(&self, dir: &Dir, name: &str) -> Result<()>;
+    /// rmdir(2).
+    fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()>;
+}
+
+/// The file system itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn make_dir(&self, dir: &Dir, name: &str, mode: Mode) -> Result<()> {
+        fs::mkdirat(dir, name, mode).at(|| dir.at(name))
+    }
+
+    fn create(&self, dir: &Dir, name: &str, mode: Mode) -> Result<File> {
+        dir.regular(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode)
+    }
+
+    fn create_unnamed(&self, dir: &Dir, mode: Mode) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        fs::openat(dir, ".", flags, mode).map(File::from).at(|| dir.path().to_owned())
+    }
+
+    fn open_append(&self, dir: &Dir, name: &str, mode: Mode) -> Result<(File, bool)> {
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::NONBLOCK;
+        match dir.regular(name, flags, Mode::empty()) {
+            Err(error) if error.is_absent() => {
+                dir.regular(name, flags | OFlags::CREATE, mode).map(|file| (file, true))
+            }
+            opened => opened.map(|file| (file, false)),
+        }
+    }
+
+    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        file.write_all_at(bytes, offset)
+    }
+
+    fn set_len(&self, file: &File, len: u64) -> std::io::Result<()> {
+        file.set_len(len)
+    }
+
+    fn clone_content(&self, from: &File, to: &File) -> std::io::Result<()> {
+        fs::ioctl_ficlone(to, from).map_err(Into::into)
+    }
+
+    fn sync(&self, file: &File) -> std::io::Result<()> {
+        file.sync_all()
+    }
+
+    fn sync_dir(&self, dir: &Dir) -> Result<()> {
+        fs::fsync(dir).at(|| dir.path().to_owned())
+    }
+
+    fn rename(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {
+        fs::renameat(from, old, to, new).at(|| to.at(new))
+    }
+
+    fn link(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {
+        fs::linkat(from, old, to, new, AtFlags::empty()).at(|| to.at(new))
+    }
+
+    fn link_file(&self, file: &File, to: &Dir, new: &str) -> Result<()> {
+        // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH on kernels before 6.10.
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        fs::linkat(fs::CWD, own, to, new, AtFlags::SYMLINK_FOLLOW).at(|| to.at(new))
+    }
+
+    fn unlink(&self, dir: &Dir, name: &str) -> Result<()> {
+        fs::unlinkat(dir, name, AtFlags::empty()).at(|| dir.at(name))
+    }
+
+    fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()> {
+        fs::unlinkat(dir, name, AtFlags::REMOVEDIR).at(|| dir.at(name))
+    }
+}

@@ -1,0 +1,40 @@
+//! The one writer of durable files.
+
+use std::fs::File;
+
+use rustix::fs::Mode;
+
+use super::dir::Dir;
+use super::disk::Disk;
+use super::error::{At, Result};
+use super::inherit::{self, Purpose};
+use super::path;
+
+/// Replaces the file `name` in `dir` by one with these bytes, as a whole or not at all, and gives
+/// the new file.
+///
+/// The bytes are on the disk before the name changes; **the name is durable only after the caller
+/// has synced `dir`**. On an error the old file is untouched and nothing new is left behind. Group,
+/// group-write and ACL follow the directory.
+pub fn replace(
+    disk: &dyn Disk,
+    dir: &Dir,
+    name: &str,
+    bytes: &[u8],
+    purpose: Purpose,
+) -> Result<File> {
+    let beside = path::temporary(name);
+    let file = disk.create(dir, &beside, Mode::RUSR | Mode::WUSR)?;
+    let written = disk
+        .write(&file, bytes, 0)
+        .at(|| dir.at(&beside))
+        .and_then(|()| inherit::apply(dir, &file, purpose))
+        .and_then(|()| disk.sync(&file).at(|| dir.at(&beside)))
+        .and_then(|()| disk.rename(dir, &beside, dir, name));
+    if let Err(error) = written {
+        // What failed may fail again here; the leftover is hidden, and gc removes it.
+        let _ = disk.unlink(dir, &beside);
+        return Err(error);
+    }
+    Ok(file)
+}

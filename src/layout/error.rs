@@ -1,0 +1,87 @@
+//! What can go wrong with files: always with the path it went wrong at.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+/// A failed operation on the tree. Cheap to clone: everybody in a group commit gets it.
+#[derive(Clone, Debug, Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: Arc<io::Error>,
+    },
+    /// The file was read and is not what it has to be.
+    #[error("{}: {why}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// Results of this room.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A file that is not what it has to be.
+    pub fn damaged(path: impl Into<PathBuf>, why: impl ToString) -> Error {
+        Error::Damaged { path: path.into(), why: why.to_string() }
+    }
+
+    /// The error number, if the operating system gave one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Error::Io { source, .. } => Errno::from_io_error(source),
+            Error::Damaged { .. } => None,
+        }
+    }
+
+    /// Whether there simply is nothing at the path.
+    pub fn is_absent(&self) -> bool {
+        matches!(self.errno(), Some(Errno::NOENT | Errno::NOTDIR))
+    }
+
+    /// The path that the error is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Error::Io { path, .. } | Error::Damaged { path, .. } => path,
+        }
+    }
+}
+
+/// Puts the path to an error of the operating system.
+pub trait At<T> {
+    /// `path` is made only when there is an error.
+    fn at(self, path: impl FnOnce() -> PathBuf) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
+    fn at(self, path: impl FnOnce() -> PathBuf) -> Result<T> {
+        self.map_err(|error| Error::Io { path: path(), source: Arc::new(error.into()) })
+    }
+}
+
+/// Absence is an answer, not an error.
+pub trait OrAbsent<T> {
+    /// `None` where nothing is at the path.
+    fn or_absent(self) -> Result<Option<T>>;
+}
+
+impl<T> OrAbsent<T> for Result<T> {
+    fn or_absent(self) -> Result<Option<T>> {
+        match self {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Hints: which repository got which blob, and how long the blob is.
+//!
+//! They answer a mount that names no source without a walk over all repositories, and they tell
+//! when a blob was cut short on the disk. Each hint is checked before it is believed; all of them
+//! may be deleted.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::Mode;
+
+use super::dir;
+use super::error::{At, OrAbsent, Result};
+use super::path;
+use super::tree::Tree;
+use crate::oci::{Digest, RepoName};
+
+/// Lengths are remembered for this many blobs.
+const REMEMBERED: usize = 1 << 16;
+
+/// A file of hints has 1/4096 of all blobs: this is enough for some 80 million links.
+const MAX_FILE: u64 = 2 * 1024 * 1024;
+
+/// The hints of a tree, and a memory of the lengths.
+#[derive(Debug, Default)]
+pub struct Holders {
+    lengths: Mutex<HashMap<Digest, Option<u64>>>,
+}
+
+impl Holders {
+    /// Notes that a repository has a blob now. A failure is logged and costs a hint only.
+    pub fn note(&self, tree: &Tree, digest: &Digest, size: u64, repo: &RepoName) {
+        self.remember(digest, Some(size));
+        if let Err(error) = append(tree, digest, size, repo) {
+            tracing::warn!(%error, "a hint of who holds a blob was not written");
+        }
+    }
+
+    /// The blob's true length, if the server ever hashed it.
+    pub fn length(&self, tree: &Tree, digest: &Digest) -> Option<u64> {
+        let lengths = self.lengths.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lengths.get(digest) {
+            return *known;
+        }
+        drop(lengths);
+        let hints = read(tree, digest).unwrap_or_default();
+        let length = hints.last().map(|(size, _)| *size);
+        self.remember(digest, length);
+        length
+    }
+
+    /// The repositories that got the blob, latest first. They may have lost it since.
+    pub fn of(&self, tree: &Tree, digest: &Digest) -> Result<Vec<RepoName>> {
+        let hints = read(tree, digest)?;
+        let mut seen = std::collections::HashSet::new();
+        let names = hints.into_iter().rev().map(|(_, name)| name);
+        Ok(names.filter(|name| seen.insert(name.clone())).collect())
+    }
+
+    fn remember(&self, digest: &Digest, length: Option<u64>) {
+        let mut lengths = self.lengths.lock().unwrap_or_else(PoisonError::into_inner);
+        if lengths.len() >= REMEMBERED {
+            lengths.clear();
+        }
+        lengths.insert(digest.clone(), length);
+    }
+}
+
+fn append(tree: &Tree, digest: &Digest, size: u64, repo: &RepoName) -> Result<()> {
+    let dir = tree.make_in_room(&path::holders_dir(digest.algorithm()))?;
+    let name = path::holders_name(digest);
+    let (file, _) = tree.disk.open_append(&dir, name, Mode::RUSR | Mode::WUSR)?;
+    let end = dir::size_of(&dir::stat_file(&file, || dir.at(name))?);
+    if end > MAX_FILE {
+        return Ok(());
+    }
+    let line = format!("{} {size} {repo}\n", digest.hex());
+    tree.disk.write(&file, line.as_bytes(), end).at(|| dir.at(name))
+}
+
+fn read(tree: &Tree, digest: &Digest) -> Result<Vec<(u64, RepoName)>> {
+    let name = format!("{}/{}", path::holders_dir(digest.algorithm()), path::holders_name(digest));
+    let Some(file) = tree.room.file(&name).or_absent()? else {
+        return Ok(Vec::new());
+    };
+    let bytes = dir::read_all(&file, 2 * MAX_FILE, || tree.room.at(&name))?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text.lines().filter_map(|line| parse(line, digest)).collect())
+}
+
+fn parse(line: &str, digest: &Digest) -> Option<(u64, RepoName)> {
+    let rest = line.strip_prefix(digest.hex())?.strip_prefix(' ')?;
+    let (size, repo) = rest.split_once(' ')?;
+    Some((size.parse().ok()?, RepoName::parse(repo).ok()?))
+}

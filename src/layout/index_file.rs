@@ -1,0 +1,214 @@
+//! Reading index.json, which others may change at any moment.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::Stat;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::dir::{self, Dir};
+use super::error::{Error, OrAbsent, Result};
+use super::path;
+use super::stamp::Stamp;
+use crate::oci::Index;
+
+/// The largest index.json that is read: ten times what 100,000 tags need.
+const MAX_INDEX: u64 = 256 * 1024 * 1024;
+
+/// An index.json that does not parse and is younger than this is being written by another tool:
+/// skopeo truncates it in place.
+const BEING_WRITTEN: Duration = Duration::from_secs(2);
+
+/// An index.json as it was read at some moment.
+#[derive(Debug)]
+pub struct IndexFile {
+    /// What it says.
+    pub index: Arc<Index>,
+    /// Which bytes they were.
+    pub stamp: Stamp,
+    version: Version,
+    /// The times were old enough when it was read that a later change must show in them.
+    settled: bool,
+    /// Held open, so that the inode's number cannot be given to another file.
+    file: File,
+}
+
+/// What stat(2) tells of a file's content: equal versions of an open file mean equal bytes, once
+/// the times are settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    dev: u64,
+    ino: u64,
+    size: i64,
+    mtime: (i64, u64),
+    ctime: (i64, u64),
+}
+
+impl Version {
+    fn of(stat: &Stat) -> Version {
+        Version {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            size: stat.st_size,
+            mtime: (stat.st_mtime, stat.st_mtime_nsec),
+            ctime: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+
+    /// Kernels before 6.13 stamp files with a clock that ticks every 4 ms: within two ticks a
+    /// second change may leave all times equal.
+    fn settled(self) -> bool {
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        let age = (i128::from(now.tv_sec) - i128::from(self.ctime.0)) * 1_000_000_000
+            + i128::from(now.tv_nsec)
+            - i128::from(self.ctime.1);
+        age > 10_000_000
+    }
+}
+
+impl IndexFile {
+    /// Reads a repository's index.json; `None` if there is none.
+    ///
+    /// # Errors
+    /// What cannot be read or parsed is an error naming the file, never an empty index.
+    pub fn read(dir: &Dir) -> Result<Option<IndexFile>> {
+        match Self::open(dir)? {
+            Some((file, version)) => Self::load(dir, file, version, None).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads it again unless `last` is certain to be what stands there now. Equal bytes are not
+    /// parsed twice.
+    pub fn refresh(dir: &Dir, last: &Arc<IndexFile>) -> Result<Option<Arc<IndexFile>>> {
+        let Some((file, version)) = Self::open(dir)? else {
+            return Ok(None);
+        };
+        if version == last.version && last.settled {
+            return Ok(Some(Arc::clone(last)));
+        }
+        Self::load(dir, file, version, Some(last)).map(|read| Some(Arc::new(read)))
+    }
+
+    /// Reads it again whatever stat(2) says, for a writer on a network file system.
+    pub fn reread(dir: &Dir, last: &Arc<IndexFile>) -> Result<Option<Arc<IndexFile>>> {
+        let Some((file, version)) = Self::open(dir)? else {
+            return Ok(None);
+        };
+        Self::load(dir, file, version, Some(last)).map(|read| Some(Arc::new(read)))
+    }
+
+    /// Whether an error of [`read`](Self::read) may go away by itself, because another tool is
+    /// just writing the file.
+    pub fn being_written(dir: &Dir, error: &Error) -> bool {
+        let Error::Damaged { .. } = error else {
+            return false;
+        };
+        let Ok(Some(stat)) = dir.stat_name(path::INDEX) else {
+            return false;
+        };
+        let modified = Duration::new(
+            u64::try_from(stat.st_mtime).unwrap_or(0),
+            u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        );
+        match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + modified) {
+            Ok(age) => age < BEING_WRITTEN,
+            // A file from the future: the clock was set back. It is not waited for.
+            Err(_) => false,
+        }
+    }
+
+    /// What was just written, so that nobody needs to read it. `file` is open on it.
+    pub fn written(dir: &Dir, index: Arc<Index>, stamp: Stamp, file: File) -> Result<IndexFile> {
+        let version = Version::of(&dir::stat_file(&file, || dir.at(path::INDEX))?);
+        Ok(IndexFile { index, stamp, version, settled: version.settled(), file })
+    }
+
+    /// The open file, to sync what another process may have left unsynced.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn open(dir: &Dir) -> Result<Option<(File, Version)>> {
+        let Some(file) = dir.file(path::INDEX).or_absent()? else {
+            return Ok(None);
+        };
+        let version = Version::of(&dir::stat_file(&file, || dir.at(path::INDEX))?);
+        Ok(Some((file, version)))
+    }
+
+    fn load(
+        dir: &Dir,
+        file: File,
+        version: Version,
+        last: Option<&Arc<IndexFile>>,
+    ) -> Result<IndexFile> {
+        let at = || -> PathBuf { dir.at(path::INDEX) };
+        let settled = version.settled();
+        let bytes = dir::read_all(&file, MAX_INDEX, at)?;
+        let stamp = Stamp::of(&bytes);
+        let index = match last {
+            Some(last) if last.stamp == stamp => Arc::clone(&last.index),
+            _ => Arc::new(Index::parse(&bytes).map_err(|error| Error::damaged(at(), error))?),
+        };
+        // Changed while it was read: what was read may be half of each.
+        let settled = settled && Version::of(&dir::stat_file(&file, at)?) == version;
+        Ok(IndexFile { index, stamp, version, settled, file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{AtFlags, Timestamps, UTIME_OMIT};
+
+    const EMPTY: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
+    const OTHER: &str = r#"{"schemaVersion":2,"manifests": []}"#;
+
+    #[test]
+    fn a_change_is_seen_even_if_all_times_are_equal() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let path = temp.path().join("index.json");
+        let mut last: Option<Arc<IndexFile>> = None;
+        // As fast as it goes: many of these changes fall into one tick of the kernel's clock.
+        for round in 0..200 {
+            let text = if round % 2 == 0 { EMPTY } else { OTHER };
+            std::fs::write(&path, text).unwrap();
+            let read = match &last {
+                Some(last) => IndexFile::refresh(&dir, last).unwrap().unwrap(),
+                None => Arc::new(IndexFile::read(&dir).unwrap().unwrap()),
+            };
+            assert_eq!(read.stamp, Stamp::of(text.as_bytes()), "round {round}");
+            last = Some(read);
+        }
+    }
+
+    #[test]
+    fn a_settled_file_is_not_read_again_and_a_broken_one_is_never_empty() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        assert!(IndexFile::read(&dir).unwrap().is_none());
+        let path = temp.path().join("index.json");
+        std::fs::write(&path, EMPTY).unwrap();
+        let first = loop {
+            let read = IndexFile::read(&dir).unwrap().unwrap();
+            if read.settled {
+                break Arc::new(read);
+            }
+        };
+        let again = IndexFile::refresh(&dir, &first).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&first, &again));
+        std::fs::write(&path, "{").unwrap();
+        let error = IndexFile::refresh(&dir, &first).unwrap_err();
+        assert!(error.to_string().contains("index.json"), "{error}");
+        assert!(IndexFile::being_written(&dir, &error));
+        let past = rustix::fs::Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
+        let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let times = Timestamps { last_access: omit, last_modification: past };
+        rustix::fs::utimensat(&dir, "index.json", &times, AtFlags::empty()).unwrap();
+        assert!(!IndexFile::being_written(&dir, &error));
+    }
+}

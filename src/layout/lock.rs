@@ -1,0 +1,159 @@
+//! The locks: flock(2) on files that any shell can join with flock(1).
+
+use std::fs::{File, TryLockError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::dir::{Dir, Inode, stat_file};
+use super::error::{At, Error, Result};
+use super::inherit::{self, Purpose};
+
+/// A lock that is held; dropping it releases it.
+#[derive(Debug)]
+pub struct Held {
+    file: File,
+    inode: Inode,
+}
+
+impl Held {
+    /// Whether anybody else waits for this lock right now (`/proc/locks`). `false` where the
+    /// system does not tell.
+    pub fn awaited(&self) -> bool {
+        let Ok(table) = std::fs::read_to_string("/proc/locks") else {
+            return false;
+        };
+        table.lines().any(|line| waits_for(line, self.inode.ino))
+    }
+
+    /// The locked file's identity.
+    pub fn inode(&self) -> Inode {
+        self.inode
+    }
+
+    /// Releases the lock, as dropping does, and says so where that matters.
+    pub fn release(self) {
+        drop(self.file);
+    }
+}
+
+/// `17: -> FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF` (proc_locks(5)). The device's number is
+/// not compared: on btrfs it is not the one that stat(2) gives, and waiting 5 ms in vain for
+/// another file of the same inode number harms nobody.
+fn waits_for(line: &str, ino: u64) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    words.next() == Some("->")
+        && words.next() == Some("FLOCK")
+        && words.nth(3).and_then(|file| file.rsplit(':').next()) == Some(ino.to_string().as_str())
+}
+
+/// Takes a repository's lock, waiting as long as it takes.
+///
+/// The file is made when it is missing. On return the path names the very file that is locked: who
+/// waited for one that was meanwhile replaced begins again.
+pub fn repository(dir: &Dir) -> Result<Held> {
+    loop {
+        let file = open_lock(dir, super::path::LOCK)?;
+        file.lock().at(|| dir.at(super::path::LOCK))?;
+        if let Some(held) = confirmed(dir, super::path::LOCK, file)? {
+            return Ok(held);
+        }
+    }
+}
+
+/// Takes a lock of the room exclusively within `wait`; `None` if somebody holds it longer.
+pub fn exclusive_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<Held>> {
+    let end = Instant::now() + wait;
+    loop {
+        let file = open_lock(dir, name)?;
+        match file.try_lock() {
+            Ok(()) => {
+                if let Some(held) = confirmed(dir, name, file)? {
+                    return Ok(Some(held));
+                }
+            }
+            Err(TryLockError::WouldBlock) if Instant::now() >= end => return Ok(None),
+            // The holder is another process: there is nothing to be woken by.
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::Error(error)) => return Err(error).at(|| dir.at(name)),
+        }
+    }
+}
+
+fn open_lock(dir: &Dir, name: &str) -> Result<File> {
+    match dir.regular(name, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()) {
+        Err(error) if error.is_absent() => {}
+        opened => return opened,
+    }
+    // Born closed to everybody else; the group's bit comes after.
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    match dir.regular(name, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => {
+            inherit::apply(dir, &file, Purpose::Lock)?;
+            Ok(file)
+        }
+        Err(error) if error.errno() == Some(rustix::io::Errno::EXIST) => {
+            dir.regular(name, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The lock counts only if the path still names the locked file.
+fn confirmed(dir: &Dir, name: &str, file: File) -> Result<Option<Held>> {
+    let inode = Inode::of(&stat_file(&file, || dir.at(name))?);
+    match dir.stat_name(name)? {
+        Some(stat) if Inode::of(&stat) == inode => Ok(Some(Held { file, inode })),
+        Some(_) | None => {
+            if dir.stat()?.st_nlink == 0 {
+                // The directory itself is gone: a new lock file could not even be made there.
+                let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
+                return Err(Error::Io { path: dir.at(name), source: gone.into() });
+            }
+            Ok(None)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_excludes_and_its_waiters_are_seen() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let held = repository(&dir).unwrap();
+        assert!(!held.awaited());
+        assert!(exclusive_within(&dir, ".lock", Duration::ZERO).unwrap().is_none());
+        let waiter = std::thread::spawn({
+            let dir = dir.clone();
+            move || repository(&dir).map(|_| ())
+        });
+        while !held.awaited() {
+            std::thread::yield_now();
+        }
+        held.release();
+        waiter.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_replaced_lock_file_is_locked_anew() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let held = repository(&dir).unwrap();
+        let waiter = std::thread::spawn({
+            let dir = dir.clone();
+            move || repository(&dir).unwrap().inode()
+        });
+        while !held.awaited() {
+            std::thread::yield_now();
+        }
+        // The old inode stays in use, so its number cannot come back.
+        std::fs::rename(temp.path().join(".lock"), temp.path().join("old")).unwrap();
+        std::fs::write(temp.path().join(".lock"), "").unwrap();
+        let fresh = Inode::of(&dir.stat_name(".lock").unwrap().unwrap());
+        held.release();
+        assert_eq!(waiter.join().unwrap(), fresh);
+    }
+}

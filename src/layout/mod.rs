@@ -1,0 +1,35 @@
+//! The files: everything that touches the tree on the disk, and nothing that knows what a push
+//! or a request is.
+//!
+//! - [`path`] spells every path; [`Dir`] opens beneath ROOT and follows no symlink.
+//! - [`Disk`] is the narrow trait through which every durable change goes; [`durable::replace`] is
+//!   the one writer of files that are replaced.
+//! - [`Tree`] is ROOT with the registry's own room. [`blobs`], [`IndexFile`], [`journal`],
+//!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
+//!   [`Walk`] goes over all repositories.
+
+pub mod blobs;
+mod dir;
+mod disk;
+pub mod durable;
+mod error;
+pub mod facts;
+pub mod holders;
+mod index_file;
+pub mod inherit;
+pub mod journal;
+pub mod lock;
+pub mod notes;
+pub mod path;
+mod stamp;
+mod tree;
+pub mod uploads;
+mod walk;
+
+pub use dir::{Dir, Inode, is_regular, read_all, size_of, stat_file};
+pub use disk::{Disk, RealDisk};
+pub use error::{At, Error, OrAbsent, Result};
+pub use index_file::IndexFile;
+pub use stamp::Stamp;
+pub use tree::Tree;
+pub use walk::Walk;

@@ -1,0 +1,100 @@
+//! Every path in the tree is spelled here and nowhere else.
+//!
+//! Paths of a repository are relative to its directory, those of the registry's own room to
+//! `ROOT/.stillage`.
+
+use crate::oci::{Algorithm, Digest, RepoName};
+
+/// The registry's own room beneath ROOT. No repository name can begin with a dot.
+pub const ROOM: &str = ".stillage";
+
+/// Says that a directory is an image layout.
+pub const OCI_LAYOUT: &str = "oci-layout";
+/// The contents of [`OCI_LAYOUT`].
+pub const OCI_LAYOUT_BYTES: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// The one truth about a repository.
+pub const INDEX: &str = "index.json";
+/// Content.
+pub const BLOBS: &str = "blobs";
+/// The journal.
+pub const JOURNAL: &str = "_log.jsonl";
+/// flock'ed by whoever changes the repository.
+pub const LOCK: &str = ".lock";
+/// The directory of what the referrers API needs.
+pub const REFERRERS: &str = "_referrers";
+/// What is known of manifests, in [`REFERRERS`].
+pub const FACTS: &str = "facts.jsonl";
+
+/// The version of the tree, in the room.
+pub const VERSION: &str = "version";
+/// What [`VERSION`] says.
+pub const VERSION_TEXT: &str = "1\n";
+/// One more hard link to every blob, in the room.
+pub const POOL: &str = "pool";
+/// Hints of which repository got which blob, in the room.
+pub const HOLDERS: &str = "holders";
+/// Open upload sessions, in the room.
+pub const UPLOADS: &str = "uploads";
+/// What collection has seen unreferenced, in the room.
+pub const UNREFERENCED: &str = "unreferenced";
+/// Removed repositories, in the room.
+pub const TRASH: &str = "trash";
+/// What a repair took out, in the room.
+pub const QUARANTINE: &str = "quarantine";
+/// flock'ed by whoever makes blobs' names vanish, and by whoever copies the tree; in the room.
+pub const GC_LOCK: &str = "gc.lock";
+/// The key that signs tokens, in the room.
+pub const TOKEN_KEY: &str = "token-key";
+/// An upload session's bytes, in its directory.
+pub const UPLOAD_DATA: &str = "data";
+/// Whose session it is, in its directory.
+pub const UPLOAD_OWNER: &str = "owner";
+
+/// `blobs/sha256`: where a repository's content of one algorithm lies.
+pub fn blobs(algorithm: Algorithm) -> String {
+    format!("{BLOBS}/{algorithm}")
+}
+
+/// `blobs/sha256/<hex>`
+pub fn blob(digest: &Digest) -> String {
+    format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
+}
+
+/// `pool/sha256/<hh>`: the pool's directory for a digest.
+pub fn pool_dir(digest: &Digest) -> String {
+    format!("{POOL}/{}/{}", digest.algorithm(), &digest.hex()[..2])
+}
+
+/// `pool/sha256/<hh>/<hex>`
+pub fn pool(digest: &Digest) -> String {
+    format!("{}/{}", pool_dir(digest), digest.hex())
+}
+
+/// `holders/sha256`: the directory of hints for an algorithm.
+pub fn holders_dir(algorithm: Algorithm) -> String {
+    format!("{HOLDERS}/{algorithm}")
+}
+
+/// `<hhh>`: the file of hints for a digest, in [`holders_dir`].
+pub fn holders_name(digest: &Digest) -> &str {
+    &digest.hex()[..3]
+}
+
+/// `unreferenced/<repository>`: the directory of a repository's notes.
+pub fn notes(repo: &RepoName) -> String {
+    format!("{UNREFERENCED}/{repo}")
+}
+
+/// A name beside `name` for what is about to replace it: hidden, and never met twice.
+pub fn temporary(name: &str) -> String {
+    let name = name.trim_start_matches('.');
+    format!(".{name}.{}", random_hex::<8>())
+}
+
+/// `N` random bytes in hexadecimal.
+pub fn random_hex<const N: usize>() -> String {
+    let mut bytes = [0u8; N];
+    // Without randomness neither ids nor keys are safe: nothing sensible can be done without it.
+    getrandom::fill(&mut bytes).unwrap_or_else(|error| panic!("getrandom(2): {error}"));
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,188 @@
+//! A tree: ROOT, and the registry's own room in it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::dir::{self, Dir};
+use super::disk::Disk;
+use super::error::{At, Error, OrAbsent, Result};
+use super::inherit::{self, Purpose};
+use super::{durable, path};
+use crate::oci::RepoName;
+
+/// An open tree. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    /// ROOT.
+    pub root: Dir,
+    /// `ROOT/.stillage`.
+    pub room: Dir,
+    /// How changes reach the file system.
+    pub disk: Arc<dyn Disk>,
+    /// The server's account: only inodes of its own are shared between repositories.
+    uid: u32,
+    remote: bool,
+}
+
+const PRIVATE: Mode = Mode::RWXU;
+
+impl Tree {
+    /// Opens a tree for serving; ROOT and its room are made when they are missing.
+    ///
+    /// # Errors
+    /// A room that others may enter, or one of an unknown version, is refused, saying what to do.
+    pub fn open(root: &Path, disk: Arc<dyn Disk>) -> Result<Tree> {
+        std::fs::create_dir_all(root).at(|| root.to_owned())?;
+        let root = Dir::open_root(root)?;
+        let room = make_dirs(&*disk, &root, path::ROOM, PRIVATE)?;
+        check_room(&room)?;
+        check_version(&*disk, &room)?;
+        for name in [path::POOL, path::HOLDERS, path::UPLOADS, path::UNREFERENCED] {
+            make_dirs(&*disk, &room, name, PRIVATE)?;
+        }
+        let uid = rustix::process::geteuid().as_raw();
+        let remote = is_remote(&root)?;
+        Ok(Tree { root, room, disk, uid, remote })
+    }
+
+    /// A repository's directory, if there is one.
+    pub fn repository(&self, name: &RepoName) -> Result<Option<Dir>> {
+        self.root.dir(name.as_str()).or_absent()
+    }
+
+    /// A repository's directory, made with its parents when it is missing.
+    ///
+    /// Nothing is synced here: the first commit syncs the whole chain.
+    pub fn make_repository(&self, name: &RepoName) -> Result<Dir> {
+        make_dirs(&*self.disk, &self.root, name.as_str(), Mode::from_raw_mode(0o755))
+    }
+
+    /// A directory inside a repository, made when it is missing, as open as the repository is.
+    pub fn make_inner(&self, repo: &Dir, relative: &str) -> Result<Dir> {
+        if let Some(found) = repo.dir(relative).or_absent()? {
+            return Ok(found);
+        }
+        let mut at = repo.clone();
+        for name in relative.split('/') {
+            at = match make_dir(&*self.disk, &at, name, PRIVATE)? {
+                (inner, false) => inner,
+                (inner, true) => {
+                    inherit::apply_to_dir(repo, &inner)?;
+                    inner
+                }
+            };
+        }
+        Ok(at)
+    }
+
+    /// A directory of the room, made when it is missing.
+    pub fn make_in_room(&self, relative: &str) -> Result<Dir> {
+        make_dirs(&*self.disk, &self.room, relative, PRIVATE)
+    }
+
+    /// Whether other machines may change the tree behind the kernel's back.
+    pub fn is_remote(&self) -> bool {
+        self.remote
+    }
+
+    /// Whether an inode is one that the server wrote and hashed itself, as far as its status can
+    /// tell: a regular file of the server's account that nobody may write.
+    pub fn is_ours(&self, stat: &Stat) -> bool {
+        dir::is_regular(stat) && stat.st_uid == self.uid && stat.st_mode & 0o222 == 0
+    }
+
+    /// The key that signs tokens, made at the first call.
+    pub fn token_key(&self) -> Result<[u8; 32]> {
+        if let Some(key) = self.read_token_key()? {
+            return Ok(key);
+        }
+        let mut key = [0u8; 32];
+        getrandom::fill(&mut key)
+            .map_err(std::io::Error::other)
+            .at(|| self.room.at(path::TOKEN_KEY))?;
+        durable::replace(&*self.disk, &self.room, path::TOKEN_KEY, &key, Purpose::Lock)?;
+        self.disk.sync_dir(&self.room)?;
+        Ok(key)
+    }
+
+    fn read_token_key(&self) -> Result<Option<[u8; 32]>> {
+        let Some(file) = self.room.file(path::TOKEN_KEY).or_absent()? else {
+            return Ok(None);
+        };
+        let at = || self.room.at(path::TOKEN_KEY);
+        let bytes = dir::read_all(&file, 32, at)?;
+        match bytes.try_into() {
+            Ok(key) => Ok(Some(key)),
+            Err(_) => {
+                Err(Error::damaged(at(), "is not 32 bytes long: remove it, and a new one is made"))
+            }
+        }
+    }
+}
+
+/// Network file systems and FUSE, behind which one may be, by their magic numbers (statfs(2)).
+fn is_remote(root: &Dir) -> Result<bool> {
+    const NFS: i64 = 0x6969;
+    const SMB: i64 = 0x517b;
+    const CIFS: i64 = 0xff53_4d42;
+    const SMB2: i64 = 0xfe53_4d42;
+    const FUSE: i64 = 0x6573_5546;
+    const CEPH: i64 = 0x00c3_6400;
+    const V9FS: i64 = 0x0102_1997;
+    const AFS: i64 = 0x6b41_4653;
+    let kind = rustix::fs::fstatfs(root).at(|| root.path().to_owned())?.f_type;
+    Ok([NFS, SMB, CIFS, SMB2, FUSE, CEPH, V9FS, AFS].contains(&kind))
+}
+
+/// mkdir, and whether it was made by this.
+fn make_dir(disk: &dyn Disk, parent: &Dir, name: &str, mode: Mode) -> Result<(Dir, bool)> {
+    let made = match disk.make_dir(parent, name, mode) {
+        Ok(()) => true,
+        Err(error) if error.errno() == Some(Errno::EXIST) => false,
+        Err(error) => return Err(error),
+    };
+    Ok((parent.dir(name)?, made))
+}
+
+/// mkdir -p beneath a directory.
+fn make_dirs(disk: &dyn Disk, parent: &Dir, relative: &str, mode: Mode) -> Result<Dir> {
+    if let Some(found) = parent.dir(relative).or_absent()? {
+        return Ok(found);
+    }
+    relative
+        .split('/')
+        .try_fold(parent.clone(), |at, name| make_dir(disk, &at, name, mode).map(|(dir, _)| dir))
+}
+
+/// The room holds the key and other people's uploads: nobody else may enter.
+fn check_room(room: &Dir) -> Result<()> {
+    let open = room.stat()?.st_mode & 0o077 != 0;
+    let acl = inherit::read_acl(room).at(|| room.path().to_owned())?;
+    if open || acl.is_some() {
+        let path = room.path().display();
+        let why = format!(
+            "others may enter the registry's own room: run `setfacl -b {path}; chmod 700 {path}`"
+        );
+        return Err(Error::damaged(room.path(), why));
+    }
+    Ok(())
+}
+
+fn check_version(disk: &dyn Disk, room: &Dir) -> Result<()> {
+    let at = || room.at(path::VERSION);
+    if let Some(file) = room.regular(path::VERSION, OFlags::RDONLY, Mode::empty()).or_absent()? {
+        let bytes = dir::read_all(&file, 64, at)?;
+        if bytes != path::VERSION_TEXT.as_bytes() {
+            let found = String::from_utf8_lossy(&bytes).trim().escape_debug().to_string();
+            let why = format!("layout version {found} is not known to this program, which knows 1");
+            return Err(Error::damaged(at(), why));
+        }
+        return Ok(());
+    }
+    let text = path::VERSION_TEXT.as_bytes();
+    durable::replace(disk, room, path::VERSION, text, Purpose::Lock)?;
+    disk.sync_dir(room)
+}

@@ -1,0 +1,170 @@
+//! Upload sessions: data and owner, and no hash state.
+//!
+//! A session that is taken up after a restart is hashed again from its file: after a power cut a
+//! saved state would vouch for bytes that were never written.
+
+use std::fs::{File, TryLockError};
+
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use super::dir::{self, Dir};
+use super::error::{At, OrAbsent, Result};
+use super::path;
+use super::tree::Tree;
+use crate::oci::{Algorithm, RepoName};
+
+/// The name of a session: 128 random bits, so that nobody guesses another's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UploadId(Box<str>);
+
+impl UploadId {
+    /// A new one.
+    pub fn random() -> UploadId {
+        UploadId(path::random_hex::<16>().into())
+    }
+
+    /// 32 lower-case hexadecimal digits, and nothing else.
+    pub fn parse(text: &str) -> Option<UploadId> {
+        let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (text.len() == 32 && text.bytes().all(digit)).then(|| UploadId(text.into()))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for UploadId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whose session it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The user; nobody where there is no login.
+    pub user: Option<String>,
+    /// The one repository that the content may go to.
+    pub repository: String,
+    /// The algorithm that the bytes are hashed with while they arrive.
+    pub algorithm: String,
+}
+
+impl Owner {
+    /// The owner of a new session.
+    pub fn new(user: Option<String>, repository: &RepoName, algorithm: Algorithm) -> Owner {
+        let algorithm = algorithm.as_str().to_owned();
+        Owner { user, repository: repository.to_string(), algorithm }
+    }
+
+    /// The algorithm; SHA-256 if the file names none that is known.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm.parse().unwrap_or(Algorithm::Sha256)
+    }
+}
+
+/// An open session's directory.
+#[derive(Clone, Debug)]
+pub struct Session {
+    dir: Dir,
+    /// Whose it is.
+    pub owner: Owner,
+}
+
+/// The data of a session, locked: nobody else writes to it meanwhile.
+#[derive(Debug)]
+pub struct SessionData {
+    /// Open for reading and writing.
+    pub file: File,
+    /// How many bytes have arrived.
+    pub size: u64,
+    /// The session's directory.
+    pub dir: Dir,
+}
+
+impl Session {
+    /// Opens a new session.
+    pub fn create(tree: &Tree, id: &UploadId, owner: Owner) -> Result<Session> {
+        let uploads = tree.room.dir(path::UPLOADS)?;
+        tree.disk.make_dir(&uploads, id.as_str(), Mode::RWXU)?;
+        let dir = uploads.dir(id.as_str())?;
+        let at = || dir.at(path::UPLOAD_OWNER);
+        let file = tree.disk.create(&dir, path::UPLOAD_OWNER, Mode::RUSR | Mode::WUSR)?;
+        let bytes = serde_json::to_vec(&owner).map_err(std::io::Error::from).at(at)?;
+        tree.disk.write(&file, &bytes, 0).at(at)?;
+        Ok(Session { dir, owner })
+    }
+
+    /// Finds a session; `None` if there is none, or if its owner's file was torn by a crash.
+    pub fn find(tree: &Tree, id: &UploadId) -> Result<Option<Session>> {
+        let relative = format!("{}/{id}", path::UPLOADS);
+        let Some(dir) = tree.room.dir(&relative).or_absent()? else {
+            return Ok(None);
+        };
+        let Some(file) = dir.file(path::UPLOAD_OWNER).or_absent()? else {
+            return Ok(None);
+        };
+        let bytes = dir::read_all(&file, 4096, || dir.at(path::UPLOAD_OWNER))?;
+        Ok(serde_json::from_slice(&bytes).ok().map(|owner| Session { dir, owner }))
+    }
+
+    /// How many bytes have arrived.
+    pub fn size(&self) -> Result<u64> {
+        let stat = self.dir.stat_name(path::UPLOAD_DATA)?;
+        Ok(stat.as_ref().map_or(0, dir::size_of))
+    }
+
+    /// Opens and locks the data; `None` if another request is writing to it.
+    pub fn lock(&self) -> Result<Option<SessionData>> {
+        let name = path::UPLOAD_DATA;
+        let flags = OFlags::RDWR | OFlags::CREATE;
+        let file = self.dir.regular(name, flags, Mode::RUSR | Mode::WUSR)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error).at(|| self.dir.at(name)),
+        }
+        let stat = dir::stat_file(&file, || self.dir.at(name))?;
+        if stat.st_nlink == 0 {
+            // Finished or cancelled between our open and our lock.
+            let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(gone).at(|| self.dir.at(name));
+        }
+        Ok(Some(SessionData { size: dir::size_of(&stat), file, dir: self.dir.clone() }))
+    }
+
+    /// Ends a session: its directory goes, whatever was linked from its data stays.
+    pub fn remove(&self, tree: &Tree, id: &UploadId) -> Result<()> {
+        // The data goes last: a session without an owner is no session.
+        for name in [path::UPLOAD_OWNER, path::UPLOAD_DATA] {
+            tree.disk.unlink(&self.dir, name).or_absent()?;
+        }
+        let uploads = tree.room.dir(path::UPLOADS)?;
+        tree.disk.remove_dir(&uploads, id.as_str()).or_absent().map(|_| ())
+    }
+}
+
+/// Nothing is reserved for small uploads.
+const RESERVE_FROM: u64 = 4 * 1024 * 1024;
+/// The most that is reserved ahead of what has arrived.
+const RESERVE_MOST: u64 = 64 * 1024 * 1024;
+
+/// Reserves space behind what has arrived, in steps: as much again as there is, within bounds, so
+/// that the file system allocates in large pieces. It goes by bytes received and never by a
+/// client's Content-Length: 500 clients announcing 1 GiB each would fill the disk.
+///
+/// `reserved` is where the reservation ends; gives the new end. File systems without fallocate(2)
+/// do without.
+pub fn reserve(file: &File, written: u64, reserved: u64) -> u64 {
+    if written < RESERVE_FROM || written + RESERVE_FROM / 2 < reserved {
+        return reserved;
+    }
+    let ahead = written.min(RESERVE_MOST);
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, written, ahead) {
+        Ok(()) => written + ahead,
+        Err(_) => u64::MAX,
+    }
+}

@@ -1,0 +1,162 @@
+//! A walk over the repositories of a tree, in the order of their names, lazily.
+
+use rustix::fs::FileType;
+
+use super::dir::Dir;
+use super::error::{OrAbsent, Result};
+use super::path;
+use crate::oci::RepoName;
+
+/// Repositories after a given name, in the byte order of whole names. A directory is read only
+/// when the walk comes to it, and the walk holds one list of names per level.
+#[derive(Debug)]
+pub struct Walk {
+    last: Option<String>,
+    levels: Vec<Level>,
+}
+
+/// A directory on the way: what is still to be visited in it, last first.
+#[derive(Debug)]
+struct Level {
+    dir: Dir,
+    prefix: String,
+    rest: Vec<Visit>,
+}
+
+/// A name is visited twice: as a repository, and for what lies beneath. `a-b` comes between the
+/// two, for `-` sorts before `/`.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Visit {
+    Repository(String),
+    Beneath(String),
+}
+
+impl Visit {
+    fn key(&self) -> (&str, &str) {
+        match self {
+            Visit::Repository(name) => (name, ""),
+            Visit::Beneath(name) => (name, "/"),
+        }
+    }
+}
+
+impl Walk {
+    /// A walk over what comes after `last` beneath `root`.
+    pub fn after(root: &Dir, last: Option<&str>) -> Result<Walk> {
+        let mut walk = Walk { last: last.map(str::to_owned), levels: Vec::new() };
+        walk.enter(root.clone(), String::new())?;
+        Ok(walk)
+    }
+
+    fn enter(&mut self, dir: Dir, prefix: String) -> Result<()> {
+        let mut rest = Vec::new();
+        for (name, kind) in dir.names()? {
+            // What cannot be part of a repository's name is not ours: lost+found, editors' files.
+            if kind != FileType::Directory || RepoName::parse(&name).is_err() {
+                continue;
+            }
+            let visits = [Visit::Repository(name.clone()), Visit::Beneath(name)];
+            rest.extend(visits.into_iter().filter(|visit| self.wanted(&prefix, visit)));
+        }
+        let joined = |visit: &Visit| {
+            let (name, slash) = visit.key();
+            format!("{name}{slash}")
+        };
+        rest.sort_by_cached_key(|visit| std::cmp::Reverse(joined(visit)));
+        self.levels.push(Level { dir, prefix, rest });
+        Ok(())
+    }
+
+    /// Whether anything of a visit can come after `last`.
+    fn wanted(&self, prefix: &str, visit: &Visit) -> bool {
+        let Some(last) = &self.last else { return true };
+        match visit {
+            Visit::Repository(name) => format!("{prefix}{name}") > *last,
+            Visit::Beneath(name) => {
+                let beneath = format!("{prefix}{name}/");
+                beneath > *last || last.starts_with(&beneath)
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<Option<Option<(RepoName, Dir)>>> {
+        let Some(level) = self.levels.last_mut() else {
+            return Ok(None);
+        };
+        let Some(visit) = level.rest.pop() else {
+            self.levels.pop();
+            return Ok(Some(None));
+        };
+        match visit {
+            Visit::Repository(name) => {
+                let whole = format!("{}{name}", level.prefix);
+                let Ok(repo) = RepoName::parse(&whole) else {
+                    return Ok(Some(None));
+                };
+                let Some(dir) = level.dir.dir(&name).or_absent()? else {
+                    return Ok(Some(None));
+                };
+                let found = dir.stat_name(path::INDEX)?.is_some();
+                Ok(Some(found.then_some((repo, dir))))
+            }
+            Visit::Beneath(name) => {
+                if let Some(dir) = level.dir.dir(&name).or_absent()? {
+                    let prefix = format!("{}{name}/", level.prefix);
+                    self.enter(dir, prefix)?;
+                }
+                Ok(Some(None))
+            }
+        }
+    }
+}
+
+/// The directories that hold an index.json. A directory that cannot be read is an error, after
+/// which the walk goes on.
+impl Iterator for Walk {
+    type Item = Result<(RepoName, Dir)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.step() {
+                Ok(None) => return None,
+                Ok(Some(None)) => {}
+                Ok(Some(Some(found))) => return Some(Ok(found)),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_in_their_order_from_anywhere() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut names = ["a", "a-b", "a.b/c", "a/b", "a/b/c", "a/x-y", "a0", "b/c/d", "c"];
+        for name in names {
+            std::fs::create_dir_all(temp.path().join(name)).unwrap();
+            std::fs::write(temp.path().join(name).join("index.json"), "").unwrap();
+        }
+        for foreign in ["lost+found", ".stillage/pool", "a/blobs/sha256", "_x", "empty"] {
+            std::fs::create_dir_all(temp.path().join(foreign)).unwrap();
+            let hidden = foreign != "empty";
+            if hidden {
+                std::fs::write(temp.path().join(foreign).join("index.json"), "").unwrap();
+            }
+        }
+        names.sort_unstable();
+        let root = Dir::open_root(temp.path()).unwrap();
+        let walk = |last: Option<&str>| -> Vec<String> {
+            let walk = Walk::after(&root, last).unwrap();
+            walk.map(|found| found.unwrap().0.to_string()).collect()
+        };
+        assert_eq!(walk(None), names);
+        let between = ["", "a", "a-", "a/", "a/b", "a/b/", "a/zzz", "a0", "b", "b/c/d", "c", "z"];
+        for last in between {
+            let expected: Vec<_> = names.iter().filter(|name| **name > last).collect();
+            assert_eq!(walk(Some(last)).iter().collect::<Vec<_>>(), expected, "after {last:?}");
+        }
+    }
+}
