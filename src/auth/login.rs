@@ -307,5 +307,26 @@ fn path_bytes(path: &Path) -> &[u8] {
 }
 
 #[cfg(test)]
-#[path = "login_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_come_at_multiples_of_the_floor() {
+        let (began, floor) = (Instant::now(), Duration::from_millis(1500));
+        let at = |spent| {
+            let due = next_multiple(began, floor, began + Duration::from_millis(spent));
+            (due - began).as_millis()
+        };
+        assert_eq!(
+            [at(0), at(1), at(1500), at(1501), at(2999), at(10_000)],
+            [1500, 1500, 1500, 3000, 3000, 10_500]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_floor_is_no_wait() {
+        let began = Instant::now();
+        let now = began + Duration::from_secs(3);
+        assert_eq!(next_multiple(began, Duration::ZERO, now), now);
+    }
+}

@@ -8,6 +8,7 @@ mod access;
 mod accounts;
 mod bounded;
 mod credentials;
+mod descendants;
 mod frame;
 mod gate;
 mod login;
@@ -339,5 +340,22 @@ fn split_scheme(header: &[u8]) -> (&[u8], &[u8]) {
 }
 
 #[cfg(test)]
-#[path = "auth_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schemes_are_split_from_what_follows() {
+        assert_eq!(split_scheme(b"Basic  Og=="), (&b"Basic"[..], &b"Og=="[..]));
+        assert_eq!(split_scheme(b" Bearer a b "), (&b"Bearer"[..], &b"a b"[..]));
+        assert_eq!(split_scheme(b"Bearer"), (&b"Bearer"[..], &b""[..]));
+        assert_eq!(split_scheme(b""), (&b""[..], &b""[..]));
+    }
+
+    #[test]
+    fn waits_are_rounded_up() {
+        let retry_after = Duration::from_millis(1001);
+        assert!(AuthError::Busy { retry_after }.to_string().ends_with("in 2 s"));
+        let retry_after = Duration::from_secs(3);
+        assert!(AuthError::TooMany { retry_after }.to_string().ends_with("in 3 s"));
+    }
+}

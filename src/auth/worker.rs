@@ -17,6 +17,7 @@ use nix::unistd;
 use zeroize::Zeroizing;
 
 use super::credentials;
+use super::descendants;
 use super::frame::{Answer, Ask, Check, MAX_REQUEST};
 use super::pam::{self, Outcome, Secret};
 use super::user::User;
@@ -35,6 +36,8 @@ pub fn run() -> ExitCode {
 
 fn serve() -> io::Result<()> {
     no_core_dumps()?;
+    // Orphans of modules become this process's children, where they can be found and ended.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let (mut requests, mut answers) = take_over_pipes()?;
     let (sender, receiver) = mpsc::sync_channel(1);
     // Read beside the work: while a module hangs, the end of the server must still be noticed.
@@ -89,11 +92,12 @@ fn read_request(requests: &mut File) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
     Ok(Some(body))
 }
 
-/// Ends this process, and with it helpers that a hanging module may have left, if the server gave
-/// it a group of its own.
+/// Ends this process, and with it helpers that a hanging module may have left. The group is only
+/// ended if it is this process's own, as the server makes it.
 fn end_group() {
-    let group = unistd::getpgrp();
-    if group == unistd::getpid() {
+    let (group, own) = (unistd::getpgrp(), unistd::getpid());
+    descendants::end_below(own);
+    if group == own {
         let _ = killpg(group, Signal::SIGKILL);
     }
     std::process::exit(0);

@@ -10,13 +10,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::descendants;
 use super::frame::{Answer, Ask, MAX_ANSWER};
 
 /// The hidden subcommand that makes a process a worker.
@@ -143,7 +143,8 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// One worker process, the leader of its own process group. Dropping it ends the group.
+/// One worker process, the leader of its own process group. Dropping it ends the group and all
+/// that the process started.
 struct Worker {
     child: Child,
     requests: ChildStdin,
@@ -190,7 +191,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // Nothing waits for the child before this, so its id cannot have been given to another.
         if let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
-            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+            descendants::end(Pid::from_raw(id));
         }
     }
 }
