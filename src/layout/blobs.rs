@@ -49,13 +49,7 @@ pub enum Presence {
 /// Errors of link(2) for which a copy takes its place.
 fn wants_copy(error: &Error) -> bool {
     // ENOTSUP and EOPNOTSUPP are one number on Linux; FUSE file systems answer ENOSYS.
-    let kinds = [
-        Errno::XDEV,
-        Errno::PERM,
-        Errno::NOTSUP,
-        Errno::MLINK,
-        Errno::NOSYS,
-    ];
+    let kinds = [Errno::XDEV, Errno::PERM, Errno::NOTSUP, Errno::MLINK, Errno::NOSYS];
     error.errno().is_some_and(|errno| kinds.contains(&errno))
 }
 
@@ -73,18 +67,12 @@ impl Incoming {
         }
         let name = path::temporary("blob");
         let file = tree.disk.create(&uploads, &name, mode)?;
-        Ok(Incoming {
-            file,
-            name: Some((uploads, name)),
-        })
+        Ok(Incoming { file, name: Some((uploads, name)) })
     }
 
     /// The data of an upload session, which has a name.
     pub fn of_session(file: File, dir: Dir, name: &str) -> Incoming {
-        Incoming {
-            file,
-            name: Some((dir, name.to_owned())),
-        }
+        Incoming { file, name: Some((dir, name.to_owned())) }
     }
 
     /// The open file.
@@ -133,11 +121,7 @@ pub fn presence(tree: &Tree, repo: &Dir, digest: &Digest, size: u64) -> Result<P
     if !dir::is_regular(&stat) || dir::size_of(&stat) != size {
         return Ok(Presence::Absent);
     }
-    Ok(if tree.is_ours(&stat) {
-        Presence::Ours
-    } else {
-        Presence::Foreign
-    })
+    Ok(if tree.is_ours(&stat) { Presence::Ours } else { Presence::Foreign })
 }
 
 /// The status of a repository's blob, symlinks not followed.
@@ -174,10 +158,8 @@ pub fn admit(
         && link_from_pool(tree, &blobs, digest)?;
     if !pooled {
         incoming.seal(tree, size)?;
-        place(tree, &blobs, digest, |to, name| {
-            tree.disk.link_file(&incoming.file, to, name)
-        })
-        .or_else(|error| copy_instead(tree, &incoming.file, &blobs, digest, size, error))?;
+        place(tree, &blobs, digest, |to, name| tree.disk.link_file(&incoming.file, to, name))
+            .or_else(|error| copy_instead(tree, &incoming.file, &blobs, digest, size, error))?;
         pool_file(tree, &incoming.file, digest);
     }
     holders.note(tree, digest, size, target.name);
@@ -256,9 +238,8 @@ fn adopt_from(
         return Ok(false);
     };
     let incoming = Incoming::create(tree)?;
-    let copied = copy_hashed(tree, &file, &incoming.file, digest, || {
-        source.at(&path::blob(digest))
-    });
+    let copied =
+        copy_hashed(tree, &file, &incoming.file, digest, || source.at(&path::blob(digest)));
     let admitted = match copied {
         Ok(Some(size)) => admit(tree, holders, target, &incoming, digest, size).map(|()| true),
         Ok(None) => Ok(false),
@@ -318,9 +299,7 @@ fn link_from_pool(tree: &Tree, blobs: &Dir, digest: &Digest) -> Result<bool> {
         return Ok(false);
     };
     let hex = digest.hex();
-    let linked = place(tree, blobs, digest, |to, name| {
-        tree.disk.link(&pool, hex, to, name)
-    });
+    let linked = place(tree, blobs, digest, |to, name| tree.disk.link(&pool, hex, to, name));
     match linked {
         Ok(()) => Ok(true),
         Err(error) if error.is_absent() => Ok(false),
@@ -376,9 +355,7 @@ fn copy_instead(
         let incoming = Incoming::create(tree)?;
         let linked = copy_content(tree, file, &incoming, size).and_then(|()| {
             pool_file(tree, &incoming.file, digest);
-            place(tree, blobs, digest, |to, name| {
-                tree.disk.link_file(&incoming.file, to, name)
-            })
+            place(tree, blobs, digest, |to, name| tree.disk.link_file(&incoming.file, to, name))
         });
         incoming.discard(tree);
         return linked;
@@ -405,9 +382,7 @@ fn copy_content(tree: &Tree, from: &File, to: &Incoming, size: u64) -> Result<()
                 let short = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
                 return Err(short).at(|| to.path(tree));
             }
-            tree.disk
-                .write(&to.file, &buffer[..read], offset)
-                .at(|| to.path(tree))?;
+            tree.disk.write(&to.file, &buffer[..read], offset).at(|| to.path(tree))?;
             offset += read as u64;
         }
     }
@@ -418,9 +393,7 @@ fn copy_content(tree: &Tree, from: &File, to: &Incoming, size: u64) -> Result<()
 /// index: a failure costs deduplication and is logged.
 fn pool_file(tree: &Tree, file: &File, digest: &Digest) {
     let pooled = tree.make_in_room(&path::pool_dir(digest)).and_then(|pool| {
-        place(tree, &pool, digest, |to, name| {
-            tree.disk.link_file(file, to, name)
-        })
+        place(tree, &pool, digest, |to, name| tree.disk.link_file(file, to, name))
     });
     match pooled {
         Ok(()) => {}
@@ -448,11 +421,7 @@ mod tests {
     fn fixture() -> Fixture {
         let temp = tempfile::tempdir().unwrap();
         let tree = Tree::open(temp.path(), Arc::new(RealDisk)).unwrap();
-        Fixture {
-            temp,
-            tree,
-            holders: Holders::default(),
-        }
+        Fixture { temp, tree, holders: Holders::default() }
     }
 
     impl Fixture {
@@ -460,10 +429,7 @@ mod tests {
             let digest = Digest::of(Algorithm::Sha256, bytes);
             let name = RepoName::parse(repo).unwrap();
             let dir = self.tree.make_repository(&name).unwrap();
-            let target = Target {
-                name: &name,
-                dir: &dir,
-            };
+            let target = Target { name: &name, dir: &dir };
             admit_bytes(&self.tree, &self.holders, target, bytes, &digest).unwrap();
             digest
         }
@@ -472,10 +438,7 @@ mod tests {
             let name = RepoName::parse(to).unwrap();
             let dir = self.tree.make_repository(&name).unwrap();
             let source = self.tree.root.dir(from).unwrap();
-            let target = Target {
-                name: &name,
-                dir: &dir,
-            };
+            let target = Target { name: &name, dir: &dir };
             mount(&self.tree, &self.holders, target, &source, digest).unwrap()
         }
 
@@ -505,10 +468,7 @@ mod tests {
         let meta = std::fs::metadata(f.pool(&digest)).unwrap();
         assert_eq!((meta.nlink(), meta.mode() & 0o7777), (4, 0o444));
         let names: Vec<_> = f.holders.of(&f.tree, &digest).unwrap();
-        assert_eq!(
-            names.iter().map(RepoName::as_str).collect::<Vec<_>>(),
-            ["d", "b/c", "a"]
-        );
+        assert_eq!(names.iter().map(RepoName::as_str).collect::<Vec<_>>(), ["d", "b/c", "a"]);
         assert_eq!(Holders::default().length(&f.tree, &digest), Some(7));
     }
 
@@ -532,14 +492,8 @@ mod tests {
         assert!(!f.path("target", &secret).exists());
         let name = RepoName::parse("mine").unwrap();
         let dir = f.tree.make_repository(&name).unwrap();
-        let target = Target {
-            name: &name,
-            dir: &dir,
-        };
-        assert_eq!(
-            presence(&f.tree, &dir, &secret, 6).unwrap(),
-            Presence::Foreign
-        );
+        let target = Target { name: &name, dir: &dir };
+        assert_eq!(presence(&f.tree, &dir, &secret, 6).unwrap(), Presence::Foreign);
         assert!(!adopt(&f.tree, &f.holders, target, &secret).unwrap());
     }
 
@@ -554,18 +508,7 @@ mod tests {
         assert_ne!(f.ino(&f.path("b", &digest)), foreign);
         let name = RepoName::parse("a").unwrap();
         let dir = f.tree.make_repository(&name).unwrap();
-        assert!(
-            adopt(
-                &f.tree,
-                &f.holders,
-                Target {
-                    name: &name,
-                    dir: &dir
-                },
-                &digest
-            )
-            .unwrap()
-        );
+        assert!(adopt(&f.tree, &f.holders, Target { name: &name, dir: &dir }, &digest).unwrap());
         assert_eq!(f.ino(&f.path("a", &digest)), f.ino(&f.path("b", &digest)));
     }
 
@@ -577,9 +520,8 @@ mod tests {
         std::fs::write(f.path("a", &digest), b"cont").unwrap();
         f.put("a", b"content");
         assert_eq!(std::fs::read(f.path("a", &digest)).unwrap(), b"content");
-        let left: Vec<_> = std::fs::read_dir(f.temp.path().join("a/blobs/sha256"))
-            .unwrap()
-            .collect();
+        let left: Vec<_> =
+            std::fs::read_dir(f.temp.path().join("a/blobs/sha256")).unwrap().collect();
         assert_eq!(left.len(), 1);
     }
 

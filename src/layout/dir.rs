@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use super::error::{At, Error, Result};
@@ -30,36 +30,40 @@ pub struct Inode {
 impl Inode {
     /// Of a file's status.
     pub fn of(stat: &Stat) -> Inode {
-        Inode {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-        }
+        Inode { dev: stat.st_dev, ino: stat.st_ino }
+    }
+}
+
+/// Identifies a directory for good, open or not: inode numbers are used again, but not with the
+/// same time of birth. Where the file system knows none, no two are equal.
+#[derive(Clone, Copy, Debug)]
+pub struct DirId {
+    inode: Inode,
+    born: Option<(i64, u32)>,
+}
+
+impl PartialEq for DirId {
+    fn eq(&self, other: &DirId) -> bool {
+        self.inode == other.inode && self.born.is_some() && self.born == other.born
     }
 }
 
 /// Symlinks are refused on the whole way, and nothing leads out of the directory.
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS);
+const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 impl Dir {
     /// Opens ROOT, which may itself be a symlink.
     pub fn open_root(path: &Path) -> Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = fs::open(path, flags, Mode::empty()).at(|| path.to_owned())?;
-        Ok(Dir {
-            fd: Arc::new(fd),
-            path: path.into(),
-        })
+        Ok(Dir { fd: Arc::new(fd), path: path.into() })
     }
 
     /// Opens a directory beneath this one.
     pub fn dir(&self, relative: &str) -> Result<Dir> {
         let fd = self.open(relative, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
-        Ok(Dir {
-            fd: Arc::new(fd),
-            path: self.at(relative).into(),
-        })
+        Ok(Dir { fd: Arc::new(fd), path: self.at(relative).into() })
     }
 
     /// Opens a regular file beneath this directory for reading.
@@ -90,10 +94,7 @@ impl Dir {
 
     /// The status of a name right in this directory, symlinks not followed; `None` if absent.
     pub fn stat_name(&self, name: &str) -> Result<Option<Stat>> {
-        debug_assert!(
-            !name.contains('/'),
-            "only the last component is kept from symlinks"
-        );
+        debug_assert!(!name.contains('/'), "only the last component is kept from symlinks");
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
@@ -135,7 +136,20 @@ impl Dir {
         &self.path
     }
 
-    /// Its identity.
+    /// Its identity, to be compared also after it was closed.
+    pub fn id(&self) -> Result<DirId> {
+        let flags = AtFlags::EMPTY_PATH;
+        let wanted = StatxFlags::BTIME;
+        let born = match fs::statx(&self.fd, "", flags, wanted) {
+            Ok(found) if found.stx_mask & StatxFlags::BTIME.bits() != 0 => {
+                Some((found.stx_btime.tv_sec, found.stx_btime.tv_nsec))
+            }
+            _ => None,
+        };
+        Ok(DirId { inode: self.inode()?, born })
+    }
+
+    /// Its identity, as long as it is open.
     pub fn inode(&self) -> Result<Inode> {
         Ok(Inode::of(&self.stat()?))
     }
@@ -167,9 +181,7 @@ pub fn read_all(file: &File, limit: u64, path: impl Fn() -> PathBuf) -> Result<V
     use std::io::Read;
     let stat = stat_file(file, &path)?;
     let mut bytes = Vec::with_capacity(usize::try_from(size_of(&stat).min(limit)).unwrap_or(0) + 1);
-    file.take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .at(&path)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).at(&path)?;
     if bytes.len() as u64 > limit {
         let source = io::Error::new(io::ErrorKind::FileTooLarge, format!("over {limit} bytes"));
         return Err(source).at(path);
@@ -195,14 +207,8 @@ mod tests {
         assert_eq!(root.file("d/l").unwrap_err().errno(), Some(Errno::LOOP));
         assert_eq!(root.dir("l").unwrap_err().errno(), Some(Errno::LOOP));
         assert!(matches!(root.file("fifo"), Err(Error::Damaged { .. })));
-        assert_eq!(
-            root.dir("d").unwrap().file("../d/f").unwrap_err().errno(),
-            Some(Errno::XDEV)
-        );
+        assert_eq!(root.dir("d").unwrap().file("../d/f").unwrap_err().errno(), Some(Errno::XDEV));
         assert!(root.file("none").unwrap_err().is_absent());
-        assert!(
-            root.file("d/f")
-                .is_ok_and(|f| read_all(&f, 0, PathBuf::new).is_err())
-        );
+        assert!(root.file("d/f").is_ok_and(|f| read_all(&f, 0, PathBuf::new).is_err()));
     }
 }

@@ -61,17 +61,15 @@ impl Disk for RealDisk {
 
     fn create_unnamed(&self, dir: &Dir, mode: Mode) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        fs::openat(dir, ".", flags, mode)
-            .map(File::from)
-            .at(|| dir.path().to_owned())
+        fs::openat(dir, ".", flags, mode).map(File::from).at(|| dir.path().to_owned())
     }
 
     fn open_append(&self, dir: &Dir, name: &str, mode: Mode) -> Result<(File, bool)> {
         let flags = OFlags::RDWR | OFlags::APPEND | OFlags::NONBLOCK;
         match dir.regular(name, flags, Mode::empty()) {
-            Err(error) if error.is_absent() => dir
-                .regular(name, flags | OFlags::CREATE, mode)
-                .map(|file| (file, true)),
+            Err(error) if error.is_absent() => {
+                dir.regular(name, flags | OFlags::CREATE, mode).map(|file| (file, true))
+            }
             opened => opened.map(|file| (file, false)),
         }
     }

@@ -34,16 +34,17 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// A file that is not what it has to be.
     pub fn damaged(path: impl Into<PathBuf>, why: impl ToString) -> Error {
-        Error::Damaged {
-            path: path.into(),
-            why: why.to_string(),
-        }
+        Error::Damaged { path: path.into(), why: why.to_string() }
     }
 
     /// The error number, if the operating system gave one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Error::Io { source, .. } => Errno::from_io_error(source),
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => Some(Errno::NOENT),
+                io::ErrorKind::WouldBlock => Some(Errno::AGAIN),
+                _ => Errno::from_io_error(source),
+            },
             Error::Damaged { .. } => None,
         }
     }
@@ -69,10 +70,7 @@ pub trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for std::result::Result<T, E> {
     fn at(self, path: impl FnOnce() -> PathBuf) -> Result<T> {
-        self.map_err(|error| Error::Io {
-            path: path(),
-            source: Arc::new(error.into()),
-        })
+        self.map_err(|error| Error::Io { path: path(), source: Arc::new(error.into()) })
     }
 }
 

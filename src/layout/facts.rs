@@ -45,10 +45,7 @@ pub struct Fact {
 impl Fact {
     /// What a manifest's content says.
     pub fn of(digest: Digest, size: u64, manifest: &Manifest) -> Fact {
-        let subject = manifest
-            .subject
-            .as_ref()
-            .map(|subject| subject.digest.clone());
+        let subject = manifest.subject.as_ref().map(|subject| subject.digest.clone());
         let refers = subject.is_some();
         let bare = |child: &Descriptor| {
             Descriptor::new(&child.media_type, child.digest.clone(), child.size)
@@ -59,11 +56,7 @@ impl Fact {
             size,
             subject,
             artifact_type: manifest.artifact_type.clone().filter(|_| refers),
-            annotations: if refers {
-                manifest.annotations.clone()
-            } else {
-                Annotations::new()
-            },
+            annotations: if refers { manifest.annotations.clone() } else { Annotations::new() },
             children: manifest.children().map(bare).collect(),
         }
     }
@@ -105,19 +98,13 @@ pub fn read(
     };
     let bytes = read_part(&file, begin, len).at(|| repo.at(&name))?;
     // A last line without its newline is still being written.
-    let whole = bytes
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |newline| newline + 1);
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
     for line in bytes[..whole].split(|byte| *byte == b'\n') {
         if let Ok(fact) = serde_json::from_slice::<Fact>(line) {
             known.insert(fact.digest.clone(), Arc::new(fact));
         }
     }
-    Ok(Some(Position {
-        inode,
-        end: begin + whole as u64,
-    }))
+    Ok(Some(Position { inode, end: begin + whole as u64 }))
 }
 
 fn read_part(file: &File, begin: u64, end: u64) -> std::io::Result<Vec<u8>> {
@@ -135,9 +122,7 @@ pub fn append<'a>(
 ) -> Result<()> {
     let dir = tree.make_inner(repo, path::REFERRERS)?;
     let at = || dir.at(path::FACTS);
-    let (file, made) = tree
-        .disk
-        .open_append(&dir, path::FACTS, Mode::RUSR | Mode::WUSR)?;
+    let (file, made) = tree.disk.open_append(&dir, path::FACTS, Mode::RUSR | Mode::WUSR)?;
     if made {
         inherit::apply(&dir, &file, Purpose::Public)?;
     }
@@ -152,9 +137,7 @@ pub fn append<'a>(
         }
     }
     for fact in facts {
-        serde_json::to_writer(&mut lines, fact)
-            .map_err(std::io::Error::from)
-            .at(at)?;
+        serde_json::to_writer(&mut lines, fact).map_err(std::io::Error::from).at(at)?;
         lines.push(b'\n');
     }
     tree.disk.write(&file, &lines, end).at(at)

@@ -75,26 +75,17 @@ fn append(tree: &Tree, digest: &Digest, size: u64, repo: &RepoName) -> Result<()
         return Ok(());
     }
     let line = format!("{} {size} {repo}\n", digest.hex());
-    tree.disk
-        .write(&file, line.as_bytes(), end)
-        .at(|| dir.at(name))
+    tree.disk.write(&file, line.as_bytes(), end).at(|| dir.at(name))
 }
 
 fn read(tree: &Tree, digest: &Digest) -> Result<Vec<(u64, RepoName)>> {
-    let name = format!(
-        "{}/{}",
-        path::holders_dir(digest.algorithm()),
-        path::holders_name(digest)
-    );
+    let name = format!("{}/{}", path::holders_dir(digest.algorithm()), path::holders_name(digest));
     let Some(file) = tree.room.file(&name).or_absent()? else {
         return Ok(Vec::new());
     };
     let bytes = dir::read_all(&file, 2 * MAX_FILE, || tree.room.at(&name))?;
     let text = String::from_utf8_lossy(&bytes);
-    Ok(text
-        .lines()
-        .filter_map(|line| parse(line, digest))
-        .collect())
+    Ok(text.lines().filter_map(|line| parse(line, digest)).collect())
 }
 
 fn parse(line: &str, digest: &Digest) -> Option<(u64, RepoName)> {

@@ -92,6 +92,14 @@ impl IndexFile {
         Self::load(dir, file, version, Some(last)).map(|read| Some(Arc::new(read)))
     }
 
+    /// Reads it again whatever stat(2) says, for a writer on a network file system.
+    pub fn reread(dir: &Dir, last: &Arc<IndexFile>) -> Result<Option<Arc<IndexFile>>> {
+        let Some((file, version)) = Self::open(dir)? else {
+            return Ok(None);
+        };
+        Self::load(dir, file, version, Some(last)).map(|read| Some(Arc::new(read)))
+    }
+
     /// Whether an error of [`read`](Self::read) may go away by itself, because another tool is
     /// just writing the file.
     pub fn being_written(dir: &Dir, error: &Error) -> bool {
@@ -115,13 +123,7 @@ impl IndexFile {
     /// What was just written, so that nobody needs to read it. `file` is open on it.
     pub fn written(dir: &Dir, index: Arc<Index>, stamp: Stamp, file: File) -> Result<IndexFile> {
         let version = Version::of(&dir::stat_file(&file, || dir.at(path::INDEX))?);
-        Ok(IndexFile {
-            index,
-            stamp,
-            version,
-            settled: version.settled(),
-            file,
-        })
+        Ok(IndexFile { index, stamp, version, settled: version.settled(), file })
     }
 
     /// The open file, to sync what another process may have left unsynced.
@@ -153,13 +155,7 @@ impl IndexFile {
         };
         // Changed while it was read: what was read may be half of each.
         let settled = settled && Version::of(&dir::stat_file(&file, at)?) == version;
-        Ok(IndexFile {
-            index,
-            stamp,
-            version,
-            settled,
-            file,
-        })
+        Ok(IndexFile { index, stamp, version, settled, file })
     }
 }
 
@@ -209,18 +205,9 @@ mod tests {
         let error = IndexFile::refresh(&dir, &first).unwrap_err();
         assert!(error.to_string().contains("index.json"), "{error}");
         assert!(IndexFile::being_written(&dir, &error));
-        let past = rustix::fs::Timespec {
-            tv_sec: 1_000_000_000,
-            tv_nsec: 0,
-        };
-        let omit = rustix::fs::Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        };
-        let times = Timestamps {
-            last_access: omit,
-            last_modification: past,
-        };
+        let past = rustix::fs::Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
+        let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let times = Timestamps { last_access: omit, last_modification: past };
         rustix::fs::utimensat(&dir, "index.json", &times, AtFlags::empty()).unwrap();
         assert!(!IndexFile::being_written(&dir, &error));
     }

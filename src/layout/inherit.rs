@@ -175,12 +175,7 @@ mod tests {
     #[test]
     fn an_acl_gives_the_lock_to_those_who_may_write_only() {
         let entry = |tag: u16, bits: u16, id: u32| {
-            [
-                &tag.to_le_bytes()[..],
-                &bits.to_le_bytes()[..],
-                &id.to_le_bytes()[..],
-            ]
-            .concat()
+            [&tag.to_le_bytes()[..], &bits.to_le_bytes()[..], &id.to_le_bytes()[..]].concat()
         };
         let acl = [
             2u32.to_le_bytes().to_vec(),
@@ -193,10 +188,7 @@ mod tests {
         ]
         .concat();
         let bits = |purpose| -> Vec<u8> {
-            narrow(&acl, purpose).unwrap()[4..]
-                .chunks(8)
-                .map(|entry| entry[2])
-                .collect()
+            narrow(&acl, purpose).unwrap()[4..].chunks(8).map(|entry| entry[2]).collect()
         };
         assert_eq!(bits(Purpose::Lock), [6, 6, 0, 0, 6, 0]);
         assert_eq!(bits(Purpose::Public), [6, 6, 4, 4, 6, 4]);

@@ -53,24 +53,9 @@ impl Record {
         base: Stamp,
         stamp: Stamp,
     ) -> Record {
-        let Change {
-            what,
-            tag,
-            before,
-            after,
-        } = change;
+        let Change { what, tag, before, after } = change;
         let tag = tag.as_ref().map(Tag::to_string);
-        Record {
-            time: timestamp(),
-            who,
-            from,
-            what,
-            tag,
-            before,
-            after,
-            base,
-            stamp,
-        }
+        Record { time: timestamp(), who, from, what, tag, before, after, base, stamp }
     }
 }
 
@@ -98,9 +83,7 @@ pub fn append(disk: &dyn Disk, dir: &Dir, records: &[Record]) -> Result<()> {
     let end = cut_torn_tail(disk, &file).at(at)?;
     let mut lines = Vec::new();
     for record in records {
-        serde_json::to_writer(&mut lines, record)
-            .map_err(std::io::Error::from)
-            .at(at)?;
+        serde_json::to_writer(&mut lines, record).map_err(std::io::Error::from).at(at)?;
         lines.push(b'\n');
     }
     disk.write(&file, &lines, end).at(at)?;
@@ -139,19 +122,8 @@ mod tests {
     use super::*;
 
     fn record() -> Record {
-        let change = Change {
-            what: What::Untag,
-            tag: None,
-            before: None,
-            after: None,
-        };
-        Record::now(
-            change,
-            Some("alice".into()),
-            None,
-            Stamp::nothing(),
-            Stamp::of(b"x"),
-        )
+        let change = Change { what: What::Untag, tag: None, before: None, after: None };
+        Record::now(change, Some("alice".into()), None, Stamp::nothing(), Stamp::of(b"x"))
     }
 
     #[test]
@@ -164,10 +136,8 @@ mod tests {
         std::fs::write(&path, format!("{whole}{}", "torn ".repeat(3000))).unwrap();
         append(&RealDisk, &dir, &[record(), record()]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        let records: Vec<Record> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let records: Vec<Record> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(records.len(), 3);
         assert_eq!(records[0].who.as_deref(), Some("alice"));
         assert!(records[0].time.ends_with('Z'));

@@ -9,6 +9,9 @@ use super::dir::{Dir, Inode, stat_file};
 use super::error::{At, Error, OrAbsent, Result};
 use super::inherit::{self, Purpose};
 
+/// How long a request waits for a repository's lock.
+pub const REQUEST_WAIT: Duration = Duration::from_secs(30);
+
 /// A lock that is held; dropping it releases it.
 #[derive(Debug)]
 pub struct Held {
@@ -129,10 +132,7 @@ fn confirmed(dir: &Dir, name: &str, file: File) -> Result<Option<Held>> {
             if dir.stat()?.st_nlink == 0 {
                 // The directory itself is gone: a new lock file could not even be made there.
                 let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
-                return Err(Error::Io {
-                    path: dir.at(name),
-                    source: gone.into(),
-                });
+                return Err(Error::Io { path: dir.at(name), source: gone.into() });
             }
             Ok(None)
         }
@@ -149,11 +149,7 @@ mod tests {
         let dir = Dir::open_root(temp.path()).unwrap();
         let held = repository(&dir).unwrap();
         assert!(!held.awaited());
-        assert!(
-            exclusive_within(&dir, ".lock", Duration::ZERO)
-                .unwrap()
-                .is_none()
-        );
+        assert!(exclusive_within(&dir, ".lock", Duration::ZERO).unwrap().is_none());
         let waiter = std::thread::spawn({
             let dir = dir.clone();
             move || repository(&dir).map(|_| ())

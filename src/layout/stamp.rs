@@ -17,10 +17,7 @@ pub struct Stamp {
 impl Stamp {
     /// The stamp of these bytes.
     pub fn of(bytes: &[u8]) -> Stamp {
-        Stamp {
-            len: bytes.len() as u64,
-            hash: xxh3_128(bytes),
-        }
+        Stamp { len: bytes.len() as u64, hash: xxh3_128(bytes) }
     }
 
     /// The stamp of a repository that has no index.json yet.
@@ -42,10 +39,7 @@ impl FromStr for Stamp {
         let parse = || {
             let (len, hash) = text.split_once('-')?;
             let hash = (hash.len() == 32).then(|| u128::from_str_radix(hash, 16).ok())??;
-            Some(Stamp {
-                len: len.parse().ok()?,
-                hash,
-            })
+            Some(Stamp { len: len.parse().ok()?, hash })
         };
         parse().ok_or("a stamp is <length>-<32 hex digits>")
     }
@@ -59,9 +53,7 @@ impl Serialize for Stamp {
 
 impl<'de> Deserialize<'de> for Stamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -75,9 +67,6 @@ mod tests {
         assert_eq!(stamp.to_string().parse(), Ok(stamp));
         assert_ne!(stamp, Stamp::of(b"hellp"));
         assert!("5-xyz".parse::<Stamp>().is_err());
-        assert_eq!(
-            Stamp::nothing().to_string(),
-            "0-99aa06d3014798d86001c324468d497f"
-        );
+        assert_eq!(Stamp::nothing().to_string(), "0-99aa06d3014798d86001c324468d497f");
     }
 }

@@ -24,6 +24,7 @@ pub struct Tree {
     pub disk: Arc<dyn Disk>,
     /// The server's account: only inodes of its own are shared between repositories.
     uid: u32,
+    remote: bool,
 }
 
 const PRIVATE: Mode = Mode::RWXU;
@@ -43,12 +44,8 @@ impl Tree {
             make_dirs(&*disk, &room, name, PRIVATE)?;
         }
         let uid = rustix::process::geteuid().as_raw();
-        Ok(Tree {
-            root,
-            room,
-            disk,
-            uid,
-        })
+        let remote = is_remote(&root)?;
+        Ok(Tree { root, room, disk, uid, remote })
     }
 
     /// A repository's directory, if there is one.
@@ -60,12 +57,7 @@ impl Tree {
     ///
     /// Nothing is synced here: the first commit syncs the whole chain.
     pub fn make_repository(&self, name: &RepoName) -> Result<Dir> {
-        make_dirs(
-            &*self.disk,
-            &self.root,
-            name.as_str(),
-            Mode::from_raw_mode(0o755),
-        )
+        make_dirs(&*self.disk, &self.root, name.as_str(), Mode::from_raw_mode(0o755))
     }
 
     /// A directory inside a repository, made when it is missing, as open as the repository is.
@@ -91,6 +83,11 @@ impl Tree {
         make_dirs(&*self.disk, &self.room, relative, PRIVATE)
     }
 
+    /// Whether other machines may change the tree behind the kernel's back.
+    pub fn is_remote(&self) -> bool {
+        self.remote
+    }
+
     /// Whether an inode is one that the server wrote and hashed itself, as far as its status can
     /// tell: a regular file of the server's account that nobody may write.
     pub fn is_ours(&self, stat: &Stat) -> bool {
@@ -106,13 +103,7 @@ impl Tree {
         getrandom::fill(&mut key)
             .map_err(std::io::Error::other)
             .at(|| self.room.at(path::TOKEN_KEY))?;
-        durable::replace(
-            &*self.disk,
-            &self.room,
-            path::TOKEN_KEY,
-            &key,
-            Purpose::Lock,
-        )?;
+        durable::replace(&*self.disk, &self.room, path::TOKEN_KEY, &key, Purpose::Lock)?;
         self.disk.sync_dir(&self.room)?;
         Ok(key)
     }
@@ -125,15 +116,28 @@ impl Tree {
         let bytes = dir::read_all(&file, 32, at)?;
         match bytes.try_into() {
             Ok(key) => Ok(Some(key)),
-            Err(_) => Err(Error::damaged(
-                at(),
-                "is not 32 bytes long: remove it, and a new one is made",
-            )),
+            Err(_) => {
+                Err(Error::damaged(at(), "is not 32 bytes long: remove it, and a new one is made"))
+            }
         }
     }
 }
 
-/// mkdir, and whether it was there already.
+/// Network file systems and FUSE, behind which one may be, by their magic numbers (statfs(2)).
+fn is_remote(root: &Dir) -> Result<bool> {
+    const NFS: i64 = 0x6969;
+    const SMB: i64 = 0x517b;
+    const CIFS: i64 = 0xff53_4d42;
+    const SMB2: i64 = 0xfe53_4d42;
+    const FUSE: i64 = 0x6573_5546;
+    const CEPH: i64 = 0x00c3_6400;
+    const V9FS: i64 = 0x0102_1997;
+    const AFS: i64 = 0x6b41_4653;
+    let kind = rustix::fs::fstatfs(root).at(|| root.path().to_owned())?.f_type;
+    Ok([NFS, SMB, CIFS, SMB2, FUSE, CEPH, V9FS, AFS].contains(&kind))
+}
+
+/// mkdir, and whether it was made by this.
 fn make_dir(disk: &dyn Disk, parent: &Dir, name: &str, mode: Mode) -> Result<(Dir, bool)> {
     let made = match disk.make_dir(parent, name, mode) {
         Ok(()) => true,
@@ -148,14 +152,23 @@ fn make_dirs(disk: &dyn Disk, parent: &Dir, relative: &str, mode: Mode) -> Resul
     if let Some(found) = parent.dir(relative).or_absent()? {
         return Ok(found);
     }
-    relative.split('/').try_fold(parent.clone(), |at, name| {
-        make_dir(disk, &at, name, mode).map(|(dir, _)| dir)
-    })
+    relative
+        .split('/')
+        .try_fold(parent.clone(), |at, name| make_dir(disk, &at, name, mode).map(|(dir, _)| dir))
 }
 
 /// The room holds the key and other people's uploads: nobody else may enter.
 fn check_room(room: &Dir) -> Result<()> {
-    let open = room.stat()?.st_mode & 0o077 != 0;
+    let stat = room.stat()?;
+    let own = rustix::process::geteuid().as_raw();
+    if stat.st_uid != own {
+        let why = format!(
+            "belongs to uid {}, and this is uid {own}: run it as that account (sudo -u '#{}' …)",
+            stat.st_uid, stat.st_uid
+        );
+        return Err(Error::damaged(room.path(), why));
+    }
+    let open = stat.st_mode & 0o077 != 0;
     let acl = inherit::read_acl(room).at(|| room.path().to_owned())?;
     if open || acl.is_some() {
         let path = room.path().display();
@@ -169,16 +182,10 @@ fn check_room(room: &Dir) -> Result<()> {
 
 fn check_version(disk: &dyn Disk, room: &Dir) -> Result<()> {
     let at = || room.at(path::VERSION);
-    if let Some(file) = room
-        .regular(path::VERSION, OFlags::RDONLY, Mode::empty())
-        .or_absent()?
-    {
+    if let Some(file) = room.regular(path::VERSION, OFlags::RDONLY, Mode::empty()).or_absent()? {
         let bytes = dir::read_all(&file, 64, at)?;
         if bytes != path::VERSION_TEXT.as_bytes() {
-            let found = String::from_utf8_lossy(&bytes)
-                .trim()
-                .escape_debug()
-                .to_string();
+            let found = String::from_utf8_lossy(&bytes).trim().escape_debug().to_string();
             let why = format!("layout version {found} is not known to this program, which knows 1");
             return Err(Error::damaged(at(), why));
         }

@@ -57,11 +57,7 @@ impl Owner {
     /// The owner of a new session.
     pub fn new(user: Option<String>, repository: &RepoName, algorithm: Algorithm) -> Owner {
         let algorithm = algorithm.as_str().to_owned();
-        Owner {
-            user,
-            repository: repository.to_string(),
-            algorithm,
-        }
+        Owner { user, repository: repository.to_string(), algorithm }
     }
 
     /// The algorithm; SHA-256 if the file names none that is known.
@@ -96,12 +92,8 @@ impl Session {
         tree.disk.make_dir(&uploads, id.as_str(), Mode::RWXU)?;
         let dir = uploads.dir(id.as_str())?;
         let at = || dir.at(path::UPLOAD_OWNER);
-        let file = tree
-            .disk
-            .create(&dir, path::UPLOAD_OWNER, Mode::RUSR | Mode::WUSR)?;
-        let bytes = serde_json::to_vec(&owner)
-            .map_err(std::io::Error::from)
-            .at(at)?;
+        let file = tree.disk.create(&dir, path::UPLOAD_OWNER, Mode::RUSR | Mode::WUSR)?;
+        let bytes = serde_json::to_vec(&owner).map_err(std::io::Error::from).at(at)?;
         tree.disk.write(&file, &bytes, 0).at(at)?;
         Ok(Session { dir, owner })
     }
@@ -116,9 +108,7 @@ impl Session {
             return Ok(None);
         };
         let bytes = dir::read_all(&file, 4096, || dir.at(path::UPLOAD_OWNER))?;
-        Ok(serde_json::from_slice(&bytes)
-            .ok()
-            .map(|owner| Session { dir, owner }))
+        Ok(serde_json::from_slice(&bytes).ok().map(|owner| Session { dir, owner }))
     }
 
     /// How many bytes have arrived.
@@ -143,11 +133,7 @@ impl Session {
             let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(gone).at(|| self.dir.at(name));
         }
-        Ok(Some(SessionData {
-            size: dir::size_of(&stat),
-            file,
-            dir: self.dir.clone(),
-        }))
+        Ok(Some(SessionData { size: dir::size_of(&stat), file, dir: self.dir.clone() }))
     }
 
     /// Ends a session: its directory goes, whatever was linked from its data stays.
@@ -157,10 +143,7 @@ impl Session {
             tree.disk.unlink(&self.dir, name).or_absent()?;
         }
         let uploads = tree.room.dir(path::UPLOADS)?;
-        tree.disk
-            .remove_dir(&uploads, id.as_str())
-            .or_absent()
-            .map(|_| ())
+        tree.disk.remove_dir(&uploads, id.as_str()).or_absent().map(|_| ())
     }
 }
 

@@ -43,10 +43,7 @@ impl Visit {
 impl Walk {
     /// A walk over what comes after `last` beneath `root`.
     pub fn after(root: &Dir, last: Option<&str>) -> Result<Walk> {
-        let mut walk = Walk {
-            last: last.map(str::to_owned),
-            levels: Vec::new(),
-        };
+        let mut walk = Walk { last: last.map(str::to_owned), levels: Vec::new() };
         walk.enter(root.clone(), String::new())?;
         Ok(walk)
     }
@@ -59,11 +56,7 @@ impl Walk {
                 continue;
             }
             let visits = [Visit::Repository(name.clone()), Visit::Beneath(name)];
-            rest.extend(
-                visits
-                    .into_iter()
-                    .filter(|visit| self.wanted(&prefix, visit)),
-            );
+            rest.extend(visits.into_iter().filter(|visit| self.wanted(&prefix, visit)));
         }
         let joined = |visit: &Visit| {
             let (name, slash) = visit.key();
@@ -141,20 +134,12 @@ mod tests {
     #[test]
     fn names_come_in_their_order_from_anywhere() {
         let temp = tempfile::tempdir().unwrap();
-        let mut names = [
-            "a", "a-b", "a.b/c", "a/b", "a/b/c", "a/x-y", "a0", "b/c/d", "c",
-        ];
+        let mut names = ["a", "a-b", "a.b/c", "a/b", "a/b/c", "a/x-y", "a0", "b/c/d", "c"];
         for name in names {
             std::fs::create_dir_all(temp.path().join(name)).unwrap();
             std::fs::write(temp.path().join(name).join("index.json"), "").unwrap();
         }
-        for foreign in [
-            "lost+found",
-            ".stillage/pool",
-            "a/blobs/sha256",
-            "_x",
-            "empty",
-        ] {
+        for foreign in ["lost+found", ".stillage/pool", "a/blobs/sha256", "_x", "empty"] {
             std::fs::create_dir_all(temp.path().join(foreign)).unwrap();
             let hidden = foreign != "empty";
             if hidden {
@@ -168,16 +153,10 @@ mod tests {
             walk.map(|found| found.unwrap().0.to_string()).collect()
         };
         assert_eq!(walk(None), names);
-        let between = [
-            "", "a", "a-", "a/", "a/b", "a/b/", "a/zzz", "a0", "b", "b/c/d", "c", "z",
-        ];
+        let between = ["", "a", "a-", "a/", "a/b", "a/b/", "a/zzz", "a0", "b", "b/c/d", "c", "z"];
         for last in between {
             let expected: Vec<_> = names.iter().filter(|name| **name > last).collect();
-            assert_eq!(
-                walk(Some(last)).iter().collect::<Vec<_>>(),
-                expected,
-                "after {last:?}"
-            );
+            assert_eq!(walk(Some(last)).iter().collect::<Vec<_>>(), expected, "after {last:?}");
         }
     }
 }

@@ -27,18 +27,10 @@ pub struct Descriptor {
     #[serde(deserialize_with = "size")]
     pub size: u64,
     /// Where else the content lies; a layer with `urls` may be absent here.
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "or_default"
-    )]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
     pub urls: Vec<String>,
     /// Free-form notes.
-    #[serde(
-        default,
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "annotations"
-    )]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "annotations")]
     pub annotations: Annotations,
     /// The type of the artifact that the content is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,9 +68,7 @@ where
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let size = u64::deserialize(deserializer)?;
     if i64::try_from(size).is_err() {
-        return Err(serde::de::Error::custom(format!(
-            "size {size} is larger than 2^63-1"
-        )));
+        return Err(serde::de::Error::custom(format!("size {size} is larger than 2^63-1")));
     }
     Ok(size)
 }

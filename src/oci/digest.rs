@@ -93,21 +93,13 @@ fn clip(text: &str) -> String {
 impl Digest {
     /// Parses `algorithm:hex`; upper-case digits, other lengths and other algorithms are errors.
     pub fn parse(text: &str) -> Result<Digest, DigestError> {
-        let (name, hex) = text
-            .split_once(':')
-            .ok_or_else(|| DigestError::Form(clip(text)))?;
+        let (name, hex) = text.split_once(':').ok_or_else(|| DigestError::Form(clip(text)))?;
         let algorithm: Algorithm = name.parse()?;
         let digits = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         if hex.len() != algorithm.hex_len() || !hex.bytes().all(digits) {
-            return Err(DigestError::Hex {
-                algorithm,
-                text: clip(text),
-            });
+            return Err(DigestError::Hex { algorithm, text: clip(text) });
         }
-        Ok(Digest {
-            algorithm,
-            text: text.into(),
-        })
+        Ok(Digest { algorithm, text: text.into() })
     }
 
     /// The digest of bytes at hand.
@@ -213,10 +205,7 @@ impl Hasher {
             text.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
             text.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
         }
-        Digest {
-            algorithm,
-            text: text.into(),
-        }
+        Digest { algorithm, text: text.into() }
     }
 }
 
@@ -246,27 +235,12 @@ mod tests {
     #[test]
     fn wrong_forms_are_named() {
         assert!(matches!(Digest::parse("abc"), Err(DigestError::Form(_))));
-        assert!(matches!(
-            Digest::parse("md5:abc"),
-            Err(DigestError::Algorithm(_))
-        ));
-        assert!(matches!(
-            Digest::parse("SHA256:abc"),
-            Err(DigestError::Algorithm(_))
-        ));
-        assert!(matches!(
-            Digest::parse("sha256:abc"),
-            Err(DigestError::Hex { .. })
-        ));
-        assert!(matches!(
-            Digest::parse(&EMPTY.to_uppercase()),
-            Err(DigestError::Algorithm(_))
-        ));
+        assert!(matches!(Digest::parse("md5:abc"), Err(DigestError::Algorithm(_))));
+        assert!(matches!(Digest::parse("SHA256:abc"), Err(DigestError::Algorithm(_))));
+        assert!(matches!(Digest::parse("sha256:abc"), Err(DigestError::Hex { .. })));
+        assert!(matches!(Digest::parse(&EMPTY.to_uppercase()), Err(DigestError::Algorithm(_))));
         let traversal = format!("sha256:../{}", "a".repeat(61));
-        assert!(matches!(
-            Digest::parse(&traversal),
-            Err(DigestError::Hex { .. })
-        ));
+        assert!(matches!(Digest::parse(&traversal), Err(DigestError::Hex { .. })));
     }
 
     proptest! {

@@ -53,11 +53,7 @@ struct Head {
 impl Default for Head {
     fn default() -> Self {
         let media_type = Some(Kind::OciIndex.media_type().to_owned());
-        Head {
-            schema_version: 2,
-            media_type,
-            extra: Map::new(),
-        }
+        Head { schema_version: 2, media_type, extra: Map::new() }
     }
 }
 
@@ -128,15 +124,9 @@ impl Index {
         if document.schema_version != 2 {
             return Err(IndexError::SchemaVersion(document.schema_version));
         }
-        let head = Head {
-            schema_version: 2,
-            media_type: document.media_type,
-            extra: document.extra,
-        };
-        let mut index = Index {
-            head,
-            ..Index::default()
-        };
+        let head =
+            Head { schema_version: 2, media_type: document.media_type, extra: document.extra };
+        let mut index = Index { head, ..Index::default() };
         for descriptor in document.manifests {
             index.append(descriptor);
         }
@@ -145,10 +135,7 @@ impl Index {
 
     /// The bytes to write. Reading them gives an equal index.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let document = DocumentRef {
-            head: &self.head,
-            manifests: self.entries().collect(),
-        };
+        let document = DocumentRef { head: &self.head, manifests: self.entries().collect() };
         serde_json::to_vec(&document).unwrap_or_else(|error| {
             // Strings, numbers and maps with string keys cannot fail to serialise.
             unreachable!("an index serialises: {error}")
@@ -183,17 +170,12 @@ impl Index {
     /// The tags after `last`, in lexical order.
     pub fn tags_after<'a>(&'a self, last: Option<&str>) -> impl Iterator<Item = &'a Tag> + use<'a> {
         let after = last.map_or(Bound::Unbounded, Bound::Excluded);
-        self.by_tag
-            .range::<str, _>((after, Bound::Unbounded))
-            .map(|(tag, _)| tag)
+        self.by_tag.range::<str, _>((after, Bound::Unbounded)).map(|(tag, _)| tag)
     }
 
     /// Tags that stand on more than one entry: only the first of each counts.
     pub fn doubled_tags(&self) -> impl Iterator<Item = &Tag> {
-        self.by_tag
-            .iter()
-            .filter(|(_, slots)| slots.len() > 1)
-            .map(|(tag, _)| tag)
+        self.by_tag.iter().filter(|(_, slots)| slots.len() > 1).map(|(tag, _)| tag)
     }
 
     /// Adds a manifest, and lets every tag of `tags` name it. Gives the changes; none when all
@@ -213,19 +195,12 @@ impl Index {
     fn tag(&mut self, descriptor: &Descriptor, tag: &Tag) -> Option<Change> {
         let before = self.tagged(tag).cloned();
         let slots = self.by_tag.get(tag).map_or(0, Vec::len);
-        if slots == 1
-            && before
-                .as_ref()
-                .is_some_and(|old| old.digest == descriptor.digest)
-        {
+        if slots == 1 && before.as_ref().is_some_and(|old| old.digest == descriptor.digest) {
             return None;
         }
-        let mut entry = self
-            .take_untagged(&descriptor.digest)
-            .unwrap_or_else(|| descriptor.clone());
-        entry
-            .annotations
-            .insert(REF_NAME.to_owned(), tag.to_string());
+        let mut entry =
+            self.take_untagged(&descriptor.digest).unwrap_or_else(|| descriptor.clone());
+        entry.annotations.insert(REF_NAME.to_owned(), tag.to_string());
         self.drop_tag(tag, Some(&descriptor.digest));
         self.append(entry.clone());
         Some(change(What::Tag, Some(tag.clone()), before, Some(entry)))
@@ -248,12 +223,7 @@ impl Index {
             if let Some(entry) = self.vacate(slot)
                 && let Some(tag) = tag_of(&entry)
             {
-                changes.push(change(
-                    What::Untag,
-                    Some(tag),
-                    Some(entry.as_ref().clone()),
-                    None,
-                ));
+                changes.push(change(What::Untag, Some(tag), Some(entry.as_ref().clone()), None));
             }
         }
         changes.push(change(What::Delete, None, Some(first), None));
@@ -269,10 +239,7 @@ impl Index {
         if let Some(tag) = tag_of(&descriptor) {
             self.by_tag.entry(tag).or_default().push(slot);
         }
-        self.by_digest
-            .entry(descriptor.digest.clone())
-            .or_default()
-            .push(slot);
+        self.by_digest.entry(descriptor.digest.clone()).or_default().push(slot);
         self.slots.push(Some(Arc::new(descriptor)));
     }
 
@@ -299,10 +266,8 @@ impl Index {
     /// Takes out the entry of a manifest that has no name at all, if there is one.
     fn take_untagged(&mut self, digest: &Digest) -> Option<Descriptor> {
         let slots = self.by_digest.get(digest)?;
-        let nameless = |slot: &&usize| {
-            self.at(**slot)
-                .is_some_and(|e| !e.annotations.contains_key(REF_NAME))
-        };
+        let nameless =
+            |slot: &&usize| self.at(**slot).is_some_and(|e| !e.annotations.contains_key(REF_NAME));
         let slot = *slots.iter().find(nameless)?;
         self.vacate(slot).map(|entry| entry.as_ref().clone())
     }
@@ -329,12 +294,7 @@ fn change(
     before: Option<Descriptor>,
     after: Option<Descriptor>,
 ) -> Change {
-    Change {
-        what,
-        tag,
-        before,
-        after,
-    }
+    Change { what, tag, before, after }
 }
 
 #[cfg(test)]
@@ -344,11 +304,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn manifest(n: u8) -> Descriptor {
-        Descriptor::new(
-            Kind::OciImage.media_type(),
-            Digest::of(Algorithm::Sha256, &[n]),
-            1,
-        )
+        Descriptor::new(Kind::OciImage.media_type(), Digest::of(Algorithm::Sha256, &[n]), 1)
     }
 
     fn tag(text: &str) -> Tag {
@@ -362,33 +318,18 @@ mod tests {
     #[test]
     fn a_moved_tag_leaves_its_manifest_untagged() {
         let mut index = Index::default();
-        assert_eq!(
-            whats(&index.put(&manifest(1), &[tag("a")])),
-            [What::Push, What::Tag]
-        );
+        assert_eq!(whats(&index.put(&manifest(1), &[tag("a")])), [What::Push, What::Tag]);
         assert_eq!(index.entries().count(), 1);
         assert!(index.put(&manifest(1), &[tag("a")]).is_empty());
         let changes = index.put(&manifest(2), &[tag("a"), tag("b")]);
         assert_eq!(whats(&changes), [What::Push, What::Tag, What::Tag]);
-        assert_eq!(
-            changes[1].before.as_ref().unwrap().digest,
-            manifest(1).digest
-        );
-        assert!(
-            !index
-                .find(&manifest(1).digest)
-                .unwrap()
-                .annotations
-                .contains_key(REF_NAME)
-        );
+        assert_eq!(changes[1].before.as_ref().unwrap().digest, manifest(1).digest);
+        assert!(!index.find(&manifest(1).digest).unwrap().annotations.contains_key(REF_NAME));
         assert_eq!(index.entries().count(), 3);
         assert_eq!(index.tags_after(Some("a")).collect::<Vec<_>>(), [&tag("b")]);
         assert_eq!(index.untag(&tag("b")).unwrap().what, What::Untag);
         assert_eq!(index.untag(&tag("b")), None);
-        assert_eq!(
-            whats(&index.remove(&manifest(2).digest)),
-            [What::Untag, What::Delete]
-        );
+        assert_eq!(whats(&index.remove(&manifest(2).digest)), [What::Untag, What::Delete]);
         assert_eq!(index.entries().count(), 1);
     }
 
@@ -400,20 +341,11 @@ mod tests {
             manifest(1).digest
         );
         let mut index = Index::parse(text.as_bytes()).unwrap();
-        assert_eq!(
-            index.tagged(&tag("3.18")).unwrap().digest,
-            manifest(1).digest
-        );
+        assert_eq!(index.tagged(&tag("3.18")).unwrap().digest, manifest(1).digest);
         index.put(&manifest(2), &[tag("3.18")]);
         let again = String::from_utf8(index.to_bytes()).unwrap();
-        assert!(
-            again.contains(r#""x":[1]"#) && again.contains(r#""os":"linux""#),
-            "{again}"
-        );
-        assert!(
-            again.contains(r#""k":"v""#) && !again.contains("alpine"),
-            "{again}"
-        );
+        assert!(again.contains(r#""x":[1]"#) && again.contains(r#""os":"linux""#), "{again}");
+        assert!(again.contains(r#""k":"v""#) && !again.contains("alpine"), "{again}");
     }
 
     #[test]
@@ -444,11 +376,7 @@ mod tests {
         ] {
             assert!(Index::parse(bad.as_bytes()).is_err(), "{bad}");
         }
-        assert!(
-            Index::parse(br#"{"schemaVersion":2,"manifests":null}"#)
-                .unwrap()
-                .is_empty()
-        );
+        assert!(Index::parse(br#"{"schemaVersion":2,"manifests":null}"#).unwrap().is_empty());
     }
 
     #[derive(Clone, Debug)]

@@ -71,9 +71,7 @@ impl<'de> Visitor<'de> for Unambiguous {
         while let Some(key) = map.next_key::<String>()? {
             if seen.contains(&key) {
                 let shown: String = key.chars().take(80).collect();
-                return Err(serde::de::Error::custom(format!(
-                    "the key {shown:?} stands twice"
-                )));
+                return Err(serde::de::Error::custom(format!("the key {shown:?} stands twice")));
             }
             seen.insert(key);
             map.next_value_seed(Unambiguous)?;
@@ -89,14 +87,7 @@ mod tests {
     #[test]
     fn ambiguous_deep_and_broken_texts_are_refused() {
         assert!(check(br#"{"a":[1,{"b":null}],"c":1e3}"#).is_ok());
-        for bad in [
-            r#"{"a":1,"a":2}"#,
-            r#"[{"x":{"k":1,"k":1}}]"#,
-            "{} {}",
-            "",
-            "{",
-            "nul",
-        ] {
+        for bad in [r#"{"a":1,"a":2}"#, r#"[{"x":{"k":1,"k":1}}]"#, "{} {}", "", "{", "nul"] {
             assert!(check(bad.as_bytes()).is_err(), "{bad}");
         }
         let deep = "[".repeat(100_000);

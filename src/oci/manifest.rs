@@ -157,18 +157,13 @@ impl Manifest {
 
     /// Everything it names but the subject, layers with `urls` included.
     pub fn references(&self) -> impl Iterator<Item = &Descriptor> {
-        self.config
-            .iter()
-            .chain(&self.layers)
-            .chain(&self.manifests)
+        self.config.iter().chain(&self.layers).chain(&self.manifests)
     }
 
     /// The entries of an index that are manifests themselves. Others are blobs: BuildKit's cache
     /// is an index of layers.
     pub fn children(&self) -> impl Iterator<Item = &Descriptor> {
-        self.manifests
-            .iter()
-            .filter(|entry| Kind::of_media_type(&entry.media_type).is_some())
+        self.manifests.iter().filter(|entry| Kind::of_media_type(&entry.media_type).is_some())
     }
 }
 
@@ -202,10 +197,7 @@ fn agree(content_type: Option<String>, media_type: Option<&str>) -> Result<Kind,
             media_type: media_type.to_owned(),
         });
     }
-    let said = media_type
-        .map(str::to_owned)
-        .or(content_type)
-        .ok_or(ManifestError::Untyped)?;
+    let said = media_type.map(str::to_owned).or(content_type).ok_or(ManifestError::Untyped)?;
     Kind::of_media_type(&said).ok_or(ManifestError::MediaType(said))
 }
 
@@ -279,41 +271,17 @@ mod tests {
     fn type_confusion_is_refused() {
         use ManifestError::*;
         let both = image(r#","layers":[],"manifests":[]"#);
-        assert!(matches!(
-            parse(&both, Some(IMAGE)),
-            Err(Confusing {
-                field: "manifests",
-                ..
-            })
-        ));
-        assert!(matches!(
-            parse(&both, Some(INDEX)),
-            Err(Confusing {
-                field: "layers",
-                ..
-            })
-        ));
+        assert!(matches!(parse(&both, Some(IMAGE)), Err(Confusing { field: "manifests", .. })));
+        assert!(matches!(parse(&both, Some(INDEX)), Err(Confusing { field: "layers", .. })));
         let typed = image(&format!(r#","layers":[],"mediaType":"{IMAGE}""#));
         assert!(matches!(parse(&typed, Some(INDEX)), Err(Disagree { .. })));
         assert!(matches!(
             parse(&image(r#","layers":[],"Layers":[]"#), Some(IMAGE)),
             Err(CaseVariant(_))
         ));
-        assert!(matches!(
-            parse(&image(r#","layers":[],"layers":[]"#), Some(IMAGE)),
-            Err(Json(_))
-        ));
-        assert!(matches!(
-            parse(&image(""), Some(IMAGE)),
-            Err(Missing {
-                field: "layers",
-                ..
-            })
-        ));
-        assert!(matches!(
-            parse(&image(r#","layers":[]"#), None),
-            Err(Untyped)
-        ));
+        assert!(matches!(parse(&image(r#","layers":[],"layers":[]"#), Some(IMAGE)), Err(Json(_))));
+        assert!(matches!(parse(&image(""), Some(IMAGE)), Err(Missing { field: "layers", .. })));
+        assert!(matches!(parse(&image(r#","layers":[]"#), None), Err(Untyped)));
         assert!(matches!(parse("{}", Some("text/html")), Err(Shape(_))));
         let old = r#"{"schemaVersion":1,"fsLayers":[]}"#;
         assert!(matches!(parse(old, Some("application/json")), Err(Schema1)));

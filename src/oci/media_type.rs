@@ -16,12 +16,8 @@ pub enum Kind {
 
 impl Kind {
     /// All four.
-    pub const ALL: [Kind; 4] = [
-        Kind::OciImage,
-        Kind::OciIndex,
-        Kind::DockerImage,
-        Kind::DockerList,
-    ];
+    pub const ALL: [Kind; 4] =
+        [Kind::OciImage, Kind::OciIndex, Kind::DockerImage, Kind::DockerList];
 
     /// The media type on the wire and in descriptors.
     pub fn media_type(self) -> &'static str {
@@ -37,9 +33,7 @@ impl Kind {
     /// not matter.
     pub fn of_media_type(text: &str) -> Option<Kind> {
         let essence = essence(text);
-        Kind::ALL
-            .into_iter()
-            .find(|kind| essence == kind.media_type())
+        Kind::ALL.into_iter().find(|kind| essence == kind.media_type())
     }
 
     /// The short name: `oci-image`, `oci-index`, `docker-image`, `docker-list`.
@@ -60,11 +54,7 @@ impl Kind {
 
 /// A media type without its parameters, in lower case.
 pub fn essence(text: &str) -> String {
-    text.split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase()
+    text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 #[cfg(test)]

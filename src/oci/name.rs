@@ -110,27 +110,14 @@ mod tests {
 
     #[test]
     fn names_follow_the_pattern() {
-        for good in [
-            "a",
-            "a/b",
-            "test/this",
-            "a-b",
-            "a--b",
-            "a.b",
-            "a_b",
-            "a__b",
-            "0/1/2",
-        ] {
+        for good in ["a", "a/b", "test/this", "a-b", "a--b", "a.b", "a_b", "a__b", "0/1/2"] {
             assert!(RepoName::parse(good).is_ok(), "{good}");
         }
         for bad in [
             "A", "a//b", "/a", "a/", ".a", "a.", "a..b", "a___b", "-a", "a._b", "a/../b", "_a",
             "a b", "a\0b", "ä",
         ] {
-            assert!(
-                matches!(RepoName::parse(bad), Err(NameError::Component(_))),
-                "{bad}"
-            );
+            assert!(matches!(RepoName::parse(bad), Err(NameError::Component(_))), "{bad}");
         }
         assert_eq!(RepoName::parse(""), Err(NameError::Empty));
         assert_eq!(RepoName::parse(&"a".repeat(256)), Err(NameError::Long(256)));
@@ -140,10 +127,7 @@ mod tests {
     #[test]
     fn reserved_components_are_refused_wherever_they_stand() {
         for bad in ["blobs", "a/blobs/b", "index.json", "a/oci-layout"] {
-            assert!(
-                matches!(RepoName::parse(bad), Err(NameError::Reserved(_))),
-                "{bad}"
-            );
+            assert!(matches!(RepoName::parse(bad), Err(NameError::Reserved(_))), "{bad}");
         }
     }
 

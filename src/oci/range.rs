@@ -52,24 +52,16 @@ impl ByteRange {
         if !unit.trim().eq_ignore_ascii_case("bytes") || spec.contains(',') {
             return Ok(None);
         }
-        let unsatisfiable = || RangeError::Unsatisfiable {
-            text: clip(header),
-            size,
-        };
-        let (first, last) = spec
-            .trim()
-            .split_once('-')
-            .ok_or_else(|| RangeError::Malformed(clip(header)))?;
+        let unsatisfiable = || RangeError::Unsatisfiable { text: clip(header), size };
+        let (first, last) =
+            spec.trim().split_once('-').ok_or_else(|| RangeError::Malformed(clip(header)))?;
         match (first, last) {
             ("", suffix) => {
                 let length = number(suffix).ok_or_else(unsatisfiable)?.min(size);
                 if length == 0 {
                     return Err(unsatisfiable());
                 }
-                Ok(Some(ByteRange {
-                    first: size - length,
-                    last: size - 1,
-                }))
+                Ok(Some(ByteRange { first: size - length, last: size - 1 }))
             }
             (first, last) => {
                 let first = number(first).ok_or_else(unsatisfiable)?;
@@ -84,10 +76,7 @@ impl ByteRange {
                 if first >= size || last < first {
                     return Err(unsatisfiable());
                 }
-                Ok(Some(ByteRange {
-                    first,
-                    last: last.min(size - 1),
-                }))
+                Ok(Some(ByteRange { first, last: last.min(size - 1) }))
             }
         }
     }
@@ -118,10 +107,8 @@ impl ContentRange {
     pub fn parse(header: &str) -> Result<ContentRange, RangeError> {
         let malformed = || RangeError::Malformed(clip(header));
         let text = header.trim();
-        let text = text
-            .strip_prefix("bytes ")
-            .or_else(|| text.strip_prefix("bytes="))
-            .unwrap_or(text);
+        let text =
+            text.strip_prefix("bytes ").or_else(|| text.strip_prefix("bytes=")).unwrap_or(text);
         let text = text.split_once('/').map_or(text, |(range, _)| range);
         let (first, last) = text.split_once('-').ok_or_else(malformed)?;
         let first = number(first).ok_or_else(malformed)?;
@@ -152,61 +139,15 @@ mod tests {
     #[test]
     fn ranges_of_a_blob() {
         let of = |text| ByteRange::parse(text, 2048);
-        assert_eq!(
-            of("bytes=500-1499"),
-            Ok(Some(ByteRange {
-                first: 500,
-                last: 1499
-            }))
-        );
-        assert_eq!(
-            of("bytes=500-"),
-            Ok(Some(ByteRange {
-                first: 500,
-                last: 2047
-            }))
-        );
-        assert_eq!(
-            of("bytes=-500"),
-            Ok(Some(ByteRange {
-                first: 1548,
-                last: 2047
-            }))
-        );
-        assert_eq!(
-            of("bytes=-5000"),
-            Ok(Some(ByteRange {
-                first: 0,
-                last: 2047
-            }))
-        );
-        assert_eq!(
-            of("bytes=2000-5000"),
-            Ok(Some(ByteRange {
-                first: 2000,
-                last: 2047
-            }))
-        );
+        assert_eq!(of("bytes=500-1499"), Ok(Some(ByteRange { first: 500, last: 1499 })));
+        assert_eq!(of("bytes=500-"), Ok(Some(ByteRange { first: 500, last: 2047 })));
+        assert_eq!(of("bytes=-500"), Ok(Some(ByteRange { first: 1548, last: 2047 })));
+        assert_eq!(of("bytes=-5000"), Ok(Some(ByteRange { first: 0, last: 2047 })));
+        assert_eq!(of("bytes=2000-5000"), Ok(Some(ByteRange { first: 2000, last: 2047 })));
         let huge = "bytes=0-18446744073709551616";
-        assert_eq!(
-            of(huge),
-            Ok(Some(ByteRange {
-                first: 0,
-                last: 2047
-            }))
-        );
-        for bad in [
-            "bytes=-0",
-            "bytes=5-2",
-            "bytes=5000-",
-            "bytes=x-2",
-            "bytes=+1-2",
-            "bytes=-",
-        ] {
-            assert!(
-                matches!(of(bad), Err(RangeError::Unsatisfiable { .. })),
-                "{bad}"
-            );
+        assert_eq!(of(huge), Ok(Some(ByteRange { first: 0, last: 2047 })));
+        for bad in ["bytes=-0", "bytes=5-2", "bytes=5000-", "bytes=x-2", "bytes=+1-2", "bytes=-"] {
+            assert!(matches!(of(bad), Err(RangeError::Unsatisfiable { .. })), "{bad}");
         }
         assert!(matches!(of("bytes"), Err(RangeError::Malformed(_))));
         assert_eq!(of("bytes=0-1,5-6"), Ok(None));
@@ -216,27 +157,9 @@ mod tests {
 
     #[test]
     fn ranges_of_a_chunk() {
-        assert_eq!(
-            ContentRange::parse("0-1023"),
-            Ok(ContentRange {
-                first: 0,
-                last: 1023
-            })
-        );
-        assert_eq!(
-            ContentRange::parse("bytes 5-9/*"),
-            Ok(ContentRange { first: 5, last: 9 })
-        );
-        for bad in [
-            "",
-            "5",
-            "5-2",
-            "-5",
-            "0--1",
-            "a-b",
-            "0-18446744073709551615",
-            "1 - 2",
-        ] {
+        assert_eq!(ContentRange::parse("0-1023"), Ok(ContentRange { first: 0, last: 1023 }));
+        assert_eq!(ContentRange::parse("bytes 5-9/*"), Ok(ContentRange { first: 5, last: 9 }));
+        for bad in ["", "5", "5-2", "-5", "0--1", "a-b", "0-18446744073709551615", "1 - 2"] {
             assert!(ContentRange::parse(bad).is_err(), "{bad}");
         }
     }

@@ -24,11 +24,7 @@ impl Tag {
         let good = bytes.len() <= 128
             && bytes.first().is_some_and(|b| plain(*b))
             && bytes.iter().all(|b| plain(*b) || matches!(b, b'.' | b'-'));
-        if good {
-            Ok(Tag(text.into()))
-        } else {
-            Err(TagError(text.chars().take(160).collect()))
-        }
+        if good { Ok(Tag(text.into())) } else { Err(TagError(text.chars().take(160).collect())) }
     }
 
     /// The tag as text.
@@ -72,17 +68,7 @@ mod tests {
         for good in ["a", "_", "1.8", "mytag1.8", "A-b_c.d", &"x".repeat(128)] {
             assert!(Tag::parse(good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            ".a",
-            "-a",
-            "a/b",
-            "a:b",
-            "a b",
-            "ä",
-            "a\n",
-            &"x".repeat(129),
-        ] {
+        for bad in ["", ".a", "-a", "a/b", "a:b", "a b", "ä", "a\n", &"x".repeat(129)] {
             assert!(Tag::parse(bad).is_err(), "{bad}");
         }
     }

@@ -1,0 +1,361 @@
+//! Who is asking, and may they.
+//!
+//! Names and passwords are the host's own, checked by PAM in worker processes; tokens carry the
+//! result for a few minutes; one function decides. The room knows no paths of the tree and no HTTP
+//! statuses: callers hand in values and make answers of what comes back.
+
+mod access;
+mod accounts;
+mod bounded;
+mod credentials;
+mod descendants;
+mod frame;
+mod gate;
+mod login;
+mod memory;
+mod pam;
+mod report;
+mod scope;
+mod settings;
+mod token;
+mod turns;
+mod user;
+mod users;
+pub mod worker;
+mod workers;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+pub use access::{Action, Anonymous, Policy, Who, may};
+pub use scope::{Access, Actions, ChallengeError, MAX_SCOPES, Resource, parse_scopes};
+pub use settings::{DEFAULT_PAM_SERVICE, DEFAULT_WORKER, Limits, Mode, Settings, StartError};
+pub use token::{Issued, LIFETIME, RandomError, TokenError};
+pub use user::User;
+
+use crate::oci::RepoName;
+use accounts::AccountFiles;
+use login::{Login, LoginError, Rules};
+use memory::Marker;
+use token::Signer;
+use users::Users;
+use workers::{Bounds, Workers};
+
+/// A user or client, and how far what they presented reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Who is asking.
+    pub who: Who,
+    /// How far this request's credentials reach.
+    pub granted: Granted,
+}
+
+impl Caller {
+    /// Whether anything was presented: a token, a password, or no login is asked for at all.
+    pub fn presented(&self) -> bool {
+        self.granted != Granted::Nothing
+    }
+}
+
+/// How far a request's credentials reach, whatever the permissions say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Granted {
+    /// As far as the permissions: a password came with the request, or none is asked for.
+    All,
+    /// To what the token was issued for.
+    Token(Vec<Access>),
+    /// Nowhere: there were none.
+    Nothing,
+}
+
+/// What a request gets. See the table of answers in the documentation of access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on.
+    Allowed,
+    /// There were no credentials; a challenge should name what this request needs.
+    NeedsToken,
+    /// The token does not reach; another may. Also for anonymous where only a login would do.
+    NeedsScope,
+    /// Someone who logged in may not, and no token will change that.
+    Denied,
+}
+
+/// Why it is not known who is asking. The text of each is fit for the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum AuthError {
+    /// Nothing was presented where something must be.
+    #[error("authentication required")]
+    NoCredentials,
+    /// Wrong user, wrong password, an account that is expired, locked or not allowed: all alike,
+    /// in text and in time.
+    #[error("wrong user name or password, or an account that may not log in")]
+    Refused,
+    /// The token is not believed. The reason is for the log.
+    #[error("the token is invalid or has expired")]
+    InvalidToken(TokenError),
+    /// The header makes no sense.
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// Too many failures from this address lately.
+    #[error("too many failed logins from your address: try again in {} s", whole_seconds(*.retry_after))]
+    TooMany {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// Too many logins at once.
+    #[error("too many logins at once: try again in {} s", whole_seconds(*.retry_after))]
+    Busy {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// PAM or the name service did not answer; the log says why.
+    #[error("logins cannot be checked at the moment")]
+    Unavailable,
+}
+
+/// Rounded up, as `Retry-After` has to be.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+impl From<LoginError> for AuthError {
+    fn from(error: LoginError) -> AuthError {
+        match error {
+            LoginError::Refused => AuthError::Refused,
+            LoginError::TooMany(retry_after) => AuthError::TooMany { retry_after },
+            LoginError::Busy(retry_after) => AuthError::Busy { retry_after },
+            LoginError::Unavailable => AuthError::Unavailable,
+        }
+    }
+}
+
+/// The room's door: everything that the rest of the program asks of it.
+pub struct Auth {
+    settings: Settings,
+    policy: Policy,
+    signer: Signer,
+    /// The account that this process runs as.
+    server: Arc<User>,
+    users: Arc<Users>,
+    login: Login,
+}
+
+impl Auth {
+    /// Checks the settings. Starts no process yet; needs a tokio runtime when it is used.
+    pub fn new(settings: Settings) -> Result<Auth, StartError> {
+        settings.validate()?;
+        let marker = Arc::new(Marker::new()?);
+        let files = Arc::new(AccountFiles::of_host());
+        let pool = |workers| {
+            let limits = &settings.limits;
+            let bounds = Bounds { workers, queue: limits.queue, deadline: limits.deadline };
+            Workers::new(settings.worker.clone(), bounds)
+        };
+        let users = Arc::new(Users::new(
+            pool(settings.limits.workers.min(2)),
+            Arc::clone(&files),
+            Arc::clone(&marker),
+        ));
+        let rules = Rules {
+            service: settings.pam_service.clone(),
+            confdir: settings.pam_confdir.clone(),
+            allow_root: settings.allow_root,
+            floor: settings.limits.failure_floor,
+        };
+        let workers = pool(settings.limits.workers);
+        Ok(Auth {
+            policy: Policy { anonymous: settings.anonymous },
+            signer: Signer::new(settings.token_key, &settings.service_name),
+            server: Arc::new(User::of_this_process()),
+            login: Login::new(rules, workers, Arc::clone(&users), files, marker),
+            users,
+            settings,
+        })
+    }
+
+    /// Finds out who is asking from the bytes of the `Authorization` header, if there is one.
+    ///
+    /// A password is checked as [`Auth::login`] does. An empty user with an empty password, which
+    /// some clients send when they have none, is the same as no header. Where no login is asked
+    /// for, whatever the header holds is ignored.
+    pub async fn identify(
+        &self,
+        authorization: Option<&[u8]>,
+        peer: IpAddr,
+    ) -> Result<Caller, AuthError> {
+        if self.settings.mode == Mode::None {
+            return Ok(Caller {
+                who: Who::Server(Arc::clone(&self.server)),
+                granted: Granted::All,
+            });
+        }
+        let Some(header) = authorization else {
+            return Ok(nobody());
+        };
+        match split_scheme(header) {
+            (scheme, rest) if scheme.eq_ignore_ascii_case(b"bearer") => self.bearer(rest).await,
+            (scheme, rest) if scheme.eq_ignore_ascii_case(b"basic") => self.basic(rest, peer).await,
+            _ => Err(AuthError::Malformed("the Authorization header is neither Bearer nor Basic")),
+        }
+    }
+
+    /// Checks a user and password, given apart from a header. Both empty is anonymous.
+    pub async fn login(&self, user: &str, password: &str, peer: IpAddr) -> Result<Who, AuthError> {
+        self.check(user, password.as_bytes(), peer).await
+    }
+
+    async fn check(&self, user: &str, password: &[u8], peer: IpAddr) -> Result<Who, AuthError> {
+        if self.settings.mode == Mode::None {
+            return Ok(Who::Server(Arc::clone(&self.server)));
+        }
+        if user.is_empty() && password.is_empty() {
+            return Ok(Who::Anonymous);
+        }
+        Ok(Who::User(self.login.check(user, password, peer).await?))
+    }
+
+    async fn basic(&self, encoded: &[u8], peer: IpAddr) -> Result<Caller, AuthError> {
+        let pair = credentials::parse_basic(encoded).map_err(AuthError::Malformed)?;
+        match self.check(&pair.user, &pair.password, peer).await? {
+            Who::Anonymous => Ok(nobody()),
+            who => Ok(Caller { who, granted: Granted::All }),
+        }
+    }
+
+    async fn bearer(&self, token: &[u8]) -> Result<Caller, AuthError> {
+        let token =
+            str::from_utf8(token).map_err(|_| AuthError::InvalidToken(TokenError::Malformed))?;
+        let claims = self.signer.verify(token).map_err(AuthError::InvalidToken)?;
+        let who = match &claims.sub {
+            None => Who::Anonymous,
+            Some(name) => self.subject(name).await?,
+        };
+        Ok(Caller { who, granted: Granted::Token(claims.access) })
+    }
+
+    /// The user of a token as they are now: groups change, accounts go.
+    async fn subject(&self, name: &str) -> Result<Who, AuthError> {
+        let found = self.users.find(name).await.map_err(|_| AuthError::Unavailable)?;
+        match found {
+            Some(user) if user.uid != 0 || self.settings.allow_root => Ok(Who::User(user)),
+            _ => Err(AuthError::InvalidToken(TokenError::Subject)),
+        }
+    }
+
+    /// Issues a token for the part of what was asked that the permissions allow now, which may be
+    /// nothing. [`AuthError::NoCredentials`] for anonymous where anonymous may do nothing.
+    pub fn grant(&self, who: &Who, asked: &[Access]) -> Result<Issued, AuthError> {
+        if *who == Who::Anonymous && self.policy.anonymous == Anonymous::Nothing {
+            return Err(AuthError::NoCredentials);
+        }
+        let access = asked.iter().filter_map(|access| self.allowed_part(who, access)).collect();
+        self.signer.issue(who.name(), access).map_err(|error| {
+            tracing::error!("cannot issue a token: {error}");
+            AuthError::Unavailable
+        })
+    }
+
+    fn allowed_part(&self, who: &Who, asked: &Access) -> Option<Access> {
+        match &asked.resource {
+            Resource::Catalog => Some(Access::catalog()),
+            Resource::Repository(name) => {
+                let actions = asked.actions.filter(|action| self.may(who, name, action));
+                (!actions.is_empty()).then(|| Access::repository(name.clone(), actions))
+            }
+        }
+    }
+
+    /// What a request for an action on a repository gets: the permissions as they are now, and the
+    /// reach of its credentials.
+    pub fn decide(&self, caller: &Caller, repo: &RepoName, action: Action) -> Verdict {
+        if !caller.presented() {
+            return Verdict::NeedsToken;
+        }
+        match (self.may(&caller.who, repo, action), &caller.who) {
+            (false, Who::Anonymous) => Verdict::NeedsScope,
+            (false, Who::User(_) | Who::Server(_)) => Verdict::Denied,
+            (true, _) if caller.granted.reaches(repo, action) => Verdict::Allowed,
+            (true, _) => Verdict::NeedsScope,
+        }
+    }
+
+    /// The permissions alone, whatever a token was issued for: for lists, which show what their
+    /// reader may pull.
+    pub fn may(&self, who: &Who, repo: &RepoName, action: Action) -> bool {
+        may(&self.policy, who, repo, action)
+    }
+
+    /// The value of `WWW-Authenticate`. `realm` is the absolute URL of the token endpoint; `scope`
+    /// is what this request needs.
+    pub fn challenge(
+        &self,
+        realm: &str,
+        scope: &[Access],
+        error: Option<ChallengeError>,
+    ) -> String {
+        scope::challenge(realm, &self.settings.service_name, scope, error)
+    }
+
+    /// Who can log in, in one line for the start.
+    pub fn who_can_log_in(&self) -> String {
+        match self.settings.mode {
+            Mode::None => format!("no login: every request acts as {}", self.server.name),
+            Mode::Pam => report::who_can_log_in(&report::Facts {
+                server: &self.server,
+                service: &self.settings.pam_service,
+                confdir: self.settings.pam_confdir.as_deref(),
+                allow_root: self.settings.allow_root,
+            }),
+        }
+    }
+}
+
+impl Granted {
+    fn reaches(&self, repo: &RepoName, action: Action) -> bool {
+        match self {
+            Granted::All => true,
+            Granted::Nothing => false,
+            Granted::Token(access) => access.iter().any(|access| {
+                matches!(&access.resource, Resource::Repository(name) if name == repo)
+                    && access.actions.has(action)
+            }),
+        }
+    }
+}
+
+fn nobody() -> Caller {
+    Caller { who: Who::Anonymous, granted: Granted::Nothing }
+}
+
+/// The scheme and what follows it, without the blanks between.
+fn split_scheme(header: &[u8]) -> (&[u8], &[u8]) {
+    let header = header.trim_ascii();
+    let end = header.iter().position(|byte| *byte == b' ').unwrap_or(header.len());
+    let (scheme, rest) = header.split_at(end);
+    (scheme, rest.trim_ascii_start())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schemes_are_split_from_what_follows() {
+        assert_eq!(split_scheme(b"Basic  Og=="), (&b"Basic"[..], &b"Og=="[..]));
+        assert_eq!(split_scheme(b" Bearer a b "), (&b"Bearer"[..], &b"a b"[..]));
+        assert_eq!(split_scheme(b"Bearer"), (&b"Bearer"[..], &b""[..]));
+        assert_eq!(split_scheme(b""), (&b""[..], &b""[..]));
+    }
+
+    #[test]
+    fn waits_are_rounded_up() {
+        let retry_after = Duration::from_millis(1001);
+        assert!(AuthError::Busy { retry_after }.to_string().ends_with("in 2 s"));
+        let retry_after = Duration::from_secs(3);
+        assert!(AuthError::TooMany { retry_after }.to_string().ends_with("in 3 s"));
+    }
+}

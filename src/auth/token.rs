@@ -1,0 +1,214 @@
+//! Signed short-lived tokens: who someone is, and what they asked for and may do.
+//!
+//! Shaped as JSON Web Tokens (RFC 7519) because clients show and some parse them, but with one
+//! header for all, compared byte for byte: there is no algorithm to choose, no key to name and
+//! nothing to fetch. Signed with HMAC-SHA256.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::scope::Access;
+
+/// How long a token is good. Clients raise anything below 60 s to 60 s.
+pub const LIFETIME: Duration = Duration::from_secs(300);
+/// How far the clocks of several servers of one tree may be apart.
+pub(super) const SKEW: Duration = Duration::from_secs(60);
+/// The longest token read, in bytes; room for [`MAX_SCOPES`](super::scope::MAX_SCOPES) names.
+pub(super) const MAX_TOKEN: usize = 16 << 10;
+
+/// base64url of `{"typ":"JWT","alg":"HS256"}`.
+const HEADER: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9";
+
+/// A token for a client, with what `/token` says about it.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The token itself.
+    pub token: String,
+    /// Seconds from `issued_at` until it expires.
+    pub expires_in: u64,
+    /// When it was signed, in whole seconds.
+    pub issued_at: SystemTime,
+}
+
+/// What a token says. Only [`Signer::verify`] gives one that may be believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Claims {
+    /// The user; absent for an anonymous token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sub: Option<String>,
+    /// The service that it is for.
+    pub(super) aud: String,
+    /// Seconds since 1970 from which on it is good.
+    pub(super) nbf: u64,
+    /// When it was signed.
+    pub(super) iat: u64,
+    /// When it ends.
+    pub(super) exp: u64,
+    /// Its own name, random.
+    pub(super) jti: String,
+    /// What was granted.
+    pub(super) access: Vec<Access>,
+}
+
+/// Why a token is not believed. For the log; the client hears `invalid_token`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum TokenError {
+    /// Longer than any that is issued.
+    #[error("the token is longer than {MAX_TOKEN} bytes")]
+    Long,
+    /// Not three parts of base64url, or the claims cannot be read.
+    #[error("the token is malformed")]
+    Malformed,
+    /// The header is not the one that all our tokens have.
+    #[error("the token's header is not ours")]
+    Header,
+    /// Signed with another key, or changed.
+    #[error("the token's signature is wrong")]
+    Signature,
+    /// For another service.
+    #[error("the token is for another service")]
+    Audience,
+    /// Past its end.
+    #[error("the token has expired")]
+    Expired,
+    /// Not good yet.
+    #[error("the token is not valid yet")]
+    Early,
+    /// The user is not there any more, or may not log in.
+    #[error("the token's user is not there any more")]
+    Subject,
+}
+
+/// No random bytes could be had from the system.
+#[derive(Debug, Error)]
+#[error("the system gives no random bytes: {0}")]
+pub struct RandomError(#[from] getrandom::Error);
+
+/// Issues and checks the tokens of one service.
+pub(super) struct Signer {
+    key: Zeroizing<[u8; 32]>,
+    service: String,
+}
+
+impl Signer {
+    /// A signer for tokens whose audience is `service`.
+    pub(super) fn new(key: [u8; 32], service: &str) -> Signer {
+        Signer { key: Zeroizing::new(key), service: service.to_owned() }
+    }
+
+    /// Signs a token that is good from now for [`LIFETIME`]; `user` is `None` for anonymous.
+    pub(super) fn issue(
+        &self,
+        user: Option<&str>,
+        access: Vec<Access>,
+    ) -> Result<Issued, RandomError> {
+        self.issue_at(SystemTime::now(), user, access)
+    }
+
+    fn issue_at(
+        &self,
+        now: SystemTime,
+        user: Option<&str>,
+        access: Vec<Access>,
+    ) -> Result<Issued, RandomError> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id)?;
+        let issued = seconds(now);
+        let claims = Claims {
+            sub: user.map(str::to_owned),
+            aud: self.service.clone(),
+            nbf: issued,
+            iat: issued,
+            exp: issued + LIFETIME.as_secs(),
+            jti: URL_SAFE_NO_PAD.encode(id),
+            access,
+        };
+        Ok(Issued {
+            token: self.sign(HEADER, &claims),
+            expires_in: LIFETIME.as_secs(),
+            issued_at: UNIX_EPOCH + Duration::from_secs(issued),
+        })
+    }
+
+    fn sign(&self, header: &str, claims: &Claims) -> String {
+        // Strings, numbers and lists: serde_json has nothing to refuse in them.
+        let body = serde_json::to_vec(claims).unwrap_or_default();
+        let mut token = format!("{header}.{}", URL_SAFE_NO_PAD.encode(body));
+        let signature = self.mac(token.as_bytes()).finalize().into_bytes();
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        token
+    }
+
+    fn mac(&self, signed: &[u8]) -> Hmac<Sha256> {
+        let mut mac = keyed(&self.key);
+        mac.update(signed);
+        mac
+    }
+
+    /// Checks length, header, signature, audience and times, in this order: nothing of the claims
+    /// is read before the signature is known to be good.
+    pub(super) fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        self.verify_at(SystemTime::now(), token)
+    }
+
+    fn verify_at(&self, now: SystemTime, token: &str) -> Result<Claims, TokenError> {
+        if token.len() > MAX_TOKEN {
+            return Err(TokenError::Long);
+        }
+        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+        let (header, body) = signed.split_once('.').ok_or(TokenError::Malformed)?;
+        if header != HEADER {
+            return Err(TokenError::Header);
+        }
+        let signature = decode(signature)?;
+        // `verify_slice` compares in constant time.
+        self.mac(signed.as_bytes()).verify_slice(&signature).map_err(|_| TokenError::Signature)?;
+        let claims: Claims =
+            serde_json::from_slice(&decode(body)?).map_err(|_| TokenError::Malformed)?;
+        self.believe(now, claims)
+    }
+
+    fn believe(&self, now: SystemTime, claims: Claims) -> Result<Claims, TokenError> {
+        let (now, skew) = (seconds(now), SKEW.as_secs());
+        if claims.aud != self.service {
+            return Err(TokenError::Audience);
+        }
+        if claims.exp.saturating_add(skew) <= now {
+            return Err(TokenError::Expired);
+        }
+        if claims.nbf.max(claims.iat) > now.saturating_add(skew) {
+            return Err(TokenError::Early);
+        }
+        Ok(claims)
+    }
+}
+
+/// HMAC-SHA256 with a key of 32 bytes.
+pub(super) fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
+    // A key of at most one block is only padded: `new` is what `new_from_slice` does for it, and
+    // cannot fail.
+    let mut block = Zeroizing::new([0; 64]);
+    block[..32].copy_from_slice(key);
+    Hmac::new((&*block).into())
+}
+
+/// Strict: no padding, no other alphabet, no stray bits.
+fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+#[path = "token_tests.rs"]
+mod tests;

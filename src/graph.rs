@@ -1,0 +1,171 @@
+//! Which blob refers to which.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::layout::facts::{self, Fact, Position};
+use crate::layout::{Dir, Error, IndexFile, Result, Stamp, Tree, blobs, lock, path, read_all};
+use crate::oci::{Descriptor, Digest, Index, Kind, MAX_MANIFEST, Manifest};
+
+/// Reads a manifest's bytes from a repository; `None` if they are not there.
+///
+/// # Errors
+/// Bytes that do not have the digest are damage, never an answer.
+pub fn read_manifest_bytes(repo: &Dir, digest: &Digest) -> Result<Option<Vec<u8>>> {
+    let Some(file) = blobs::open(repo, digest)? else {
+        return Ok(None);
+    };
+    let at = || repo.at(&path::blob(digest));
+    let bytes = read_all(&file, MAX_MANIFEST as u64, at)?;
+    if Digest::of(digest.algorithm(), &bytes) != *digest {
+        return Err(Error::damaged(at(), "the manifest's bytes do not have the digest"));
+    }
+    Ok(Some(bytes))
+}
+
+/// Reads and parses a manifest; `None` if it is not there.
+pub fn read_manifest(repo: &Dir, descriptor: &Descriptor) -> Result<Option<(Manifest, u64)>> {
+    let digest = &descriptor.digest;
+    let Some(bytes) = read_manifest_bytes(repo, digest)? else {
+        return Ok(None);
+    };
+    let manifest = Manifest::parse(&bytes, Some(&descriptor.media_type))
+        .map_err(|error| Error::damaged(repo.at(&path::blob(digest)), error))?;
+    Ok(Some((manifest, bytes.len() as u64)))
+}
+
+/// Finds the manifest of a repository that refers to `digest`; `None` if nothing does.
+///
+/// # Errors
+/// It fails closed: a manifest that cannot be read might refer to anything.
+pub fn referrer_of_blob(repo: &Dir, index: &Index, digest: &Digest) -> Result<Option<Digest>> {
+    let mut seen: HashSet<Digest> = HashSet::new();
+    let mut next: Vec<Descriptor> = index.entries().cloned().collect();
+    while let Some(descriptor) = next.pop() {
+        if descriptor.digest == *digest {
+            return Ok(Some(descriptor.digest));
+        }
+        if !seen.insert(descriptor.digest.clone()) {
+            continue;
+        }
+        // Sparse indexes name manifests that are not here.
+        let Some((manifest, _)) = read_manifest(repo, &descriptor)? else {
+            continue;
+        };
+        if manifest.references().any(|reference| reference.digest == *digest) {
+            return Ok(Some(descriptor.digest));
+        }
+        next.extend(manifest.children().cloned());
+    }
+    Ok(None)
+}
+
+/// What is known of a repository's manifests: who refers to whom, and what indexes contain.
+///
+/// It is brought up to date with an index.json by reading the facts on the disk, and only those
+/// manifests that no fact tells of.
+#[derive(Debug, Default)]
+pub struct Knowledge {
+    facts: HashMap<Digest, Arc<Fact>>,
+    position: Option<Position>,
+    /// The index.json that what follows is true of.
+    stamp: Option<Stamp>,
+    by_subject: HashMap<Digest, Vec<Digest>>,
+    contained: HashMap<Digest, Descriptor>,
+}
+
+impl Knowledge {
+    /// Brings it up to date with an index.json as it was read.
+    pub fn refresh(&mut self, tree: &Tree, repo: &Dir, index: &IndexFile) -> Result<()> {
+        if self.stamp == Some(index.stamp) {
+            return Ok(());
+        }
+        self.position = facts::read(repo, self.position, &mut self.facts)?;
+        let found = self.reconcile(repo, &index.index)?;
+        self.stamp = Some(index.stamp);
+        if !found.is_empty() {
+            remember(tree, repo, &found);
+        }
+        Ok(())
+    }
+
+    /// The manifests whose `subject` is this digest (distribution specification, "Listing
+    /// Referrers"), in the order of their digests.
+    pub fn referrers(&self, subject: &Digest) -> impl Iterator<Item = &Arc<Fact>> {
+        let referrers = self.by_subject.get(subject).into_iter().flatten();
+        referrers.filter_map(|digest| self.facts.get(digest))
+    }
+
+    /// The descriptor by which an index of the repository lists a manifest.
+    pub fn contained(&self, digest: &Digest) -> Option<&Descriptor> {
+        self.contained.get(digest)
+    }
+
+    /// Walks from the entries to all that indexes contain; gives the facts that were not known.
+    fn reconcile(&mut self, repo: &Dir, index: &Index) -> Result<Vec<Arc<Fact>>> {
+        self.by_subject.clear();
+        self.contained.clear();
+        let mut found = Vec::new();
+        let mut seen = HashSet::new();
+        let mut next: Vec<Descriptor> = index.entries().cloned().collect();
+        while let Some(descriptor) = next.pop() {
+            if !seen.insert(descriptor.digest.clone()) {
+                continue;
+            }
+            let Some(fact) = self.fact(repo, &descriptor, &mut found)? else {
+                continue;
+            };
+            if let Some(subject) = &fact.subject {
+                let referrers = self.by_subject.entry(subject.clone()).or_default();
+                referrers.push(fact.digest.clone());
+            }
+            for child in &fact.children {
+                self.contained.insert(child.digest.clone(), child.clone());
+                next.push(child.clone());
+            }
+        }
+        self.by_subject.values_mut().for_each(|referrers| referrers.sort_unstable());
+        Ok(found)
+    }
+
+    fn fact(
+        &mut self,
+        repo: &Dir,
+        descriptor: &Descriptor,
+        found: &mut Vec<Arc<Fact>>,
+    ) -> Result<Option<Arc<Fact>>> {
+        if let Some(fact) = self.facts.get(&descriptor.digest) {
+            return Ok(Some(Arc::clone(fact)));
+        }
+        let manifest_type = Kind::of_media_type(&descriptor.media_type).is_some();
+        if !manifest_type && !descriptor.media_type.is_empty() {
+            return Ok(None);
+        }
+        let (manifest, size) = match read_manifest(repo, descriptor) {
+            Ok(Some(read)) => read,
+            Ok(None) => return Ok(None),
+            Err(error @ Error::Damaged { .. }) => {
+                // One broken manifest must not hide the others' referrers; `check` reports it.
+                tracing::error!(%error, "a manifest cannot be read and is left out");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let fact = Arc::new(Fact::of(descriptor.digest.clone(), size, &manifest));
+        self.facts.insert(fact.digest.clone(), Arc::clone(&fact));
+        found.push(Arc::clone(&fact));
+        Ok(Some(fact))
+    }
+}
+
+/// Writes down what had to be read from manifests that another tool put there. If somebody holds
+/// the lock, or the tree is read-only, it is read again by the next process.
+fn remember(tree: &Tree, repo: &Dir, found: &[Arc<Fact>]) {
+    let written = lock::exclusive_within(repo, path::LOCK, Duration::ZERO).and_then(|held| {
+        held.map(|_held| facts::append(tree, repo, found.iter().map(|f| &**f))).transpose()
+    });
+    if let Err(error) = written {
+        tracing::debug!(%error, "facts of manifests were not written down");
+    }
+}

@@ -1,0 +1,114 @@
+//! A bounded memory of index.json files, each checked by stat(2) before it is believed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{Inner, Result, locked};
+use crate::layout::{Dir, Error, IndexFile};
+use crate::oci::RepoName;
+
+/// The most index.json files that are held open.
+const MOST: usize = 512;
+
+/// How long to wait before a file that is just being written is read again.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// The memory.
+#[derive(Debug, Default)]
+pub(super) struct Indexes {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    known: HashMap<RepoName, (Arc<IndexFile>, u64)>,
+    clock: u64,
+}
+
+impl Indexes {
+    /// What was last read or written.
+    pub(super) fn last(&self, name: &RepoName) -> Option<Arc<IndexFile>> {
+        let mut state = locked(&self.state);
+        state.clock += 1;
+        let now = state.clock;
+        let (file, used) = state.known.get_mut(name)?;
+        *used = now;
+        Some(Arc::clone(file))
+    }
+
+    /// Remembers what was just read or written.
+    pub(super) fn put(&self, name: &RepoName, file: Arc<IndexFile>) {
+        let mut state = locked(&self.state);
+        state.clock += 1;
+        let now = state.clock;
+        state.known.insert(name.clone(), (file, now));
+        if state.known.len() > MOST {
+            let oldest = state.known.iter().min_by_key(|(_, (_, used))| *used);
+            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+                state.known.remove(&oldest);
+            }
+        }
+    }
+
+    pub(super) fn forget(&self, name: &RepoName) {
+        locked(&self.state).known.remove(name);
+    }
+}
+
+/// What to do with an index.json that another tool is just writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meanwhile {
+    /// Readers get the last good one.
+    LastGood,
+    /// Writers wait.
+    Wait,
+}
+
+impl Inner {
+    /// The repository's index.json as it stands now; `None` if there is none.
+    pub(super) fn index(
+        &self,
+        name: &RepoName,
+        dir: &Dir,
+        meanwhile: Meanwhile,
+    ) -> Result<Option<Arc<IndexFile>>> {
+        loop {
+            let last = self.indexes.last(name);
+            match self.read_index(dir, last.as_ref(), meanwhile) {
+                Ok(Some(file)) => {
+                    if last.is_none_or(|last| !Arc::ptr_eq(&last, &file)) {
+                        self.indexes.put(name, Arc::clone(&file));
+                    }
+                    return Ok(Some(file));
+                }
+                Ok(None) => {
+                    self.indexes.forget(name);
+                    return Ok(None);
+                }
+                Err(error) if !IndexFile::being_written(dir, &error) => return Err(error.into()),
+                Err(_) => match (meanwhile, last) {
+                    (Meanwhile::LastGood, Some(last)) => return Ok(Some(last)),
+                    // Nobody tells when the other tool is done; within 2 s it counts as broken.
+                    _ => std::thread::sleep(AGAIN),
+                },
+            }
+        }
+    }
+
+    fn read_index(
+        &self,
+        dir: &Dir,
+        last: Option<&Arc<IndexFile>>,
+        meanwhile: Meanwhile,
+    ) -> std::result::Result<Option<Arc<IndexFile>>, Error> {
+        match last {
+            // Another machine's change may not show in what stat(2) tells of a network mount.
+            Some(last) if meanwhile == Meanwhile::Wait && self.tree.is_remote() => {
+                IndexFile::reread(dir, last)
+            }
+            Some(last) => IndexFile::refresh(dir, last),
+            None => IndexFile::read(dir).map(|read| read.map(Arc::new)),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Pulling and pushing manifests.
+
+use bytes::Bytes;
+
+use super::commit::{Deed, Refusal};
+use super::indexes::Meanwhile;
+use super::{Actor, Error, Inner, Registry, Result, locked};
+use crate::graph;
+use crate::layout::blobs::{self, Presence, Target};
+use crate::layout::facts::Fact;
+use crate::layout::{self, Dir, IndexFile, notes, path};
+use crate::oci::{Algorithm, Descriptor, Digest, Kind, Manifest, Reference, RepoName, Tag};
+
+/// A manifest as it was pushed, byte for byte.
+#[derive(Clone, Debug)]
+pub struct StoredManifest {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its bytes.
+    pub bytes: Bytes,
+}
+
+/// A manifest to be pushed.
+#[derive(Clone, Debug)]
+pub struct Push {
+    /// Where to: a tag, or its own digest.
+    pub reference: Reference,
+    /// More tags that are to name it.
+    pub tags: Vec<Tag>,
+    /// The request's media type.
+    pub content_type: Option<String>,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// A manifest that was pushed: durable, and named by every tag asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// Its digest.
+    pub digest: Digest,
+    /// The manifest that it refers to.
+    pub subject: Option<Digest>,
+    /// The additional tags.
+    pub tags: Vec<Tag>,
+}
+
+/// How often a push begins again because files vanished or changed under it.
+const TRIES: usize = 5;
+
+impl Registry {
+    /// A manifest by tag or digest ("Pulling manifests").
+    pub async fn manifest(&self, repo: &RepoName, reference: &Reference) -> Result<StoredManifest> {
+        let (repo, reference) = (repo.clone(), reference.clone());
+        self.blocking(move |inner| inner.manifest(&repo, &reference)).await
+    }
+
+    /// Stores a manifest and makes its tags name it ("Pushing manifests").
+    ///
+    /// When this returns, manifest and tags survive a power cut, with all that the manifest refers
+    /// to. On an error no reader sees anything of it.
+    pub async fn put_manifest(&self, repo: &RepoName, push: Push, actor: &Actor) -> Result<Pushed> {
+        let manifest = Manifest::parse(&push.bytes, push.content_type.as_deref())?;
+        let digest = digest_of(&push)?;
+        let mut tags = push.tags.clone();
+        if let Reference::Tag(tag) = &push.reference {
+            tags.push(tag.clone());
+        }
+        let size = push.bytes.len() as u64;
+        let put = Put {
+            descriptor: describe(&manifest, digest.clone(), size),
+            fact: Fact::of(digest.clone(), size, &manifest),
+            required: manifest.required().cloned().collect(),
+            tags,
+        };
+        for _ in 0..TRIES {
+            self.store(repo, &put, &push.bytes).await?;
+            match self.commit(repo, Deed::Put(Box::new(put.clone())), actor).await {
+                Ok(()) => {
+                    let subject = manifest.subject.map(|subject| subject.digest);
+                    return Ok(Pushed { digest, subject, tags: push.tags });
+                }
+                // Collected, replaced or dropped in between the look and the lock: look again.
+                Err(Refusal::LookAgain) => {}
+                Err(Refusal::Error(error)) => return Err(error),
+            }
+        }
+        Err(Error::Moved(repo.clone()))
+    }
+
+    async fn store(&self, repo: &RepoName, put: &Put, bytes: &Bytes) -> Result<()> {
+        let (repo, put, bytes) = (repo.clone(), put.clone(), bytes.clone());
+        self.blocking(move |inner| inner.store(&repo, &put, &bytes)).await
+    }
+}
+
+/// What a push of a manifest asks the commit for.
+#[derive(Clone, Debug)]
+pub(super) struct Put {
+    pub(super) descriptor: Descriptor,
+    pub(super) fact: Fact,
+    pub(super) required: Vec<Descriptor>,
+    pub(super) tags: Vec<Tag>,
+}
+
+/// The digest under which the manifest is stored: the one it was pushed by.
+fn digest_of(push: &Push) -> Result<Digest> {
+    match &push.reference {
+        Reference::Tag(_) => Ok(Digest::of(Algorithm::Sha256, &push.bytes)),
+        Reference::Digest(expected) => {
+            let actual = Digest::of(expected.algorithm(), &push.bytes);
+            if actual == *expected {
+                Ok(actual)
+            } else {
+                Err(Error::DigestMismatch { expected: expected.clone(), actual })
+            }
+        }
+    }
+}
+
+fn describe(manifest: &Manifest, digest: Digest, size: u64) -> Descriptor {
+    let artifact_type = match &manifest.config {
+        // A plain image is no artifact: its config's type would say nothing.
+        Some(config) if manifest.artifact_type.as_ref() == Some(&config.media_type) => None,
+        _ => manifest.artifact_type.clone(),
+    };
+    Descriptor { artifact_type, ..Descriptor::new(manifest.kind.media_type(), digest, size) }
+}
+
+impl Inner {
+    fn manifest(&self, repo: &RepoName, reference: &Reference) -> Result<StoredManifest> {
+        let unknown =
+            || Error::ManifestUnknown { repo: repo.clone(), reference: reference.clone() };
+        let dir = self.tree.repository(repo)?.ok_or_else(unknown)?;
+        let index = self.index(repo, &dir, Meanwhile::LastGood)?.ok_or_else(unknown)?;
+        let descriptor = self.resolve(repo, &dir, &index, reference)?.ok_or_else(unknown)?;
+        let digest = descriptor.digest;
+        let bytes = graph::read_manifest_bytes(&dir, &digest)?.ok_or_else(|| {
+            // A tag whose manifest is gone is damage; a sparse index's child is simply absent.
+            match reference {
+                Reference::Tag(_) => {
+                    layout::Error::damaged(dir.at(&path::blob(&digest)), "is missing").into()
+                }
+                Reference::Digest(_) => unknown(),
+            }
+        })?;
+        let media_type = match descriptor.media_type.as_str() {
+            "" => untyped(&dir, &digest, &bytes)?,
+            known => known.to_owned(),
+        };
+        Ok(StoredManifest { digest, media_type, bytes: bytes.into() })
+    }
+
+    /// What index.json names, or an index there contains; and nothing else that lies in blobs/.
+    fn resolve(
+        &self,
+        repo: &RepoName,
+        dir: &Dir,
+        index: &IndexFile,
+        reference: &Reference,
+    ) -> Result<Option<Descriptor>> {
+        let digest = match reference {
+            Reference::Tag(tag) => return Ok(index.index.tagged(tag).cloned()),
+            Reference::Digest(digest) => digest,
+        };
+        if let Some(found) = index.index.find(digest) {
+            return Ok(Some(found.clone()));
+        }
+        if blobs::stat(dir, digest)?.is_none() {
+            return Ok(None);
+        }
+        let knowledge = self.knowledge(repo);
+        let mut knowledge = locked(&knowledge);
+        knowledge.refresh(&self.tree, dir, index)?;
+        Ok(knowledge.contained(digest).cloned())
+    }
+
+    /// Makes sure that all a manifest needs is there, and stores the manifest's own bytes.
+    fn store(&self, repo: &RepoName, put: &Put, bytes: &[u8]) -> Result<()> {
+        if let Some(dir) = self.tree.repository(repo)? {
+            let absent = self.absent(Target { name: repo, dir: &dir }, &put.required)?;
+            self.refuse_absent(absent)?;
+        } else {
+            self.refuse_absent(put.required.iter().map(|r| r.digest.clone()).collect())?;
+        }
+        let dir = self.tree.make_repository(repo)?;
+        let digest = &put.descriptor.digest;
+        notes::promise(&self.tree, repo, &dir, digest)?;
+        let target = Target { name: repo, dir: &dir };
+        Ok(blobs::admit_bytes(&self.tree, &self.holders, target, bytes, digest)?)
+    }
+
+    /// Which of the references the repository does not have. Foreign files are adopted on the way.
+    fn absent(&self, target: Target<'_>, required: &[Descriptor]) -> Result<Vec<Digest>> {
+        let mut absent = Vec::new();
+        for Descriptor { digest, size, .. } in required {
+            notes::promise(&self.tree, target.name, target.dir, digest)?;
+            let there = match blobs::presence(&self.tree, target.dir, digest, *size)? {
+                Presence::Ours => true,
+                Presence::Absent => false,
+                Presence::Foreign => blobs::adopt(&self.tree, &self.holders, target, digest)?,
+            };
+            if !there && !absent.contains(digest) {
+                absent.push(digest.clone());
+            }
+        }
+        Ok(absent)
+    }
+
+    /// Fails if anything is absent, unless sparse manifests are taken.
+    pub(super) fn refuse_absent(&self, absent: Vec<Digest>) -> Result<()> {
+        if absent.is_empty() || self.settings.allow_sparse {
+            return Ok(());
+        }
+        Err(Error::ManifestBlobUnknown(absent))
+    }
+}
+
+/// Some old tools leave the media type out of index.json: the manifest itself says it, or shows it
+/// by its shape.
+fn untyped(dir: &Dir, digest: &Digest, bytes: &[u8]) -> Result<String> {
+    let parsed = Manifest::parse(bytes, None)
+        .or_else(|_| Manifest::parse(bytes, Some(Kind::OciImage.media_type())))
+        .or_else(|_| Manifest::parse(bytes, Some(Kind::OciIndex.media_type())));
+    match parsed {
+        Ok(manifest) => Ok(manifest.kind.media_type().to_owned()),
+        Err(error) => Err(layout::Error::damaged(dir.at(&path::blob(digest)), error).into()),
+    }
+}

@@ -1,0 +1,124 @@
+//! The deeds: pull, push, mount, tag, list, delete.
+//!
+//! Each public method of [`Registry`] is one deed on one repository. None knows a status code or a
+//! user's rights; each file operation runs on the blocking pool.
+
+mod blobs;
+mod commit;
+mod delete;
+mod error;
+mod indexes;
+mod lists;
+mod manifests;
+mod mount;
+#[cfg(test)]
+mod tests;
+mod uploads;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use blobs::{BlobInfo, OpenBlob};
+pub use error::{Error, Result};
+pub use lists::Page;
+pub use manifests::{Push, Pushed, StoredManifest};
+pub use mount::MountFrom;
+pub use uploads::UploadStatus;
+
+pub use crate::layout::uploads::UploadId;
+
+use crate::graph::Knowledge;
+use crate::layout::holders::Holders;
+use crate::layout::{self, Disk, RealDisk, Tree};
+use crate::oci::RepoName;
+
+/// What an administrator may choose.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Take manifests whose blobs are absent.
+    pub allow_sparse: bool,
+}
+
+/// On whose behalf a deed is done, for the journal and as the owner of uploads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Actor {
+    /// The user; `None` where nobody logged in.
+    pub who: Option<String>,
+    /// Their address.
+    pub from: Option<IpAddr>,
+}
+
+/// Decides whether the caller may pull from a repository.
+pub type MayRead = Arc<dyn Fn(&RepoName) -> bool + Send + Sync>;
+
+/// A registry over one tree. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tree: Tree,
+    settings: Settings,
+    holders: Holders,
+    indexes: indexes::Indexes,
+    queues: Mutex<HashMap<RepoName, Arc<commit::Queue>>>,
+    hashes: uploads::Hashes,
+    knowledge: Mutex<HashMap<RepoName, Arc<Mutex<Knowledge>>>>,
+}
+
+impl Registry {
+    /// Opens a tree; ROOT and its room are made when they are missing.
+    pub fn open(root: &Path, settings: Settings) -> Result<Registry> {
+        Self::open_on(root, settings, Arc::new(RealDisk))
+    }
+
+    /// The same with another way to the file system, which a test may record.
+    pub fn open_on(root: &Path, settings: Settings, disk: Arc<dyn Disk>) -> Result<Registry> {
+        let inner = Inner {
+            tree: Tree::open(root, disk)?,
+            settings,
+            holders: Holders::default(),
+            indexes: indexes::Indexes::default(),
+            queues: Mutex::default(),
+            hashes: uploads::Hashes::default(),
+            knowledge: Mutex::default(),
+        };
+        Ok(Registry { inner: Arc::new(inner) })
+    }
+
+    /// The key that signs tokens (`.stillage/token-key`), made at the first call.
+    pub fn token_key(&self) -> Result<[u8; 32]> {
+        Ok(self.inner.tree.token_key()?)
+    }
+
+    /// Runs file work where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.inner);
+        match tokio::task::spawn_blocking(move || work(&inner)).await {
+            Ok(result) => result,
+            Err(error) => {
+                tracing::error!(%error, "a deed ended without an answer");
+                Err(Error::Internal)
+            }
+        }
+    }
+}
+
+/// A panic while a lock was held leaves maps that are only caches, or are checked again.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    /// A repository's directory.
+    fn repository(&self, name: &RepoName) -> Result<layout::Dir> {
+        self.tree.repository(name)?.ok_or_else(|| Error::NameUnknown(name.clone()))
+    }
+}

@@ -1,0 +1,66 @@
+//! Mounting: a blob of one repository becomes a blob of another by a link.
+
+use super::{Actor, Inner, MayRead, Registry, Result};
+use crate::layout::blobs::{self, Target};
+use crate::layout::{Dir, notes};
+use crate::oci::{Digest, RepoName};
+
+/// Where a mount takes the blob from.
+#[derive(Clone)]
+pub enum MountFrom {
+    /// A repository that the caller may pull from.
+    Repo(RepoName),
+    /// Any repository that the caller may pull from.
+    Anywhere(MayRead),
+}
+
+/// More repositories than this are not tried for one mount that names no source.
+const MOST_SOURCES: usize = 1000;
+
+impl Registry {
+    /// Mounts a blob ("Mounting a blob from another repository"): one link(2), whatever its size.
+    /// `false` if no source has it: the client uploads it instead.
+    pub async fn mount(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        from: MountFrom,
+        _actor: &Actor,
+    ) -> Result<bool> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.blocking(move |inner| match from {
+            MountFrom::Repo(source) => inner.mount(&repo, &digest, &source),
+            MountFrom::Anywhere(may_read) => inner.mount_anywhere(&repo, &digest, &may_read),
+        })
+        .await
+    }
+}
+
+impl Inner {
+    fn mount(&self, repo: &RepoName, digest: &Digest, source: &RepoName) -> Result<bool> {
+        let Some(source) = self.tree.repository(source)? else {
+            return Ok(false);
+        };
+        if blobs::stat(&source, digest)?.is_none() {
+            return Ok(false);
+        }
+        self.mount_from(repo, digest, &source)
+    }
+
+    fn mount_anywhere(&self, repo: &RepoName, digest: &Digest, may_read: &MayRead) -> Result<bool> {
+        let sources = self.holders.of(&self.tree, digest)?;
+        for source in sources.iter().filter(|name| may_read(name)).take(MOST_SOURCES) {
+            if self.mount(repo, digest, source)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn mount_from(&self, repo: &RepoName, digest: &Digest, source: &Dir) -> Result<bool> {
+        let dir = self.tree.make_repository(repo)?;
+        notes::promise(&self.tree, repo, &dir, digest)?;
+        let target = Target { name: repo, dir: &dir };
+        Ok(blobs::mount(&self.tree, &self.holders, target, source, digest)?)
+    }
+}

@@ -1,0 +1,32 @@
+//! What the end-to-end tests share: a real server on a real tree, and the means to talk to it.
+//!
+//! A test file says `mod support;` and begins with `let registry = Registry::start(&["--auth", "none"]);`.
+//! Nothing here is a stand-in: the server is the built binary, the tree is on the file system
+//! of `TMPDIR`, accounts are the system's own.
+//!
+//! - [`Registry`]: a running server; dropped, it is stopped and its tree is checked.
+//! - [`http`]: a small HTTP/1.1 client that hides nothing, and speaks nonsense when asked to.
+//! - [`content`]: random blobs and images, and the pushes that a client makes of them.
+//! - [`account`]: a system account with a password, for as long as the guard lives.
+//! - [`containers`]: podman, buildah and skopeo with storage of their own.
+//! - [`command`]: other programs, run with their output kept for the failure message.
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    reason = "every test binary uses another part of the support code"
+)]
+
+pub mod account;
+pub mod command;
+pub mod containers;
+pub mod content;
+pub mod http;
+mod registry;
+
+pub use registry::{Registry, STILLAGE};
+
+/// True for `tests/run --long`: the full sizes of what is otherwise tried in a shorter form.
+pub fn long() -> bool {
+    std::env::var_os("STILLAGE_TEST_LONG").is_some_and(|value| value == "1")
+}

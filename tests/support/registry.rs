@@ -1,0 +1,234 @@
+//! A running `stillage serve`, its tree, and what it said.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::http::Client;
+
+/// The binary under test.
+pub const STILLAGE: &str = env!("CARGO_BIN_EXE_stillage");
+
+/// How long a start or a stop may take before the test fails. Nothing waits for it otherwise.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server on loopback and the tree that it serves.
+///
+/// Dropped, it is stopped by SIGTERM and `stillage check` must find nothing wrong with the tree
+/// (unless the test is panicking already, or [`Registry::expect_damage`] was said).
+pub struct Registry {
+    root: PathBuf,
+    /// Holds the temporary directory of ROOT and of the server's output.
+    room: tempfile::TempDir,
+    args: Vec<String>,
+    envs: Vec<(String, String)>,
+    addr: SocketAddr,
+    server: Option<Child>,
+    damage_expected: bool,
+}
+
+impl Registry {
+    /// Starts `stillage serve ROOT --listen 127.0.0.1:0 ARGS…` on an empty tree of its own.
+    pub fn start(args: &[&str]) -> Registry {
+        let room = room();
+        let root = room.path().join("registry");
+        Registry::launch(room, root, args, &[])
+    }
+
+    /// The same on a tree that the caller made and keeps, or on another file system.
+    pub fn start_on(root: &Path, args: &[&str]) -> Registry {
+        Registry::launch(room(), root.to_path_buf(), args, &[])
+    }
+
+    /// The same with additional environment variables.
+    pub fn start_with_env(args: &[&str], envs: &[(&str, &str)]) -> Registry {
+        let room = room();
+        let root = room.path().join("registry");
+        Registry::launch(room, root, args, envs)
+    }
+
+    fn launch(
+        room: tempfile::TempDir,
+        root: PathBuf,
+        args: &[&str],
+        envs: &[(&str, &str)],
+    ) -> Registry {
+        let mut registry = Registry {
+            root,
+            room,
+            args: args.iter().map(ToString::to_string).collect(),
+            envs: envs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            server: None,
+            damage_expected: false,
+        };
+        registry.run();
+        registry
+    }
+
+    /// Starts the server again after [`Registry::kill9`] or [`Registry::term`]. The port is a new one.
+    pub fn run(&mut self) {
+        assert!(self.server.is_none(), "the server is running already");
+        let stderr = File::options()
+            .create(true)
+            .append(true)
+            .open(self.stderr_path())
+            .expect("the server's stderr file");
+        let mut child = Command::new(STILLAGE)
+            .arg("serve")
+            .arg(&self.root)
+            .args(["--listen", "127.0.0.1:0"])
+            .args(&self.args)
+            .envs(self.envs.iter().map(|(k, v)| (k, v)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .expect("the built binary starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        self.server = Some(child);
+        let (first, line) = mpsc::channel();
+        std::thread::spawn(move || {
+            // Read to the end: a server whose stdout is not read could block on it.
+            for text in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = first.send(text);
+            }
+        });
+        let line = line.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            let state = self.stop("KILL");
+            panic!("the server printed no line ({state:?}); its stderr:\n{}", self.stderr())
+        });
+        let prefix = format!("stillage: serving {} at http://", self.root.display());
+        self.addr = line
+            .strip_prefix(&prefix)
+            .and_then(|addr| addr.parse().ok())
+            .unwrap_or_else(|| panic!("first line {line:?}, expected {prefix}ADDR"));
+    }
+
+    /// SIGTERM, wait for the end, start again on the same tree. The port is a new one.
+    pub fn restart(&mut self) {
+        let status = self.term();
+        assert!(status.success(), "SIGTERM ended in {status}; stderr:\n{}", self.stderr());
+        self.run();
+    }
+
+    /// SIGTERM: requests in flight are finished. Returns how the server ended.
+    pub fn term(&mut self) -> ExitStatus {
+        self.stop("TERM").expect("a running server")
+    }
+
+    /// SIGKILL: what a crash of the process leaves.
+    pub fn kill9(&mut self) -> ExitStatus {
+        self.stop("KILL").expect("a running server")
+    }
+
+    /// SIGTERM without waiting: for what is to be seen while the server ends. Then [`Registry::term`].
+    pub fn signal_term(&self) {
+        self.send("TERM", self.pid());
+    }
+
+    fn stop(&mut self, signal: &str) -> Option<ExitStatus> {
+        let mut server = self.server.take()?;
+        self.send(signal, server.id());
+        let (ended, end) = mpsc::channel();
+        let pid = server.id();
+        std::thread::spawn(move || ended.send(server.wait()));
+        let status = end.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            self.send("KILL", pid);
+            panic!("the server ignored SIG{signal}; its stderr:\n{}", self.stderr())
+        });
+        Some(status.expect("wait for the server"))
+    }
+
+    fn send(&self, signal: &str, pid: u32) {
+        let _ = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
+    }
+
+    /// Where the server listens: 127.0.0.1 and its port.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The directory that is served.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// An empty directory beside the tree, for what a test needs to put somewhere; removed at the end.
+    pub fn scratch(&self) -> PathBuf {
+        let path = self.room.path().join("scratch");
+        fs::create_dir_all(&path).expect("scratch directory");
+        path
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.server.as_ref().expect("a running server").id()
+    }
+
+    /// A client without credentials.
+    pub fn client(&self) -> Client {
+        Client::new(self.addr)
+    }
+
+    /// What the server has written to stderr since its first start.
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(self.stderr_path()).unwrap_or_default()
+    }
+
+    fn stderr_path(&self) -> PathBuf {
+        self.room.path().join("stderr")
+    }
+
+    /// Says that the tree is damaged on purpose: it is not checked at the end.
+    pub fn expect_damage(&mut self) {
+        self.damage_expected = true;
+    }
+
+    /// Runs `stillage check ROOT`: its exit code (0 clean, 4 damage) and what it printed.
+    pub fn check(&self) -> (Option<i32>, String) {
+        let output = Command::new(STILLAGE)
+            .arg("check")
+            .arg(&self.root)
+            .output()
+            .expect("stillage check starts");
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        (output.status.code(), text)
+    }
+
+    /// Fails the test if `stillage check` finds anything.
+    pub fn assert_sound(&self) {
+        let (code, text) = self.check();
+        assert_eq!(code, Some(0), "stillage check {}:\n{text}", self.root.display());
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            if let Some(mut server) = self.server.take() {
+                let _ = server.kill();
+                let _ = server.wait();
+            }
+            eprintln!("--- the server's stderr ---\n{}", self.stderr());
+            return;
+        }
+        if let Some(status) = self.stop("TERM") {
+            assert!(status.success(), "SIGTERM ended in {status}; stderr:\n{}", self.stderr());
+        }
+        let said = self.stderr();
+        assert!(!said.contains("panicked at"), "the server panicked:\n{said}");
+        if !self.damage_expected {
+            self.assert_sound();
+        }
+    }
+}
+
+fn room() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("stillage-test-").tempdir().expect("a temporary directory")
+}
