@@ -42,6 +42,9 @@ pub struct CheckArgs {
     /// Report as one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Manifests may name what is not there, as under `serve --allow-sparse`
+    #[arg(long)]
+    pub allow_sparse: bool,
 }
 
 /// `stillage serve`, as typed.

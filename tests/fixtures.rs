@@ -16,14 +16,9 @@ const FOREIGN: [(&str, u64, u64); 3] = [("skopeo", 2, 5), ("skopeo-index", 3, 6)
 
 #[test]
 fn the_fixtures_are_what_is_made_here() {
-    let valid = valid::all()
-        .into_iter()
-        .map(|(sample, ..)| ("valid", sample));
+    let valid = valid::all().into_iter().map(|(sample, ..)| ("valid", sample));
     let broken = broken::all().into_iter().map(|sample| ("broken", sample));
-    for (kind, sample) in valid
-        .chain(broken)
-        .filter(|(_, sample)| sample.twist.is_none())
-    {
+    for (kind, sample) in valid.chain(broken).filter(|(_, sample)| sample.twist.is_none()) {
         let dir = fixtures().join(kind).join(sample.name);
         if std::env::var_os(WRITE).is_some() {
             write(&dir, &sample);
@@ -49,30 +44,18 @@ fn write(dir: &Path, sample: &Sample) {
 fn nothing_lies_in_fixtures_that_no_test_looks_at() {
     let names = |kind: &str| -> BTreeSet<String> {
         let entries = std::fs::read_dir(fixtures().join(kind)).unwrap();
-        entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     };
     let made = valid::all().into_iter().map(|(sample, ..)| sample.name);
     let foreign = FOREIGN.into_iter().map(|(name, ..)| name);
-    assert_eq!(
-        names("valid"),
-        made.chain(foreign).map(str::to_owned).collect()
-    );
-    let kept = broken::all()
-        .into_iter()
-        .filter(|sample| sample.twist.is_none());
-    assert_eq!(
-        names("broken"),
-        kept.map(|sample| sample.name.to_owned()).collect()
-    );
+    assert_eq!(names("valid"), made.chain(foreign).map(str::to_owned).collect());
+    let kept = broken::all().into_iter().filter(|sample| sample.twist.is_none());
+    assert_eq!(names("broken"), kept.map(|sample| sample.name.to_owned()).collect());
 }
 
 #[test]
 fn a_sound_tree_gives_no_finding_and_all_of_it_is_seen() {
-    let made = valid::all()
-        .into_iter()
-        .map(|(sample, m, b)| (sample.name, m, b));
+    let made = valid::all().into_iter().map(|(sample, m, b)| (sample.name, m, b));
     for (name, manifests, blobs) in made.chain(FOREIGN) {
         let temp = disk::place(&disk::read(&fixtures().join("valid").join(name)));
         let (found, summary) = findings(temp.path());
@@ -90,18 +73,13 @@ fn a_broken_tree_gives_exactly_its_rule() {
         let (found, summary) = findings(temp.path());
         let rules: BTreeSet<&str> = found.iter().map(|finding| finding.rule.id()).collect();
         assert_eq!(rules, BTreeSet::from([sample.name]), "{found:#?}");
-        let errors = found
-            .iter()
-            .any(|f| f.rule.severity() == stillage::upkeep::check::Severity::Error);
+        let errors =
+            found.iter().any(|f| f.rule.severity() == stillage::upkeep::check::Severity::Error);
         assert_eq!(summary.is_damaged(), errors, "{}", sample.name);
         for finding in &found {
             let at = temp.path().join(&finding.path);
-            let missing = [
-                Rule::LayoutMissing,
-                Rule::IndexMissing,
-                Rule::ManifestMissing,
-                Rule::BlobMissing,
-            ];
+            let missing =
+                [Rule::LayoutMissing, Rule::IndexMissing, Rule::ManifestMissing, Rule::BlobMissing];
             let there = at.symlink_metadata().is_ok();
             assert_eq!(there, !missing.contains(&finding.rule), "{finding:?}");
             assert!(!finding.message.is_empty(), "{finding:?}");

@@ -174,11 +174,7 @@ mod tests {
         let first = shared(Duration::ZERO).unwrap();
         let second = shared(Duration::ZERO).unwrap();
         assert_eq!(first.inode(), second.inode());
-        assert!(
-            exclusive_within(&dir, ".lock", Duration::ZERO)
-                .unwrap()
-                .is_none()
-        );
+        assert!(exclusive_within(&dir, ".lock", Duration::ZERO).unwrap().is_none());
     }
 
     #[test]

@@ -10,16 +10,13 @@ use stillage::oci::{Algorithm, Digest};
 
 use super::repo::{IMAGE, INDEX, Repo, line};
 use super::room::session;
-use super::valid::{fact, image, written};
+use super::valid::{fact, image, roomy};
 use super::{Files, Sample, disk};
 
 /// One sample per rule, in the order of rules.md. Those with a twist are not in git. `unreadable`
 /// is missing: it takes an account without rights, so the test of it stands alone.
 pub fn all() -> Vec<Sample> {
-    [layouts(), manifests(), blobs(), rights(), history(), room()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [layouts(), manifests(), blobs(), rights(), history(), room()].into_iter().flatten().collect()
 }
 
 fn changed(mut files: Files, change: impl FnOnce(&mut Files)) -> Files {
@@ -59,9 +56,7 @@ fn layouts() -> Vec<Sample> {
         }),
         Sample::new("name-unreachable", {
             let files = image().into_iter();
-            files
-                .map(|(name, bytes)| (name.replace("app/", "Team/"), bytes))
-                .collect()
+            files.map(|(name, bytes)| (name.replace("app/", "Team/"), bytes)).collect()
         }),
         Sample::new(
             "layout-missing",
@@ -72,16 +67,14 @@ fn layouts() -> Vec<Sample> {
         Sample::new(
             "layout-malformed",
             changed(image(), |files| {
-                files.insert(
-                    "app/oci-layout".into(),
-                    br#"{"imageLayoutVersion":"2.0.0"}"#.to_vec(),
-                );
+                files
+                    .insert("app/oci-layout".into(), br#"{"imageLayoutVersion":"2.0.0"}"#.to_vec());
             }),
         ),
         Sample::new(
             "index-missing",
-            changed(written(), |files| {
-                files.remove("team/app/index.json").unwrap();
+            changed(roomy(), |files| {
+                files.remove("app/index.json").unwrap();
             }),
         ),
         Sample::new(
@@ -93,10 +86,7 @@ fn layouts() -> Vec<Sample> {
         Sample::new(
             "index-entry-untyped",
             with(|repo, image| {
-                repo.tag(image, "1.8")
-                    .as_object_mut()
-                    .unwrap()
-                    .remove("mediaType");
+                repo.tag(image, "1.8").as_object_mut().unwrap().remove("mediaType");
             }),
         ),
         Sample::new(
@@ -201,10 +191,7 @@ fn blobs() -> Vec<Sample> {
         Sample::new(
             "algorithm-unknown",
             changed(image(), |files| {
-                files.insert(
-                    "app/blobs/md5/d41d8cd98f00b204e9800998ecf8427e".into(),
-                    Vec::new(),
-                );
+                files.insert("app/blobs/md5/d41d8cd98f00b204e9800998ecf8427e".into(), Vec::new());
             }),
         ),
     ]
@@ -216,11 +203,9 @@ fn rights() -> Vec<Sample> {
         mode("inner-wider", image(), |root| {
             disk::set_mode(&root.join("app/blobs/sha256"), 0o775);
         }),
-        mode("lock-open", written(), |root| {
-            disk::set_mode(&root.join("team/app/.lock"), 0o640)
-        }),
-        mode("journal-open", written(), |root| {
-            disk::set_mode(&root.join("team/app/_log.jsonl"), 0o644);
+        mode("lock-open", roomy(), |root| disk::set_mode(&root.join("app/.lock"), 0o640)),
+        mode("journal-open", roomy(), |root| {
+            disk::set_mode(&root.join("app/_log.jsonl"), 0o644);
         }),
     ]
 }
@@ -228,29 +213,20 @@ fn rights() -> Vec<Sample> {
 fn history() -> Vec<Sample> {
     let nothing = Stamp::nothing();
     let journal = |files: &mut Files, change: fn(&str) -> String| {
-        let log = files.get_mut("team/app/_log.jsonl").unwrap();
+        let log = files.get_mut("app/_log.jsonl").unwrap();
         *log = change(std::str::from_utf8(log).unwrap()).into_bytes();
     };
     vec![
         Sample::new(
             "journal-malformed",
-            changed(written(), |files| {
-                journal(files, |log| {
-                    log.replacen("\"what\":\"untag\"", "\"what\":\"burnt\"", 1)
-                });
+            changed(roomy(), |files| {
+                journal(files, |log| log.replacen("\"what\":\"tag\"", "\"what\":\"burnt\"", 1));
             }),
         ),
         Sample::new(
             "journal-stamp-unknown",
             with(|repo, image| {
-                let log = line(
-                    "push",
-                    "",
-                    &Value::Null,
-                    image,
-                    nothing,
-                    Stamp::of(b"another"),
-                );
+                let log = line("push", "", &Value::Null, image, nothing, Stamp::of(b"another"));
                 repo.file("_log.jsonl", log.as_bytes());
                 repo.tag(image, "1.8");
             }),
@@ -280,7 +256,7 @@ fn history() -> Vec<Sample> {
 }
 
 fn room() -> Vec<Sample> {
-    let tree = |change: fn(&mut Files)| changed(written(), change);
+    let tree = |change: fn(&mut Files)| changed(roomy(), change);
     let rename = |files: &mut Files, from: &str, to: &str| {
         let bytes = files.remove(from).unwrap();
         files.insert(to.to_owned(), bytes);
@@ -292,7 +268,7 @@ fn room() -> Vec<Sample> {
                 files.insert(".stillage/version".into(), b"2\n".to_vec());
             }),
         ),
-        Sample::twisted("room-open", written(), |root| {
+        Sample::twisted("room-open", roomy(), |root| {
             disk::set_mode(&root.join(".stillage"), 0o750);
         }),
         Sample::new(
@@ -314,12 +290,12 @@ fn room() -> Vec<Sample> {
         ),
         Sample::new(
             "pool-name-malformed",
-            changed(written(), |files| {
+            changed(roomy(), |files| {
                 let old = first(files, ".stillage/pool/sha256/");
                 rename(files, &old, &old.replace("/sha256/", "/sha256/x"));
             }),
         ),
-        Sample::twisted("pool-inode-unsafe", written(), |root| {
+        Sample::twisted("pool-inode-unsafe", roomy(), |root| {
             disk::set_mode(&pooled(root), 0o664);
         }),
         Sample::twisted("inode-two-algorithms", image(), |root| {
@@ -330,7 +306,7 @@ fn room() -> Vec<Sample> {
         }),
         Sample::new(
             "holder-size-wrong",
-            changed(written(), |files| {
+            changed(roomy(), |files| {
                 let pooled = first(files, ".stillage/pool/sha256/");
                 let hex = pooled.rsplit('/').next().unwrap();
                 let hints = format!(".stillage/holders/sha256/{}", &hex[..3]);
@@ -338,34 +314,24 @@ fn room() -> Vec<Sample> {
                 files.get_mut(&hints).unwrap().extend(line.into_bytes());
             }),
         ),
-        Sample::new(
-            "upload-malformed",
-            tree(|files| session(files, "not-an-id")),
-        ),
+        Sample::new("upload-malformed", tree(|files| session(files, "not-an-id"))),
         Sample::new(
             "note-malformed",
             tree(|files| {
-                files.insert(".stillage/unreferenced/team/app/README".into(), Vec::new());
+                files.insert(".stillage/unreferenced/app/README".into(), Vec::new());
             }),
         ),
     ]
 }
 
 fn first(files: &Files, prefix: &str) -> String {
-    files
-        .keys()
-        .find(|name| name.starts_with(prefix))
-        .unwrap()
-        .clone()
+    files.keys().find(|name| name.starts_with(prefix)).unwrap().clone()
 }
 
 /// The blob in `app` with the given beginning.
 fn blob_of(root: &Path, beginning: &str) -> PathBuf {
     let begins = |path: &PathBuf| fs::read(path).unwrap().starts_with(beginning.as_bytes());
-    disk::walk(&root.join("app/blobs/sha256"))
-        .into_iter()
-        .find(begins)
-        .unwrap()
+    disk::walk(&root.join("app/blobs/sha256")).into_iter().find(begins).unwrap()
 }
 
 /// A file of the pool.

@@ -31,12 +31,7 @@ pub fn place(files: &Files) -> tempfile::TempDir {
         write(root, name, bytes);
     }
     for path in walk(root) {
-        let name = path
-            .strip_prefix(root)
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned();
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
         set_mode(&path, mode(&name, path.is_dir()));
     }
     share(root);
@@ -50,8 +45,7 @@ pub fn write(root: &Path, name: &str, bytes: &[u8]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, bytes).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
-    file.set_modified(SystemTime::now() - Duration::from_secs(3600))
-        .unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
 }
 
 pub fn set_mode(path: &Path, mode: u32) {
@@ -127,9 +121,7 @@ pub fn fingerprint(root: &Path) -> Digest {
             meta.ctime().unsigned_abs(),
             meta.ctime_nsec().unsigned_abs(),
         ];
-        numbers
-            .iter()
-            .for_each(|number| hasher.update(&number.to_le_bytes()));
+        numbers.iter().for_each(|number| hasher.update(&number.to_le_bytes()));
         if meta.is_file() && !meta.file_type().is_fifo() {
             hasher.update(&fs::read(&path).unwrap());
         }

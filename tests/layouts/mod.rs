@@ -32,19 +32,11 @@ pub struct Sample {
 
 impl Sample {
     pub fn new(name: &'static str, files: Files) -> Sample {
-        Sample {
-            name,
-            files,
-            twist: None,
-        }
+        Sample { name, files, twist: None }
     }
 
     pub fn twisted(name: &'static str, files: Files, twist: Twist) -> Sample {
-        Sample {
-            name,
-            files,
-            twist: Some(twist),
-        }
+        Sample { name, files, twist: Some(twist) }
     }
 
     /// Puts it on the disk.

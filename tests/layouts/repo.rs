@@ -25,24 +25,15 @@ pub struct Repo {
 impl Repo {
     /// With an `oci-layout` and nothing else. The empty name is ROOT itself.
     pub fn new(name: &str) -> Repo {
-        let dir = if name.is_empty() {
-            String::new()
-        } else {
-            format!("{name}/")
-        };
-        let mut repo = Repo {
-            dir,
-            files: Files::new(),
-            entries: Vec::new(),
-            algorithm: Algorithm::Sha256,
-        };
+        let dir = if name.is_empty() { String::new() } else { format!("{name}/") };
+        let mut repo =
+            Repo { dir, files: Files::new(), entries: Vec::new(), algorithm: Algorithm::Sha256 };
         repo.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
         repo
     }
 
     pub fn file(&mut self, name: &str, bytes: &[u8]) {
-        self.files
-            .insert(format!("{}{name}", self.dir), bytes.to_vec());
+        self.files.insert(format!("{}{name}", self.dir), bytes.to_vec());
     }
 
     pub fn drop_file(&mut self, name: &str) {
@@ -51,10 +42,7 @@ impl Repo {
 
     /// The path of a descriptor's content, in the repository.
     pub fn path(descriptor: &Value) -> String {
-        format!(
-            "blobs/{}",
-            descriptor["digest"].as_str().unwrap().replace(':', "/")
-        )
+        format!("blobs/{}", descriptor["digest"].as_str().unwrap().replace(':', "/"))
     }
 
     pub fn blob(&mut self, media_type: &str, bytes: &[u8]) -> Value {

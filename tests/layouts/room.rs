@@ -18,9 +18,7 @@ pub fn with_room(mut files: Files) -> Files {
             let pool = format!("pool/{algorithm}/{}/{hex}", &hex[..2]);
             room.insert(pool, bytes.clone());
             let line = format!("{hex} {} {}\n", bytes.len(), repository.join("/"));
-            let hints = room
-                .entry(format!("holders/{algorithm}/{}", &hex[..3]))
-                .or_default();
+            let hints = room.entry(format!("holders/{algorithm}/{}", &hex[..3])).or_default();
             hints.extend(line.into_bytes());
         }
     }
@@ -33,9 +31,6 @@ pub fn with_room(mut files: Files) -> Files {
 /// An open upload session.
 pub fn session(files: &mut Files, id: &str) {
     let owner = json!({"user": "alice", "repository": "team/app", "algorithm": "sha256"});
-    files.insert(
-        format!(".stillage/uploads/{id}/owner"),
-        owner.to_string().into_bytes(),
-    );
+    files.insert(format!(".stillage/uploads/{id}/owner"), owner.to_string().into_bytes());
     files.insert(format!(".stillage/uploads/{id}/data"), b"so far".to_vec());
 }

@@ -28,6 +28,7 @@ pub fn all() -> Vec<(Sample, u64, u64)> {
         sample("no-manifest-yet", no_manifest_yet(), 0, 2),
         sample("null-lists", null_lists(), 1, 2),
         sample("emptied", emptied(), 0, 0),
+        sample("roomy", roomy(), 1, 3),
         sample("written", written(), 3, 9),
         sample("after-a-crash", after_a_crash(), 1, 5),
     ]
@@ -42,14 +43,9 @@ pub fn image() -> Files {
 
 fn docker() -> Files {
     let mut repo = Repo::new("app");
-    let config = repo.json(
-        "application/vnd.docker.container.image.v1+json",
-        &json!({"os": "linux"}),
-    );
-    let layer = repo.blob(
-        "application/vnd.docker.image.rootfs.diff.tar.gzip",
-        b"docker layer\n",
-    );
+    let config =
+        repo.json("application/vnd.docker.container.image.v1+json", &json!({"os": "linux"}));
+    let layer = repo.blob("application/vnd.docker.image.rootfs.diff.tar.gzip", b"docker layer\n");
     let body =
         json!({"schemaVersion": 2, "mediaType": DOCKER_IMAGE, "config": config, "layers": [layer]});
     let image = repo.json(DOCKER_IMAGE, &body);
@@ -124,10 +120,7 @@ fn full_reference() -> Files {
 fn build_cache() -> Files {
     let mut repo = Repo::new("app/cache");
     let layer = repo.blob(LAYER, b"a cached layer\n");
-    let config = repo.blob(
-        "application/vnd.buildkit.cacheconfig.v0",
-        b"{\"layers\":[]}",
-    );
+    let config = repo.blob("application/vnd.buildkit.cacheconfig.v0", b"{\"layers\":[]}");
     let cache = repo.index(&[layer, config]);
     repo.tag(&cache, "cache");
     repo.finish()
@@ -193,6 +186,21 @@ fn null_lists() -> Files {
     repo.finish()
 }
 
+/// The least that a server has written: one image, pushed and tagged.
+pub fn roomy() -> Files {
+    let mut repo = Repo::new("app");
+    repo.file(".lock", b"");
+    let image = repo.image("one");
+    repo.untagged(&image);
+    let (nothing, first) = (Stamp::nothing(), repo.stamp());
+    let mut log = line("push", "", &Value::Null, &image, nothing, first);
+    repo.entries.clear();
+    let tagged = repo.tag(&image, "1.8").clone();
+    log += &line("tag", "1.8", &Value::Null, &tagged, first, repo.stamp());
+    repo.file("_log.jsonl", log.as_bytes());
+    with_room(repo.finish())
+}
+
 /// What a server has written: five commits and one that was cut off before its rename.
 pub fn written() -> Files {
     let mut repo = Repo::new("team/app");
@@ -240,10 +248,8 @@ pub fn written() -> Files {
     files.extend(other.finish());
     let mut files = with_room(files);
     session(&mut files, "000102030405060708090a0b0c0d0e0f");
-    let note = format!(
-        ".stillage/unreferenced/team/app/{}",
-        Digest::of(Algorithm::Sha256, b"gone")
-    );
+    let note =
+        format!(".stillage/unreferenced/team/app/{}", Digest::of(Algorithm::Sha256, b"gone"));
     files.insert(note, Vec::new());
     files
 }
@@ -251,11 +257,7 @@ pub fn written() -> Files {
 /// The line of facts about a manifest of the repository.
 pub fn fact(repo: &Repo, of: &Value) -> String {
     let path = Repo::path(of);
-    let (_, bytes) = repo
-        .files
-        .iter()
-        .find(|(name, _)| name.ends_with(&path))
-        .unwrap();
+    let (_, bytes) = repo.files.iter().find(|(name, _)| name.ends_with(&path)).unwrap();
     let manifest = Manifest::parse(bytes, None).unwrap();
     let digest = Digest::parse(of["digest"].as_str().unwrap()).unwrap();
     let fact = Fact::of(digest, bytes.len() as u64, &manifest);
@@ -277,54 +279,25 @@ fn after_a_crash() -> Files {
     log += &line("push", "", &Value::Null, &lost, before, Stamp::of(b"void"));
     log += "{\"time\":\"2026-11-24T01:02:03.12";
     repo.file("_log.jsonl", log.as_bytes());
-    repo.file(
-        "_referrers/facts.jsonl",
-        format!("{}{{\"dig", fact(&repo, &image)).as_bytes(),
-    );
-    repo.file(
-        ".index.json.0123456789abcdef",
-        br#"{"schemaVersion":2,"mani"#,
-    );
+    repo.file("_referrers/facts.jsonl", format!("{}{{\"dig", fact(&repo, &image)).as_bytes());
+    repo.file(".index.json.0123456789abcdef", br#"{"schemaVersion":2,"mani"#);
     repo.file("blobs/sha256/.blob.0123456789abcdef", b"half a lay");
     let mut files = with_room(repo.finish());
     // A first push that got as far as the journal.
     let mut young = Repo::new("young");
     let image = young.image("young");
-    let line = line(
-        "push",
-        "",
-        &Value::Null,
-        &image,
-        nothing,
-        Stamp::of(b"void"),
-    );
+    let line = line("push", "", &Value::Null, &image, nothing, Stamp::of(b"void"));
     young.file("_log.jsonl", line.as_bytes());
     files.extend(young.files);
-    files.insert(
-        ".stillage/uploads/.blob.0123456789abcdef".into(),
-        b"half".to_vec(),
-    );
-    files.insert(
-        ".stillage/uploads/ffffffffffffffffffffffffffffffff/owner".into(),
-        Vec::new(),
-    );
+    files.insert(".stillage/uploads/.blob.0123456789abcdef".into(), b"half".to_vec());
+    files.insert(".stillage/uploads/ffffffffffffffffffffffffffffffff/owner".into(), Vec::new());
     files.insert(
         ".stillage/uploads/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee/owner".into(),
         b"{\"user\":\"al".to_vec(),
     );
-    files.insert(
-        ".stillage/uploads/dddddddddddddddddddddddddddddddd/owner".into(),
-        vec![0; 60],
-    );
-    let hints = files
-        .keys()
-        .find(|name| name.starts_with(".stillage/holders/"))
-        .unwrap()
-        .clone();
-    files
-        .get_mut(&hints)
-        .unwrap()
-        .extend(b"0123 torn\nand the rest");
+    files.insert(".stillage/uploads/dddddddddddddddddddddddddddddddd/owner".into(), vec![0; 60]);
+    let hints = files.keys().find(|name| name.starts_with(".stillage/holders/")).unwrap().clone();
+    files.get_mut(&hints).unwrap().extend(b"0123 torn\nand the rest");
     files
 }
 
@@ -333,9 +306,7 @@ fn emptied() -> Files {
     let mut repo = Repo::new("empty");
     repo.file(
         "index.json",
-        json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})
-            .to_string()
-            .as_bytes(),
+        json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).to_string().as_bytes(),
     );
     repo.files
 }
