@@ -42,6 +42,9 @@ pub struct CheckArgs {
     /// Report as one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Manifests may name what is absent, as under `serve --allow-sparse`
+    #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true)]
+    pub allow_sparse: bool,
 }
 
 /// `stillage serve`, as typed.

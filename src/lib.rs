@@ -40,3 +40,4 @@ pub mod http;
 pub mod layout;
 pub mod oci;
 pub mod registry;
+pub mod upkeep;

@@ -12,11 +12,15 @@ use stillage::auth::{self, Auth};
 use stillage::config::{CheckArgs, Cli, Command, Serve, ServeArgs};
 use stillage::http::Server;
 use stillage::registry::Registry;
+use stillage::upkeep::check::{self, report::Format};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
+
+/// What `stillage check` exits with where it found damage.
+const DAMAGE: u8 = 4;
 
 type Outcome = Result<ExitCode, Box<dyn Error>>;
 
@@ -126,6 +130,9 @@ fn raise_file_limit() {
 }
 
 fn check(args: &CheckArgs) -> Outcome {
-    let CheckArgs { root, json: _ } = args;
-    Err(format!("check {}: not part of this build", root.display()).into())
+    let options = check::Options { allow_sparse: args.allow_sparse };
+    let format = if args.json { Format::Json } else { Format::Text };
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let summary = check::report::run(&args.root, options, format, &mut out)?;
+    Ok(if summary.errors > 0 { ExitCode::from(DAMAGE) } else { ExitCode::SUCCESS })
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 
 use super::dir::{Dir, Inode, stat_file};
-use super::error::{At, Error, Result};
+use super::error::{At, Error, OrAbsent, Result};
 use super::inherit::{self, Purpose};
 
 /// How long a request waits for a repository's lock.
@@ -83,6 +83,27 @@ pub fn exclusive_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<
     }
 }
 
+/// Asks writers to wait, for up to `wait` of ours: takes a lock shared that somebody has made
+/// already, and changes nothing on the disk. `None` if there is no lock file or somebody holds it
+/// longer.
+pub fn shared_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<Held>> {
+    let end = Instant::now() + wait;
+    while let Some(file) = dir.file(name).or_absent()? {
+        match file.try_lock_shared() {
+            Ok(()) => {
+                if let Some(held) = confirmed(dir, name, file)? {
+                    return Ok(Some(held));
+                }
+            }
+            Err(TryLockError::WouldBlock) if Instant::now() >= end => return Ok(None),
+            // As above: another process holds it.
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(2)),
+            Err(TryLockError::Error(error)) => return Err(error).at(|| dir.at(name)),
+        }
+    }
+    Ok(None)
+}
+
 fn open_lock(dir: &Dir, name: &str) -> Result<File> {
     match dir.regular(name, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()) {
         Err(error) if error.is_absent() => {}
@@ -138,6 +159,22 @@ mod tests {
         }
         held.release();
         waiter.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_shared_lock_makes_no_file_and_waits_for_the_writer() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let shared = |wait| shared_within(&dir, ".lock", wait).unwrap();
+        assert!(shared(Duration::ZERO).is_none());
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
+        let held = repository(&dir).unwrap();
+        assert!(shared(Duration::ZERO).is_none());
+        held.release();
+        let first = shared(Duration::ZERO).unwrap();
+        let second = shared(Duration::ZERO).unwrap();
+        assert_eq!(first.inode(), second.inode());
+        assert!(exclusive_within(&dir, ".lock", Duration::ZERO).unwrap().is_none());
     }
 
     #[test]
