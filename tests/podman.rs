@@ -202,9 +202,7 @@ fn refusal(client: &Client, login: Option<(&str, &str)>) -> Response {
     let (user, password) = login.unwrap_or_default();
     match client.token(user, password, &["repository:test/refused:pull,push"]) {
         Err(answer) => answer,
-        Ok(token) => {
-            client.send(Request::post("/v2/test/refused/blobs/uploads/").bearer(&token))
-        }
+        Ok(token) => client.send(Request::post("/v2/test/refused/blobs/uploads/").bearer(&token)),
     }
 }
 

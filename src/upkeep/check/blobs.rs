@@ -33,9 +33,7 @@ pub(super) fn check(run: &mut Run<'_>, repo: &Dir, findings: &mut Findings) -> B
         }
     }
     for (name, kind) in probe::names(&dir, findings) {
-        let known = Algorithm::ALL
-            .iter()
-            .any(|algorithm| algorithm.as_str() == name);
+        let known = Algorithm::ALL.iter().any(|algorithm| algorithm.as_str() == name);
         if kind == FileType::Directory && !known && !probe::is_hidden(&name) {
             let message = "is no algorithm that is served: sha256 and sha512 are";
             findings.add(Rule::AlgorithmUnknown, &dir.at(&name), message);
@@ -103,14 +101,7 @@ fn content(run: &mut Run<'_>, dir: &Dir, digest: &Digest, findings: &mut Finding
 }
 
 fn moved(dir: &Dir, digest: &Digest, before: &Stat) -> bool {
-    let key = |stat: &Stat| {
-        (
-            Inode::of(stat),
-            stat.st_size,
-            stat.st_mtime,
-            stat.st_mtime_nsec,
-        )
-    };
+    let key = |stat: &Stat| (Inode::of(stat), stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
     match dir.stat_name(digest.hex()) {
         Ok(Some(now)) => key(&now) != key(before),
         Ok(None) => true,

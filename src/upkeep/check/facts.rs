@@ -42,9 +42,5 @@ fn truth(repo: &Dir, fact: &Fact) -> Option<Fact> {
         Err(ManifestError::Untyped) => Manifest::parse(&bytes, Some(&fact.media_type)),
         parsed => parsed,
     };
-    Some(Fact::of(
-        fact.digest.clone(),
-        bytes.len() as u64,
-        &manifest.ok()?,
-    ))
+    Some(Fact::of(fact.digest.clone(), bytes.len() as u64, &manifest.ok()?))
 }

@@ -62,11 +62,7 @@ pub(super) struct Findings {
 
 impl Findings {
     pub(super) fn new(root: &Path, repository: &str) -> Findings {
-        Findings {
-            root: root.to_owned(),
-            repository: repository.to_owned(),
-            found: Vec::new(),
-        }
+        Findings { root: root.to_owned(), repository: repository.to_owned(), found: Vec::new() }
     }
 
     /// Adds one; `path` is as a [`Dir`](crate::layout::Dir) gives it.

@@ -40,9 +40,7 @@ pub(super) struct Hashes {
 
 impl Hashes {
     pub(super) fn new() -> Hashes {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |age| age.as_secs());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
         Hashes {
             room: None,
             suspects: HashSet::new(),
@@ -122,9 +120,7 @@ impl Hashes {
             return false;
         }
         let Some(room) = &self.room else { return false };
-        let found = room
-            .dir(&path::pool_dir(digest))
-            .and_then(|dir| dir.stat_name(digest.hex()));
+        let found = room.dir(&path::pool_dir(digest)).and_then(|dir| dir.stat_name(digest.hex()));
         matches!(found, Ok(Some(found)) if Inode::of(&found) == inode)
     }
 }

@@ -16,7 +16,7 @@ use crate::oci::{Tag, What};
 /// Checks every line, and what they say of index.json, whose stamp is `now` if there is one.
 pub(super) fn check(repo: &Dir, now: Option<Stamp>, findings: &mut Findings) {
     let mut history = History::new(now);
-    read(repo, findings, |record| history.take(record));
+    let all_sound = read(repo, findings, |record| history.take(record));
     let at = repo.at(path::INDEX);
     match (now, history) {
         (None, History { followed: true, .. }) => {
@@ -26,26 +26,13 @@ pub(super) fn check(repo: &Dir, now: Option<Stamp>, findings: &mut Findings) {
                 "is missing: the journal says that there was one",
             );
         }
-        (
-            Some(now),
-            History {
-                any: true,
-                met: false,
-                ..
-            },
-        ) => {
+        // A line that cannot be read may be the one with the stamp.
+        (Some(now), History { any: true, met: false, .. }) if all_sound => {
             let message =
                 format!("no line of the journal has its stamp {now}: another tool wrote it");
             findings.add(Rule::JournalStampUnknown, &at, message);
         }
-        (
-            Some(now),
-            History {
-                met: true,
-                left: true,
-                ..
-            },
-        ) => {
+        (Some(now), History { met: true, left: true, .. }) => {
             let message =
                 format!("is an older copy: the journal has changes after its stamp {now}");
             findings.add(Rule::JournalStampOlder, &at, message);
@@ -102,8 +89,9 @@ impl History {
     }
 }
 
-/// Gives every sound line, older parts first.
-fn read(repo: &Dir, findings: &mut Findings, mut each: impl FnMut(&Record)) {
+/// Gives every sound line, older parts first; whether all are sound.
+fn read(repo: &Dir, findings: &mut Findings, mut each: impl FnMut(&Record)) -> bool {
+    let mut all_sound = true;
     let mut parts: Vec<_> = probe::names(repo, findings)
         .into_iter()
         .filter_map(|(name, _)| Some((path::old_journal(&name)?, name)))
@@ -118,13 +106,16 @@ fn read(repo: &Dir, findings: &mut Findings, mut each: impl FnMut(&Record)) {
         let read = lines::each(&file, |number, line| match parse(line) {
             Ok(record) => each(&record),
             Err(why) => {
+                all_sound = false;
                 findings.add(Rule::JournalMalformed, &at, format!("line {number}: {why}"));
             }
         });
         if let Err(error) = read {
+            all_sound = false;
             findings.add(Rule::Unreadable, &at, format!("cannot be read: {error}"));
         }
     }
+    all_sound
 }
 
 fn parse(line: Option<&[u8]>) -> Result<Record, String> {
@@ -136,13 +127,7 @@ fn parse(line: Option<&[u8]>) -> Result<Record, String> {
     if let Some(tag) = &record.tag {
         Tag::parse(tag).map_err(|error| error.to_string())?;
     }
-    let Record {
-        what,
-        tag,
-        before,
-        after,
-        ..
-    } = &record;
+    let Record { what, tag, before, after, .. } = &record;
     let shape = (tag.is_some(), before.is_some(), after.is_some());
     let good = match what {
         What::Push => shape == (false, false, true),
@@ -153,8 +138,6 @@ fn parse(line: Option<&[u8]>) -> Result<Record, String> {
     if good {
         Ok(record)
     } else {
-        Err(format!(
-            "has fields that {what:?} does not have, or lacks some"
-        ))
+        Err(format!("has fields that {what:?} does not have, or lacks some"))
     }
 }

@@ -34,10 +34,7 @@ mod tests {
         std::fs::write(temp.path(), bytes).unwrap();
         let mut found = Vec::new();
         let file = File::open(temp.path()).unwrap();
-        each(&file, |number, line| {
-            found.push((number, line.map(<[u8]>::len)))
-        })
-        .unwrap();
+        each(&file, |number, line| found.push((number, line.map(<[u8]>::len)))).unwrap();
         found
     }
 

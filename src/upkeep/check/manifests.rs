@@ -159,16 +159,12 @@ impl Graph<'_> {
         let manifest = match Manifest::parse(&bytes, said) {
             Ok(manifest) => manifest,
             Err(error @ ManifestError::Disagree { .. }) => {
-                let message = error
-                    .to_string()
-                    .replace("Content-Type", "the descriptor's type");
+                let message = error.to_string().replace("Content-Type", "the descriptor's type");
                 self.findings.add(Rule::ManifestTypeMismatch, &at, message);
                 return;
             }
             Err(error) => {
-                return self
-                    .findings
-                    .add(Rule::ManifestMalformed, &at, error.to_string());
+                return self.findings.add(Rule::ManifestMalformed, &at, error.to_string());
             }
         };
         if self.read.insert(digest.clone()) {
@@ -215,20 +211,13 @@ impl Graph<'_> {
         if !sound {
             let message = format!("{place} embeds other content under this digest");
             let at = self.at(&descriptor.digest);
-            self.findings
-                .add(Rule::DescriptorDataMismatch, &at, message);
+            self.findings.add(Rule::DescriptorDataMismatch, &at, message);
         }
     }
 
     fn first_asked(&mut self, descriptor: &Descriptor) -> bool {
-        let Descriptor {
-            digest,
-            size,
-            media_type,
-            ..
-        } = descriptor;
-        self.asked
-            .insert((digest.clone(), *size, media_type.clone()))
+        let Descriptor { digest, size, media_type, .. } = descriptor;
+        self.asked.insert((digest.clone(), *size, media_type.clone()))
     }
 
     /// What has the digest's name.

@@ -64,13 +64,7 @@ pub fn check(
     report: &mut dyn FnMut(Finding),
 ) -> Result<Summary, CheckError> {
     let root = Dir::open_root(root)?;
-    let mut run = Run {
-        options,
-        hashes: Hashes::new(),
-        summary: Summary::default(),
-        report,
-        root,
-    };
+    let mut run = Run { options, hashes: Hashes::new(), summary: Summary::default(), report, root };
     if run.room()? {
         let root = run.root.clone();
         walk::descend(&mut run, &root, "")?;

@@ -17,12 +17,7 @@ pub(super) fn check(run: &mut Run<'_>, room: &Dir) -> Result<()> {
     if let Some(pool) = probe::dir(room, path::POOL, &mut findings).there() {
         for algorithm in Algorithm::ALL {
             if let Some(dir) = probe::dir(&pool, algorithm.as_str(), &mut findings).there() {
-                shelves(
-                    &mut Pool { run, room, owner },
-                    &dir,
-                    algorithm,
-                    &mut findings,
-                );
+                shelves(&mut Pool { run, room, owner }, &dir, algorithm, &mut findings);
             }
         }
     }

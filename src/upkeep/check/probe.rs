@@ -46,11 +46,7 @@ pub(super) fn unreadable(error: &Error, findings: &mut Findings) {
         Error::Io { source, .. } => source.to_string(),
         Error::Damaged { why, .. } => why.clone(),
     };
-    findings.add(
-        Rule::Unreadable,
-        error.path(),
-        format!("cannot be read: {why}"),
-    );
+    findings.add(Rule::Unreadable, error.path(), format!("cannot be read: {why}"));
 }
 
 /// The status of a name, which must be of the given type.

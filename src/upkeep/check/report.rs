@@ -39,12 +39,7 @@ pub fn run(
     format: Format,
     out: &mut dyn Write,
 ) -> Result<Summary, ReportError> {
-    let mut writer = Writer {
-        out,
-        format,
-        any: false,
-        failed: Ok(()),
-    };
+    let mut writer = Writer { out, format, any: false, failed: Ok(()) };
     let summary = check(root, options, &mut |finding| writer.take(root, &finding))?;
     writer.end(root, summary)?;
     Ok(summary)
@@ -84,17 +79,9 @@ impl Writer<'_> {
         };
         match self.format {
             Format::Text => {
-                let path = if line.path.is_empty() {
-                    ".".into()
-                } else {
-                    line.path
-                };
+                let path = if line.path.is_empty() { ".".into() } else { line.path };
                 let (path, message) = (printable(&path), printable(line.message));
-                writeln!(
-                    self.out,
-                    "{} {}: {path}: {message}",
-                    line.severity, line.rule
-                )
+                writeln!(self.out, "{} {}: {path}: {message}", line.severity, line.rule)
             }
             Format::Json => {
                 self.begin(root)?;
@@ -119,11 +106,7 @@ impl Writer<'_> {
             Format::Text => writeln!(self.out, "{}", sums(&summary))?,
             Format::Json => {
                 self.begin(root)?;
-                writeln!(
-                    self.out,
-                    "],\n\"summary\":{}}}",
-                    serde_json::to_string(&summary)?
-                )?;
+                writeln!(self.out, "],\n\"summary\":{}}}", serde_json::to_string(&summary)?)?;
             }
         }
         self.out.flush()

@@ -157,10 +157,7 @@ fn oci_layout(dir: &Dir, truth: &Truth, findings: &mut Findings) {
     match serde_json::from_slice::<OciLayout>(&bytes) {
         Ok(found) if found.version == "1.0.0" => {}
         Ok(found) => {
-            let message = format!(
-                "imageLayoutVersion is {:?}, must be \"1.0.0\"",
-                found.version
-            );
+            let message = format!("imageLayoutVersion is {:?}, must be \"1.0.0\"", found.version);
             findings.add(Rule::LayoutMalformed, &at, message);
         }
         Err(error) => findings.add(Rule::LayoutMalformed, &at, error.to_string()),

@@ -51,10 +51,8 @@ fn lock(repo: &Dir, findings: &mut Findings) {
     };
     let at = repo.at(path::LOCK);
     if stat.st_mode & 0o007 != 0 {
-        let message = format!(
-            "has mode {:o}: everybody can hold it for ever",
-            stat.st_mode & 0o777
-        );
+        let message =
+            format!("has mode {:o}: everybody can hold it for ever", stat.st_mode & 0o777);
         return findings.add(Rule::LockOpen, &at, message);
     }
     let may_write = Holders::of(repo, repo.stat().map_or(0, |stat| stat.st_mode));
@@ -140,10 +138,7 @@ impl Holders {
 
     /// Those who have one of `bits`.
     fn with(&self, bits: u16) -> impl Iterator<Item = Who> {
-        self.0
-            .iter()
-            .filter(move |(_, has)| *has & bits != 0)
-            .map(|(who, _)| *who)
+        self.0.iter().filter(move |(_, has)| *has & bits != 0).map(|(who, _)| *who)
     }
 }
 

@@ -39,10 +39,7 @@ fn version(room: &Dir, findings: &mut Findings) -> bool {
         Ok(bytes) if bytes == path::VERSION_TEXT.as_bytes() => true,
         Ok(bytes) => {
             let found = String::from_utf8_lossy(&bytes);
-            let message = format!(
-                "is {:?}; this program knows version 1 only",
-                found.trim_end()
-            );
+            let message = format!("is {:?}; this program knows version 1 only", found.trim_end());
             findings.add(Rule::VersionUnknown, &at, message);
             false
         }
@@ -70,10 +67,8 @@ fn token_key(room: &Dir, findings: &mut Findings) {
     };
     let mode = stat.st_mode & 0o7777;
     if mode != 0o600 || size_of(&stat) != 32 || rights::has_acl(&file) {
-        let message = format!(
-            "has mode {mode:o} and {} bytes, must have 600 and 32",
-            size_of(&stat)
-        );
+        let message =
+            format!("has mode {mode:o} and {} bytes, must have 600 and 32", size_of(&stat));
         findings.add(Rule::TokenKeyUnsafe, &room.at(path::TOKEN_KEY), message);
     }
 }
@@ -110,14 +105,8 @@ fn owner(session: &Dir, findings: &mut Findings) {
         Err(error) if error.is_eof() || bytes.first() == Some(&0) => return,
         Err(error) => error.to_string(),
         Ok(owner) => {
-            let repository = RepoName::parse(&owner.repository)
-                .err()
-                .map(|e| e.to_string());
-            let algorithm = owner
-                .algorithm
-                .parse::<Algorithm>()
-                .err()
-                .map(|e| e.to_string());
+            let repository = RepoName::parse(&owner.repository).err().map(|e| e.to_string());
+            let algorithm = owner.algorithm.parse::<Algorithm>().err().map(|e| e.to_string());
             match repository.or(algorithm) {
                 Some(why) => why,
                 None => return,
@@ -131,11 +120,7 @@ fn owner(session: &Dir, findings: &mut Findings) {
 fn notes(dir: &Dir, name: &str, findings: &mut Findings) {
     for (child, kind) in probe::names(dir, findings) {
         if kind == FileType::Directory {
-            let whole = if name.is_empty() {
-                child.clone()
-            } else {
-                format!("{name}/{child}")
-            };
+            let whole = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
             match RepoName::parse(&whole) {
                 Ok(_) => {
                     if let Some(dir) = probe::dir(dir, &child, findings).there() {

@@ -28,11 +28,7 @@ pub(super) fn descend(run: &mut Run<'_>, dir: &Dir, name: &str) -> Result<()> {
         repository::check(run, name, dir);
     }
     for (child, kind) in names {
-        let whole = if name.is_empty() {
-            child.clone()
-        } else {
-            format!("{name}/{child}")
-        };
+        let whole = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
         visit(run, dir, &child, kind, &whole)?;
     }
     Ok(())
