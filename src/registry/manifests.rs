@@ -1,5 +1,7 @@
 //! Pulling and pushing manifests.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use super::commit::{Deed, Refusal};
