@@ -1,11 +1,139 @@
 //! The command line: parses arguments, calls one command, prints the error.
 
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::Parser;
+use futures_util::{Stream, stream};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stillage::auth::{self, Auth};
+use stillage::config::{CheckArgs, Cli, Command, Serve, ServeArgs};
+use stillage::http::Server;
+use stillage::registry::Registry;
+use stillage::upkeep::check;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// What `stillage` exits with where arguments contradict each other, as clap does for others.
+const USAGE: u8 = 2;
+
+/// What `stillage check` exits with where it found damage.
+const DAMAGE: u8 = 4;
+
+type Outcome = Result<ExitCode, Box<dyn Error>>;
+
 fn main() -> ExitCode {
-    // Before anything else: a worker reads passwords from its standard input, and nothing more.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "pam-worker") {
-        return stillage::auth::worker::run();
+    // A worker that checks a password: before there is any thread, any runtime, any argument.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "pam-worker") {
+        return auth::worker::run();
     }
-    ExitCode::SUCCESS
+    let cli = Cli::parse();
+    let outcome = start_log(cli.log_level.as_deref()).and_then(|()| match cli.command {
+        Command::Serve(args) => serve(*args),
+        Command::Check(args) => check(&args),
+    });
+    outcome.unwrap_or_else(|error| {
+        complain(error.as_ref());
+        ExitCode::FAILURE
+    })
+}
+
+/// Logs go to stderr. The flag counts before `RUST_LOG`.
+fn start_log(level: Option<&str>) -> Result<(), Box<dyn Error>> {
+    let rust_log = std::env::var("RUST_LOG").ok();
+    let filter = level.or(rust_log.as_deref()).unwrap_or("info");
+    let filter = EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| format!("--log-level {filter:?}: {error}"))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    log.with_writer(io::stderr).with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init();
+    Ok(())
+}
+
+/// The error and what caused it, on one line.
+fn complain(error: &dyn Error) {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text.push_str(&format!(": {more}"));
+        }
+        cause = inner.source();
+    }
+    let _ = writeln!(io::stderr(), "stillage: {text}");
+}
+
+fn serve(args: ServeArgs) -> Outcome {
+    let settings = match args.check() {
+        Ok(settings) => settings,
+        Err(error) => {
+            complain(&error);
+            return Ok(ExitCode::from(USAGE));
+        }
+    };
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(settings))?;
+    // Whatever the blocking pool still does was given up by those who asked for it.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run(settings: Serve) -> Result<(), Box<dyn Error>> {
+    let stop = told_to_stop()?;
+    let registry = Registry::open(&settings.root, settings.registry())?;
+    let auth = Auth::new(settings.auth(registry.token_key()?))?;
+    let server = Server::bind(settings.listen, registry, auth, settings.http.clone()).await;
+    let server =
+        server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
+    report(&settings, &server)?;
+    server.run(Box::pin(stop)).await;
+    Ok(())
+}
+
+/// What the person who started the server wants to know.
+fn report(settings: &Serve, server: &Server) -> io::Result<()> {
+    let [push, pull] = settings.rights();
+    let root = Path::display(&settings.root);
+    let text = format!(
+        "stillage: serving {root} at http://{}\nstillage: {}\nstillage: {push}\nstillage: {pull}\n",
+        server.address()?,
+        server.who_can_log_in(),
+    );
+    let mut stdout = io::stdout();
+    // Who closed our stdout does not want to know; that is no reason not to serve.
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    Ok(())
+}
+
+/// Yields for every SIGTERM and SIGINT.
+fn told_to_stop() -> io::Result<impl Stream<Item = ()>> {
+    let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(stream::unfold(signals, |mut signals: (Signal, Signal)| async {
+        tokio::select! {
+            _ = signals.0.recv() => {}
+            _ = signals.1.recv() => {}
+        }
+        Some(((), signals))
+    }))
+}
+
+/// Every connection and every download holds a file open; the soft limit of most systems is made
+/// for programs that do not.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
+fn check(args: &CheckArgs) -> Outcome {
+    let options = check::Options { allow_sparse: args.allow_sparse };
+    let format = if args.json { check::report::Format::Json } else { check::report::Format::Text };
+    let mut out = io::stdout().lock();
+    let summary = check::report::run(&args.root, options, format, &mut out)?;
+    out.flush()?;
+    Ok(if summary.is_damaged() { ExitCode::from(DAMAGE) } else { ExitCode::SUCCESS })
 }

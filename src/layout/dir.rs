@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use super::error::{At, Error, Result};
@@ -31,6 +31,20 @@ impl Inode {
     /// Of a file's status.
     pub fn of(stat: &Stat) -> Inode {
         Inode { dev: stat.st_dev, ino: stat.st_ino }
+    }
+}
+
+/// Identifies a directory for good, open or not: inode numbers are used again, but not with the
+/// same time of birth. Where the file system knows none, no two are equal.
+#[derive(Clone, Copy, Debug)]
+pub struct DirId {
+    inode: Inode,
+    born: Option<(i64, u32)>,
+}
+
+impl PartialEq for DirId {
+    fn eq(&self, other: &DirId) -> bool {
+        self.inode == other.inode && self.born.is_some() && self.born == other.born
     }
 }
 
@@ -122,7 +136,20 @@ impl Dir {
         &self.path
     }
 
-    /// Its identity.
+    /// Its identity, to be compared also after it was closed.
+    pub fn id(&self) -> Result<DirId> {
+        let flags = AtFlags::EMPTY_PATH;
+        let wanted = StatxFlags::BTIME;
+        let born = match fs::statx(&self.fd, "", flags, wanted) {
+            Ok(found) if found.stx_mask & StatxFlags::BTIME.bits() != 0 => {
+                Some((found.stx_btime.tv_sec, found.stx_btime.tv_nsec))
+            }
+            _ => None,
+        };
+        Ok(DirId { inode: self.inode()?, born })
+    }
+
+    /// Its identity, as long as it is open.
     pub fn inode(&self) -> Result<Inode> {
         Ok(Inode::of(&self.stat()?))
     }

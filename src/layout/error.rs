@@ -40,7 +40,11 @@ impl Error {
     /// The error number, if the operating system gave one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Error::Io { source, .. } => Errno::from_io_error(source),
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => Some(Errno::NOENT),
+                io::ErrorKind::WouldBlock => Some(Errno::AGAIN),
+                _ => Errno::from_io_error(source),
+            },
             Error::Damaged { .. } => None,
         }
     }

@@ -13,7 +13,7 @@ use super::dir;
 use super::error::{At, OrAbsent, Result};
 use super::path;
 use super::tree::Tree;
-use crate::oci::{Digest, RepoName};
+use crate::oci::{Algorithm, Digest, RepoName};
 
 /// Lengths are remembered for this many blobs.
 const REMEMBERED: usize = 1 << 16;
@@ -89,7 +89,30 @@ fn read(tree: &Tree, digest: &Digest) -> Result<Vec<(u64, RepoName)>> {
 }
 
 fn parse(line: &str, digest: &Digest) -> Option<(u64, RepoName)> {
-    let rest = line.strip_prefix(digest.hex())?.strip_prefix(' ')?;
-    let (size, repo) = rest.split_once(' ')?;
-    Some((size.parse().ok()?, RepoName::parse(repo).ok()?))
+    let hint = Hint::parse(line, digest.algorithm())?;
+    (hint.digest == *digest).then_some((hint.size, hint.repository))
+}
+
+/// One line of a file of hints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hint {
+    /// Which blob.
+    pub digest: Digest,
+    /// Its true length.
+    pub size: u64,
+    /// Who got it.
+    pub repository: RepoName,
+}
+
+impl Hint {
+    /// Reads a line of an algorithm's file, without its newline; `None` if a crash has torn it.
+    pub fn parse(line: &str, algorithm: Algorithm) -> Option<Hint> {
+        let (hex, rest) = line.split_once(' ')?;
+        let (size, repository) = rest.split_once(' ')?;
+        Some(Hint {
+            digest: Digest::parse(&format!("{algorithm}:{hex}")).ok()?,
+            size: size.parse().ok()?,
+            repository: RepoName::parse(repository).ok()?,
+        })
+    }
 }

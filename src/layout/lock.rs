@@ -4,10 +4,14 @@ use std::fs::{File, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::dir::{Dir, Inode, stat_file};
-use super::error::{At, Error, Result};
+use super::error::{At, Error, OrAbsent, Result};
 use super::inherit::{self, Purpose};
+
+/// How long a request waits for a repository's lock.
+pub const REQUEST_WAIT: Duration = Duration::from_secs(30);
 
 /// A lock that is held; dropping it releases it.
 #[derive(Debug)]
@@ -80,23 +84,66 @@ pub fn exclusive_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<
     }
 }
 
-fn open_lock(dir: &Dir, name: &str) -> Result<File> {
-    match dir.regular(name, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()) {
-        Err(error) if error.is_absent() => {}
-        opened => return opened,
+/// Asks writers to wait, for up to `wait` of ours: takes a lock shared that somebody has made
+/// already, and changes nothing on the disk. `None` if there is no lock file or somebody holds it
+/// longer.
+pub fn shared_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<Held>> {
+    let end = Instant::now() + wait;
+    while let Some(file) = dir.file(name).or_absent()? {
+        match file.try_lock_shared() {
+            Ok(()) => {
+                if let Some(held) = confirmed(dir, name, file)? {
+                    return Ok(Some(held));
+                }
+            }
+            Err(TryLockError::WouldBlock) if Instant::now() >= end => return Ok(None),
+            // As above: another process holds it.
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(2)),
+            Err(TryLockError::Error(error)) => return Err(error).at(|| dir.at(name)),
+        }
     }
-    // Born closed to everybody else; the group's bit comes after.
+    Ok(None)
+}
+
+fn open_lock(dir: &Dir, name: &str) -> Result<File> {
+    if let Some(file) = open_existing(dir, name)? {
+        return Ok(file);
+    }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    // Born closed to everybody else; the group's bit comes after.
     match dir.regular(name, flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => {
             inherit::apply(dir, &file, Purpose::Lock)?;
             Ok(file)
         }
-        Err(error) if error.errno() == Some(rustix::io::Errno::EXIST) => {
-            dir.regular(name, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty())
-        }
+        // Somebody else made it meanwhile; if it is gone again, that is theirs to explain.
+        Err(error) if error.errno() == Some(Errno::EXIST) => open_existing(dir, name)?.ok_or(error),
         Err(error) => Err(error),
     }
+}
+
+/// Opens a lock file that is there. flock(1) makes it as the shell's umask says: what is wider than
+/// it may be is narrowed, and one that its maker alone may write is locked through a descriptor for
+/// reading.
+fn open_existing(dir: &Dir, name: &str) -> Result<Option<File>> {
+    let open = |access| dir.regular(name, access | OFlags::NONBLOCK, Mode::empty()).or_absent();
+    let file = match open(OFlags::RDWR) {
+        Err(error) if error.errno() == Some(Errno::ACCESS) => open(OFlags::RDONLY)?,
+        opened => opened?,
+    };
+    if let Some(file) = &file {
+        let mode = stat_file(file, || dir.at(name))?.st_mode;
+        let group = mode & 0o060 != 0 && dir.stat()?.st_mode & 0o020 == 0;
+        let narrowed = if mode & 0o007 != 0 || group {
+            inherit::apply(dir, file, Purpose::Lock)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = narrowed {
+            tracing::warn!(%error, "a lock file can be held by whoever may read it: chmod o= it");
+        }
+    }
+    Ok(file)
 }
 
 /// The lock counts only if the path still names the locked file.
@@ -135,6 +182,37 @@ mod tests {
         }
         held.release();
         waiter.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_shared_lock_makes_no_file_and_waits_for_the_writer() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let shared = |wait| shared_within(&dir, ".lock", wait).unwrap();
+        assert!(shared(Duration::ZERO).is_none());
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
+        let held = repository(&dir).unwrap();
+        assert!(shared(Duration::ZERO).is_none());
+        held.release();
+        let first = shared(Duration::ZERO).unwrap();
+        let second = shared(Duration::ZERO).unwrap();
+        assert_eq!(first.inode(), second.inode());
+        assert!(exclusive_within(&dir, ".lock", Duration::ZERO).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_lock_file_that_a_shell_made_is_narrowed() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let mode = || dir.stat_name(".lock").unwrap().unwrap().st_mode & 0o777;
+        for (directory, expected) in [(0o755, 0o600), (0o2775, 0o660)] {
+            rustix::fs::fchmod(&dir, Mode::from_raw_mode(directory)).unwrap();
+            std::fs::write(temp.path().join(".lock"), "").unwrap();
+            assert_ne!(mode(), expected);
+            repository(&dir).unwrap();
+            assert_eq!(mode(), expected, "in a directory of mode {directory:o}");
+            std::fs::remove_file(temp.path().join(".lock")).unwrap();
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ mod tree;
 pub mod uploads;
 mod walk;
 
-pub use dir::{Dir, Inode, is_regular, read_all, size_of, stat_file};
+pub use dir::{Dir, DirId, Inode, is_regular, read_all, size_of, stat_file};
 pub use disk::{Disk, RealDisk};
 pub use error::{At, Error, OrAbsent, Result};
 pub use index_file::IndexFile;

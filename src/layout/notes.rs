@@ -7,13 +7,16 @@
 //! collection").
 
 use super::dir::Dir;
-use super::error::{OrAbsent, Result};
+use super::error::{At, OrAbsent, Result};
 use super::tree::Tree;
 use super::{lock, path};
 use crate::oci::{Digest, RepoName};
 
 /// Makes sure that collection does not take `digest` from the repository: call it **before** the
 /// last look at the blob. Takes the repository's lock only if there is a note.
+///
+/// # Errors
+/// `WouldBlock` if somebody holds the lock for longer than a request waits.
 pub fn promise(tree: &Tree, name: &RepoName, repo: &Dir, digest: &Digest) -> Result<()> {
     let Some(notes) = tree.room.dir(&path::notes(name)).or_absent()? else {
         return Ok(());
@@ -21,7 +24,10 @@ pub fn promise(tree: &Tree, name: &RepoName, repo: &Dir, digest: &Digest) -> Res
     if notes.stat_name(digest.as_str())?.is_none() {
         return Ok(());
     }
-    let _held = lock::repository(repo)?;
+    let Some(_held) = lock::exclusive_within(repo, path::LOCK, lock::REQUEST_WAIT)? else {
+        let held = std::io::Error::from(std::io::ErrorKind::WouldBlock);
+        return Err(held).at(|| repo.at(path::LOCK));
+    };
     forget(tree, &notes, digest)
 }
 

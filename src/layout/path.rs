@@ -85,6 +85,12 @@ pub fn notes(repo: &RepoName) -> String {
     format!("{UNREFERENCED}/{repo}")
 }
 
+/// The number of an older part of the journal, `_log.<n>.jsonl`.
+pub fn old_journal(name: &str) -> Option<u64> {
+    let number = name.strip_prefix("_log.")?.strip_suffix(".jsonl")?;
+    number.parse().ok()
+}
+
 /// A name beside `name` for what is about to replace it: hidden, and never met twice.
 pub fn temporary(name: &str) -> String {
     let name = name.trim_start_matches('.');

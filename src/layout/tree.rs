@@ -159,7 +159,16 @@ fn make_dirs(disk: &dyn Disk, parent: &Dir, relative: &str, mode: Mode) -> Resul
 
 /// The room holds the key and other people's uploads: nobody else may enter.
 fn check_room(room: &Dir) -> Result<()> {
-    let open = room.stat()?.st_mode & 0o077 != 0;
+    let stat = room.stat()?;
+    let own = rustix::process::geteuid().as_raw();
+    if stat.st_uid != own {
+        let why = format!(
+            "belongs to uid {}, and this is uid {own}: run it as that account (sudo -u '#{}' …)",
+            stat.st_uid, stat.st_uid
+        );
+        return Err(Error::damaged(room.path(), why));
+    }
+    let open = stat.st_mode & 0o077 != 0;
     let acl = inherit::read_acl(room).at(|| room.path().to_owned())?;
     if open || acl.is_some() {
         let path = room.path().display();

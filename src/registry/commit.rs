@@ -18,12 +18,9 @@ use crate::layout::blobs::Presence;
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::{self, Record};
 use crate::layout::{
-    Dir, IndexFile, Inode, OrAbsent, Stamp, blobs, durable, facts, lock, notes, path,
+    Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, lock, notes, path,
 };
 use crate::oci::{Algorithm, Change, Digest, Index, Reference, RepoName, Tag};
-
-/// How long a request waits for a repository's lock.
-pub(super) const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// How long the lock stays free after a commit if another process waits for it.
 const LEAVE_FREE: Duration = Duration::from_millis(5);
@@ -87,7 +84,7 @@ struct Waiting {
 struct State {
     health: Health,
     /// The directory whose whole chain of names is durable, and the index.json that is.
-    durable: Option<(Inode, Stamp)>,
+    durable: Option<(DirId, Stamp)>,
 }
 
 /// Whether what the disk said can be relied on.
@@ -113,7 +110,7 @@ impl Registry {
             let (inner, repo, queue) = (Arc::clone(&self.inner), repo.clone(), Arc::clone(&queue));
             tokio::task::spawn_blocking(move || Leader { queue: &queue }.lead(&inner, &repo));
         }
-        let waited = tokio::time::timeout(LOCK_WAIT, &mut answer).await;
+        let waited = tokio::time::timeout(lock::REQUEST_WAIT, &mut answer).await;
         let answered = match waited {
             Ok(answered) => answered,
             Err(_) if !settled.swap(true, Ordering::AcqRel) => {
@@ -146,6 +143,12 @@ impl Queue {
         let mut waiting = locked(&self.waiting);
         waiting.led = !waiting.members.is_empty();
         !waiting.led
+    }
+
+    /// How many wait right now.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        locked(&self.waiting).members.len()
     }
 
     fn is_idle(&self) -> bool {
@@ -206,7 +209,7 @@ fn answer(members: Vec<Member>, outcomes: Vec<Outcome>) {
 }
 
 impl Inner {
-    fn queue(&self, repo: &RepoName) -> Arc<Queue> {
+    pub(super) fn queue(&self, repo: &RepoName) -> Arc<Queue> {
         let mut queues = locked(&self.queues);
         if queues.len() > MOST_IDLE {
             queues.retain(|_, queue| Arc::strong_count(queue) > 1 || !queue.is_idle());
@@ -319,46 +322,46 @@ impl<'a> Group<'a> {
         if state.health == Health::ReadOnly {
             return Err(Error::ReadOnly(self.repo.clone()));
         }
-        let inode = self.dir.inode()?;
+        let dir = self.dir.id()?;
         if self.changes.is_empty() && state.health == Health::Sound {
-            return self.confirm(state, inode);
+            return self.confirm(state, dir);
         }
-        let written = self.write(state, inode);
+        let written = self.write(state, dir);
         if written.is_err() && state.health == Health::Suspect {
             tracing::error!(repo = %self.repo, "the disk failed again: read-only until restart");
             state.health = Health::ReadOnly;
         }
         let (stamp, file) = written?;
-        self.make_visible_durable(state, inode, stamp)?;
+        self.make_visible_durable(state, dir, stamp)?;
         self.inner.indexes.put(self.repo, file);
         if let Err(error) = facts::append(&self.inner.tree, self.dir, self.facts.iter().copied()) {
             tracing::debug!(%error, "facts of manifests were not written down");
         }
-        self.still_named(inode)
+        self.still_named()
     }
 
     /// Nothing changed: everybody asked for what is so already. It is acknowledged once it is
     /// known to be durable; another process may have been killed right before its last sync.
-    fn confirm(&self, state: &mut State, inode: Inode) -> Result<()> {
+    fn confirm(&self, state: &mut State, dir: DirId) -> Result<()> {
         let Some(last) = &self.last else {
             return Ok(());
         };
-        if state.durable == Some((inode, last.stamp)) {
+        if state.durable == Some((dir, last.stamp)) {
             return Ok(());
         }
-        self.sync_names(state, inode)?;
+        self.sync_names(state, dir)?;
         let sync = |source: std::io::Error| crate::layout::Error::Io {
             path: self.dir.at(path::INDEX),
             source: source.into(),
         };
         self.inner.tree.disk.sync(last.file()).map_err(sync)?;
         self.inner.tree.disk.sync_dir(self.dir)?;
-        state.durable = Some((inode, last.stamp));
-        self.still_named(inode)
+        state.durable = Some((dir, last.stamp));
+        self.still_named()
     }
 
     /// All steps up to the rename, which is the commit.
-    fn write(&self, state: &State, inode: Inode) -> Result<(Stamp, Arc<IndexFile>)> {
+    fn write(&self, state: &State, dir: DirId) -> Result<(Stamp, Arc<IndexFile>)> {
         let disk = &*self.inner.tree.disk;
         let bytes = self.index.to_bytes();
         let stamp = Stamp::of(&bytes);
@@ -368,7 +371,7 @@ impl<'a> Group<'a> {
         };
         let records: Vec<Record> = self.changes.iter().map(record).collect();
         journal::append(disk, self.dir, &records)?;
-        self.sync_names(state, inode)?;
+        self.sync_names(state, dir)?;
         if self.dir.stat_name(path::OCI_LAYOUT)?.is_none() {
             let bytes = path::OCI_LAYOUT_BYTES;
             durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
@@ -380,14 +383,14 @@ impl<'a> Group<'a> {
 
     /// The names of blobs become durable before a manifest that needs them can be seen; and, the
     /// first time that this process commits here, the names of all directories on the way.
-    fn sync_names(&self, state: &State, inode: Inode) -> Result<()> {
+    fn sync_names(&self, state: &State, dir: DirId) -> Result<()> {
         let tree = &self.inner.tree;
         for algorithm in Algorithm::ALL {
             if let Some(blobs) = self.dir.dir(&path::blobs(algorithm)).or_absent()? {
                 tree.disk.sync_dir(&blobs)?;
             }
         }
-        if state.durable.is_some_and(|(known, _)| known == inode) {
+        if state.durable.is_some_and(|(known, _)| known == dir) {
             return Ok(());
         }
         if let Some(blobs) = self.dir.dir(path::BLOBS).or_absent()? {
@@ -402,11 +405,11 @@ impl<'a> Group<'a> {
 
     /// The directory's sync after the rename. If it fails, readers see what a power cut may take
     /// back: nobody is told that it was done.
-    fn make_visible_durable(&self, state: &mut State, inode: Inode, stamp: Stamp) -> Result<()> {
+    fn make_visible_durable(&self, state: &mut State, dir: DirId, stamp: Stamp) -> Result<()> {
         match self.inner.tree.disk.sync_dir(self.dir) {
             Ok(()) => {
                 state.health = Health::Sound;
-                state.durable = Some((inode, stamp));
+                state.durable = Some((dir, stamp));
                 Ok(())
             }
             Err(error) => {
@@ -422,9 +425,9 @@ impl<'a> Group<'a> {
     }
 
     /// Somebody may have moved the directory away while it was written to.
-    fn still_named(&self, inode: Inode) -> Result<()> {
+    fn still_named(&self) -> Result<()> {
         match self.inner.tree.repository(self.repo)? {
-            Some(dir) if dir.inode()? == inode => Ok(()),
+            Some(there) if there.inode()? == self.dir.inode()? => Ok(()),
             _ => Err(Error::Moved(self.repo.clone())),
         }
     }

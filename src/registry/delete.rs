@@ -51,8 +51,7 @@ impl Inner {
         let Some(_gc) = gc else {
             return Err(Error::Busy { path: self.tree.room.at(path::GC_LOCK) });
         };
-        let Some(_held) = lock::exclusive_within(&dir, path::LOCK, super::commit::LOCK_WAIT)?
-        else {
+        let Some(_held) = lock::exclusive_within(&dir, path::LOCK, lock::REQUEST_WAIT)? else {
             return Err(Error::Busy { path: dir.at(path::LOCK) });
         };
         if let Some(file) = self.index(repo, &dir, Meanwhile::Wait)?

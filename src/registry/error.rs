@@ -4,10 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::layout::uploads::UploadId;
-use crate::layout::{self};
+use crate::layout::{self, uploads::UploadId};
 use crate::oci::{ContentRange, Digest, ManifestError, Reference, RepoName};
 
 /// A deed that was not done. Cheap to clone: everybody in a group commit gets it.
@@ -95,7 +95,7 @@ pub enum Error {
     ReadOnly(RepoName),
     /// The files: a path and what is wrong with it.
     #[error(transparent)]
-    Layout(#[from] layout::Error),
+    Layout(layout::Error),
     /// The server itself failed: a task of it ended without an answer.
     #[error("the server gave no answer")]
     Internal,
@@ -103,6 +103,15 @@ pub enum Error {
 
 fn list(digests: &[Digest]) -> String {
     digests.iter().map(Digest::as_str).collect::<Vec<_>>().join(", ")
+}
+
+impl From<layout::Error> for Error {
+    fn from(error: layout::Error) -> Self {
+        match error.errno() {
+            Some(Errno::AGAIN) => Error::Busy { path: error.path().to_owned() },
+            _ => Error::Layout(error),
+        }
+    }
 }
 
 impl From<ManifestError> for Error {

@@ -11,6 +11,8 @@ mod indexes;
 mod lists;
 mod manifests;
 mod mount;
+#[cfg(test)]
+mod tests;
 mod uploads;
 
 use std::collections::HashMap;

@@ -237,8 +237,8 @@ impl Registry {
         let session = self.session(repo, id, actor).await?;
         let id = id.clone();
         self.blocking(move |inner| {
-            let _data = inner.lock_session(&session, &id)?;
-            Ok(session.remove(&inner.tree, &id)?)
+            let data = inner.lock_session(&session, &id)?;
+            Ok(session.remove(&inner.tree, &id, data)?)
         })
         .await
     }
@@ -312,7 +312,11 @@ impl Registry {
         let received = sink.written - data.size;
         match range {
             Some(range) if range.len() != received => {
-                data.file.set_len(data.size).at(|| data.dir.at(path::UPLOAD_DATA))?;
+                let cut = move |inner: &Inner| {
+                    let cut = inner.tree.disk.set_len(&data.file, data.size);
+                    Ok(cut.at(|| data.dir.at(path::UPLOAD_DATA))?)
+                };
+                self.blocking(cut).await?;
                 Err(Error::UploadLength { announced: range.len(), received })
             }
             _ => Ok((sink, data)),
@@ -365,7 +369,8 @@ impl Inner {
         if admitted.as_ref().is_err_and(may_be_retried) && reopen(&data.file) {
             return admitted;
         }
-        if let Err(error) = session.remove(&self.tree, id) {
+        drop(incoming);
+        if let Err(error) = session.remove(&self.tree, id, data) {
             tracing::warn!(%error, "a finished upload session stays until gc removes it");
         }
         admitted

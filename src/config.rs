@@ -1,0 +1,270 @@
+//! The command line and the environment: read once at the start, checked, and handed down as
+//! plain values.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use thiserror::Error;
+
+use crate::http::{BaseUrl, Network};
+use crate::{auth, http, registry};
+
+/// An OCI container registry that is nothing but files.
+#[derive(Debug, Parser)]
+#[command(name = "stillage", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Every flag can also be given as a variable: --listen as STILLAGE_LISTEN.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What is logged to stderr: error, warn, info, debug or filters as RUST_LOG has them
+    #[arg(long, global = true, env = "STILLAGE_LOG_LEVEL", hide_env = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the registry in ROOT
+    Serve(Box<ServeArgs>),
+    /// Look for damage in ROOT; exits 4 where there is some
+    Check(CheckArgs),
+}
+
+/// `stillage check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The directory that holds the registry
+    #[arg(env = "STILLAGE_ROOT", hide_env = true)]
+    pub root: PathBuf,
+    /// Report as one JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// Manifests may refer to what is not here, as under serve --allow-sparse
+    #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
+    pub allow_sparse: bool,
+}
+
+/// `stillage serve`, as typed.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The directory that holds the registry; made when missing
+    #[arg(env = "STILLAGE_ROOT", hide_env = true)]
+    root: PathBuf,
+    /// Where to listen
+    #[arg(long, env = "STILLAGE_LISTEN", hide_env = true, value_name = "ADDR:PORT")]
+    #[arg(default_value = "127.0.0.1:5000", value_parser = address)]
+    listen: SocketAddr,
+    /// How people log in: with the host's accounts, or not at all
+    #[arg(long, env = "STILLAGE_AUTH", hide_env = true, value_enum, default_value = "pam")]
+    auth: AuthMode,
+    /// What is allowed without a login [default: pull on loopback, none elsewhere]
+    #[arg(long, env = "STILLAGE_ANONYMOUS", hide_env = true, value_enum)]
+    anonymous: Option<AnonymousMode>,
+    /// The PAM service that checks passwords
+    #[arg(long, env = "STILLAGE_PAM_SERVICE", hide_env = true, value_name = "NAME")]
+    #[arg(default_value = auth::DEFAULT_PAM_SERVICE)]
+    pam_service: String,
+    /// Where PAM's services are described, instead of /etc/pam.d
+    #[arg(long, env = "STILLAGE_PAM_CONFDIR", hide = true)]
+    pam_confdir: Option<PathBuf>,
+    /// Let root log in
+    #[arg(long, env = "STILLAGE_ALLOW_ROOT", hide_env = true, value_parser = FalseyValueParser::new())]
+    allow_root: bool,
+    /// Listen beyond this machine without TLS, though passwords travel in clear
+    #[arg(long, env = "STILLAGE_PLAIN_HTTP", hide_env = true, value_parser = FalseyValueParser::new())]
+    plain_http: bool,
+    /// With --auth none: listen beyond this machine, where everyone may then do everything
+    #[arg(long, env = "STILLAGE_OPEN_TO_ALL", hide_env = true, value_parser = FalseyValueParser::new())]
+    open_to_all: bool,
+    /// The URL under which clients reach the server behind a proxy
+    #[arg(long, env = "STILLAGE_EXTERNAL_URL", hide_env = true, value_name = "URL")]
+    external_url: Option<BaseUrl>,
+    /// A proxy whose X-Forwarded-* headers are believed: an address or 10.0.0.0/8; repeatable
+    #[arg(long, env = "STILLAGE_TRUSTED_PROXY", hide_env = true, value_name = "CIDR")]
+    #[arg(value_delimiter = ',')]
+    trusted_proxy: Vec<Network>,
+    /// Accept manifests that refer to what is not here
+    #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
+    allow_sparse: bool,
+    /// How many seconds a client may keep the server waiting
+    #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    patience: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AuthMode {
+    Pam,
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AnonymousMode {
+    Pull,
+    None,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs().map_err(|error| error.to_string())?;
+    let mut found = found.collect::<Vec<_>>().into_iter();
+    found.next().ok_or_else(|| format!("{text} names no address"))
+}
+
+/// Settings that contradict each other or that are dangerous without a second word.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Passwords and tokens would travel in clear.
+    #[error(
+        "{0} is not loopback, and without TLS passwords would travel in clear: add --plain-http if \
+         nobody listens on the way, or put a proxy with TLS in front of 127.0.0.1"
+    )]
+    PlainHttp(SocketAddr),
+    /// Everyone who reaches the port could do everything.
+    #[error(
+        "{0} is not loopback, and with --auth none everyone who reaches it may do everything: add --open-to-all to say so"
+    )]
+    OpenToAll(SocketAddr),
+    /// A relative directory would depend on where the workers were started.
+    #[error("--pam-confdir {0:?} is not an absolute path")]
+    PamConfdir(PathBuf),
+}
+
+/// `stillage serve`, checked.
+#[derive(Debug)]
+pub struct Serve {
+    /// The directory that holds the registry.
+    pub root: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Whether manifests may refer to what is not there.
+    pub allow_sparse: bool,
+    /// How people log in.
+    pub mode: auth::Mode,
+    /// What is allowed without a login.
+    pub anonymous: auth::Anonymous,
+    /// Whether root may log in.
+    pub allow_root: bool,
+    /// The PAM service.
+    pub pam_service: String,
+    /// Where PAM's services are described, if not in /etc/pam.d.
+    pub pam_confdir: Option<PathBuf>,
+    /// What the wire needs to know.
+    pub http: http::Settings,
+}
+
+impl ServeArgs {
+    /// Checks what was typed, and fills in what was not.
+    pub fn check(self) -> Result<Serve, ConfigError> {
+        let loopback = self.listen.ip().to_canonical().is_loopback();
+        if !loopback && !self.plain_http {
+            return Err(ConfigError::PlainHttp(self.listen));
+        }
+        let open = self.auth == AuthMode::None;
+        if !loopback && open && !self.open_to_all {
+            return Err(ConfigError::OpenToAll(self.listen));
+        }
+        if let Some(path) = self.pam_confdir.as_ref().filter(|path| path.is_relative()) {
+            return Err(ConfigError::PamConfdir(path.clone()));
+        }
+        let anonymous = match self.anonymous {
+            Some(AnonymousMode::Pull) => auth::Anonymous::Pull,
+            Some(AnonymousMode::None) => auth::Anonymous::Nothing,
+            None if loopback => auth::Anonymous::Pull,
+            None => auth::Anonymous::Nothing,
+        };
+        Ok(Serve {
+            root: self.root,
+            listen: self.listen,
+            allow_sparse: self.allow_sparse,
+            mode: if open { auth::Mode::None } else { auth::Mode::Pam },
+            anonymous,
+            allow_root: self.allow_root,
+            pam_service: self.pam_service,
+            pam_confdir: self.pam_confdir,
+            http: http::Settings {
+                external_url: self.external_url,
+                trusted_proxies: self.trusted_proxy,
+                // Beyond loopback names are no protection, and everybody was let in knowingly.
+                open: open && !self.open_to_all,
+                patience: std::time::Duration::from_secs(self.patience),
+                ..http::Settings::default()
+            },
+        })
+    }
+}
+
+impl Serve {
+    /// The registry's settings.
+    pub fn registry(&self) -> registry::Settings {
+        registry::Settings { allow_sparse: self.allow_sparse }
+    }
+
+    /// Login and permissions.
+    pub fn auth(&self, token_key: [u8; 32]) -> auth::Settings {
+        auth::Settings {
+            anonymous: self.anonymous,
+            allow_root: self.allow_root,
+            pam_service: self.pam_service.clone(),
+            pam_confdir: self.pam_confdir.clone(),
+            ..auth::Settings::new(self.mode, token_key)
+        }
+    }
+
+    /// The start report's lines about rights: who may push, and what needs no login.
+    pub fn rights(&self) -> [&'static str; 2] {
+        let push = match self.mode {
+            auth::Mode::Pam => "whoever is logged in may push, and so create repositories",
+            auth::Mode::None => "whoever reaches this address may push, and so create repositories",
+        };
+        let pull = match (self.mode, self.anonymous) {
+            (auth::Mode::None, _) | (_, auth::Anonymous::Pull) => {
+                "everything can be pulled without a login"
+            }
+            (auth::Mode::Pam, auth::Anonymous::Nothing) => "nothing can be pulled without a login",
+        };
+        [push, pull]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn serve(args: &[&str]) -> Result<Serve, ConfigError> {
+        let line = ["stillage", "serve", "/r"].iter().chain(args);
+        match Cli::try_parse_from(line).unwrap().command {
+            Command::Serve(args) => args.check(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn beyond_loopback_a_second_word_is_needed() {
+        let outside = ["--listen", "0.0.0.0:5000"];
+        assert!(matches!(serve(&outside), Err(ConfigError::PlainHttp(_))));
+        let outside = ["--listen", "[::]:5000", "--plain-http"];
+        assert_eq!(serve(&outside).unwrap().anonymous, auth::Anonymous::Nothing);
+        let open = ["--listen", "0.0.0.0:5000", "--plain-http", "--auth", "none"];
+        assert!(matches!(serve(&open), Err(ConfigError::OpenToAll(_))));
+        let inside = serve(&["--auth", "none", "--listen", "[::1]:0"]).unwrap();
+        assert!(inside.http.open);
+        assert_eq!(inside.anonymous, auth::Anonymous::Pull);
+        let none = serve(&["--anonymous", "none"]).unwrap();
+        assert_eq!(none.anonymous, auth::Anonymous::Nothing);
+        assert!(matches!(serve(&["--pam-confdir", "x"]), Err(ConfigError::PamConfdir(_))));
+    }
+
+    #[test]
+    fn help_fits_a_screen() {
+        let mut cli = Cli::command();
+        cli.clone().debug_assert();
+        let main = cli.render_help().to_string();
+        assert!(main.lines().count() <= 24, "{main}");
+        let serve = cli.find_subcommand_mut("serve").unwrap().render_help().to_string();
+        assert!(serve.lines().count() <= 40, "{serve}");
+    }
+}

@@ -1,0 +1,309 @@
+//! The one place where what went wrong becomes a status, a code and a message.
+//!
+//! What the client is told names its own digests, tags and repositories, never our paths; the
+//! paths and causes go to the log.
+
+use std::io;
+use std::time::Duration;
+
+use axum::response::Response;
+use http::StatusCode;
+use http::header::{ALLOW, CONTENT_RANGE, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use rustix::io::Errno;
+use serde_json::json;
+
+use super::reply::{Code, Problem, value};
+use super::route::RouteError;
+use crate::auth::{self, AuthError};
+use crate::oci::{MAX_MANIFEST, RepoName};
+use crate::registry::{self, UploadId};
+
+/// Why a request is not answered with what it asked for.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It means nothing here.
+    Route(RouteError),
+    /// Its headers or its body are refused before anybody looks at the tree.
+    Refusal(Refusal),
+    /// It needs other credentials; the value of `WWW-Authenticate` says which.
+    Unauthorized { challenge: String, message: String },
+    /// The caller is known and may not.
+    Denied(RepoName, auth::Action),
+    /// Who the caller is cannot be found out now.
+    Auth(AuthError),
+    /// The registry's own answer.
+    Registry(registry::Error),
+    /// A chunk of an upload that cannot be put where it says. `None`: its range is not readable.
+    Chunk { repo: RepoName, id: UploadId, size: u64, why: String },
+}
+
+/// What is refused because of a request's headers or body alone.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("the header Host {0}")]
+    Host(&'static str),
+    #[error(
+        "this request came through a proxy that is not trusted: start stillage with --external-url \
+         https://NAME, or name the proxy with --trusted-proxy ADDRESS"
+    )]
+    Forwarded,
+    #[error("the header {0} cannot be read")]
+    Header(&'static str),
+    #[error("the header {0} stands twice")]
+    Doubled(&'static str),
+    #[error(
+        "{0:?} is no name of this server: without logins it answers to localhost and to addresses only"
+    )]
+    ForeignHost(String),
+    #[error("requests from pages of {0:?} are refused: this server has no logins")]
+    ForeignOrigin(String),
+    #[error("Content-Encoding {0:?} is not supported: send the bytes that the digest names")]
+    ContentEncoding(String),
+    #[error("the manifest is larger than {MAX_MANIFEST} bytes, which is the most that is stored")]
+    ManifestTooLarge,
+    #[error("the form is larger than {0} bytes")]
+    FormTooLarge(usize),
+    #[error("the form {0}")]
+    Form(String),
+    #[error("grant_type {0:?} is not supported: use GET, or grant_type=password")]
+    Grant(String),
+    #[error("the range lies outside of the {size} bytes")]
+    Range { size: u64 },
+    #[error("the body ended early: {0}")]
+    Body(String),
+    #[error("the body stopped coming: nothing arrived for {} seconds", .0.as_secs())]
+    Stalled(Duration),
+}
+
+impl From<RouteError> for Failure {
+    fn from(error: RouteError) -> Failure {
+        Failure::Route(error)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Failure {
+        Failure::Refusal(refusal)
+    }
+}
+
+impl From<registry::Error> for Failure {
+    fn from(error: registry::Error) -> Failure {
+        Failure::Registry(error)
+    }
+}
+
+impl Failure {
+    /// The answer. `repo` is the repository that the request is about.
+    pub(super) fn into_response(self, repo: Option<&RepoName>) -> Response {
+        let problem = match self {
+            Failure::Route(error) => of_route(error),
+            Failure::Refusal(refusal) => of_refusal(refusal),
+            Failure::Unauthorized { challenge, message } => {
+                Problem::new(StatusCode::UNAUTHORIZED, Code::Unauthorized, message)
+                    .header(WWW_AUTHENTICATE, value(challenge))
+            }
+            Failure::Denied(repo, right) => denied(&repo, right),
+            Failure::Auth(error) => of_auth(error),
+            Failure::Registry(error) => of_registry(error, repo),
+            Failure::Chunk { repo, id, size, why } => chunk(&repo, &id, size, why),
+        };
+        problem.into_response()
+    }
+}
+
+fn of_route(error: RouteError) -> Problem {
+    let bad = StatusCode::BAD_REQUEST;
+    let (status, code) = match &error {
+        RouteError::Path(_) | RouteError::Dots(_) | RouteError::Name(_) => (bad, Code::NameInvalid),
+        RouteError::Query(_) | RouteError::Repeated(_) => (bad, Code::Unsupported),
+        RouteError::Digest(_) | RouteError::NoDigest => (bad, Code::DigestInvalid),
+        RouteError::Tag(_) => (bad, Code::TagInvalid),
+        RouteError::PageSize(_) => (bad, Code::PaginationNumberInvalid),
+        RouteError::Upload(_) => (StatusCode::NOT_FOUND, Code::BlobUploadUnknown),
+        RouteError::NotFound => (StatusCode::NOT_FOUND, Code::Unsupported),
+        RouteError::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported),
+    };
+    let problem = Problem::new(status, code, &error);
+    match error {
+        RouteError::Method { allow, .. } => problem.header(ALLOW, value(allow)),
+        _ => problem,
+    }
+}
+
+fn of_refusal(refusal: Refusal) -> Problem {
+    let bad = StatusCode::BAD_REQUEST;
+    let (status, code) = match &refusal {
+        Refusal::Host(_) | Refusal::Forwarded | Refusal::Header(_) | Refusal::Doubled(_) => {
+            (bad, Code::Unsupported)
+        }
+        Refusal::ForeignHost(_) | Refusal::ForeignOrigin(_) => {
+            (StatusCode::FORBIDDEN, Code::Denied)
+        }
+        Refusal::ContentEncoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::Unsupported),
+        Refusal::ManifestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, Code::ManifestInvalid),
+        Refusal::FormTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, Code::Unsupported),
+        Refusal::Form(_) => (bad, Code::Unsupported),
+        // Tells clients to use GET instead.
+        Refusal::Grant(_) => (StatusCode::NOT_FOUND, Code::Unsupported),
+        Refusal::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
+        Refusal::Body(_) => (bad, Code::BlobUploadInvalid),
+        Refusal::Stalled(_) => (StatusCode::REQUEST_TIMEOUT, Code::BlobUploadInvalid),
+    };
+    let problem = Problem::new(status, code, &refusal);
+    match refusal {
+        Refusal::Range { size } => problem.header(CONTENT_RANGE, value(format!("bytes */{size}"))),
+        _ => problem,
+    }
+}
+
+fn denied(repo: &RepoName, right: auth::Action) -> Problem {
+    let what = match right {
+        auth::Action::Pull => "read",
+        auth::Action::Push => "push to",
+        auth::Action::Delete => "delete from",
+    };
+    let message = format!("you may not {what} {repo}");
+    Problem::new(StatusCode::FORBIDDEN, Code::Denied, message)
+}
+
+fn of_auth(error: AuthError) -> Problem {
+    let later = |status, code, wait: Duration| {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Problem::new(status, code, error).header(RETRY_AFTER, value(seconds.to_string()))
+    };
+    match error {
+        AuthError::NoCredentials
+        | AuthError::Refused
+        | AuthError::InvalidToken(_)
+        | AuthError::Malformed(_) => {
+            Problem::new(StatusCode::UNAUTHORIZED, Code::Unauthorized, error)
+        }
+        AuthError::TooMany { retry_after } => {
+            later(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, retry_after)
+        }
+        AuthError::Busy { retry_after } => {
+            later(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, retry_after)
+        }
+        AuthError::Unavailable => {
+            later(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, Duration::from_secs(5))
+        }
+    }
+}
+
+/// Where an upload stands, as `Range` says it: the last byte is included, so that nothing and one
+/// byte look the same (specification and clients know no other form).
+pub(super) fn upload_range(size: u64) -> String {
+    format!("0-{}", size.saturating_sub(1))
+}
+
+fn chunk(repo: &RepoName, id: &UploadId, size: u64, why: String) -> Problem {
+    let location = format!("/v2/{repo}/blobs/uploads/{}", id.as_str());
+    Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid, why)
+        .header(LOCATION, value(location))
+        .header(RANGE, value(upload_range(size)))
+}
+
+fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
+    use registry::Error;
+    let bad = |code| Problem::new(StatusCode::BAD_REQUEST, code, &error);
+    let absent = |code| Problem::new(StatusCode::NOT_FOUND, code, &error);
+    match &error {
+        Error::NameUnknown(name) => {
+            absent(Code::NameUnknown).detail(json!({ "name": name.as_str() }))
+        }
+        Error::BlobUnknown { digest, .. } => {
+            absent(Code::BlobUnknown).detail(json!({ "digest": digest.as_str() }))
+        }
+        Error::ManifestUnknown { reference, .. } => {
+            absent(Code::ManifestUnknown).detail(json!({ "reference": reference.to_string() }))
+        }
+        Error::UploadUnknown(_) => absent(Code::BlobUploadUnknown),
+        Error::UploadRange { id, size, .. } => match repo {
+            Some(repo) => chunk(repo, id, *size, error.to_string()),
+            None => bad(Code::BlobUploadInvalid),
+        },
+        Error::UploadBusy(_) => Problem::new(StatusCode::CONFLICT, Code::BlobUploadInvalid, &error),
+        Error::UploadLength { .. } => bad(Code::SizeInvalid),
+        Error::Body(source) => of_refusal(body(source)),
+        Error::DigestMismatch { .. } => bad(Code::DigestInvalid),
+        Error::Manifest(_) => bad(Code::ManifestInvalid),
+        Error::ManifestBlobUnknown(digests) => missing(digests),
+        Error::BlobInUse { .. } => {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, &error)
+                .header(ALLOW, value("GET, HEAD"))
+        }
+        Error::Moved(_) => Problem::new(StatusCode::CONFLICT, Code::NameUnknown, &error),
+        Error::Busy { path } => {
+            tracing::warn!(?path, "a lock was not to be had in time");
+            later("the repository is busy: try again")
+        }
+        Error::ReadOnly(_) => {
+            log(&error);
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, &error)
+        }
+        Error::Layout(source) => {
+            log(&error);
+            of_errno(source.errno())
+        }
+        Error::Internal => {
+            log(&error);
+            broken()
+        }
+    }
+}
+
+fn missing(digests: &[crate::oci::Digest]) -> Problem {
+    let message = |digest: &crate::oci::Digest| {
+        format!("the manifest refers to {digest}, which is not in this repository: push it first")
+    };
+    let mut digests = digests.iter();
+    let bad = StatusCode::BAD_REQUEST;
+    let Some(first) = digests.next() else {
+        return Problem::new(
+            bad,
+            Code::ManifestBlobUnknown,
+            "the manifest refers to what is not here",
+        );
+    };
+    let detail = |digest: &crate::oci::Digest| json!({ "digest": digest.as_str() });
+    let problem =
+        Problem::new(bad, Code::ManifestBlobUnknown, message(first)).detail(detail(first));
+    digests.fold(problem, |problem, digest| {
+        problem.and(Code::ManifestBlobUnknown, message(digest)).detail(detail(digest))
+    })
+}
+
+/// The log gets the path and the cause, the client a sentence. Debug writes control characters as
+/// escapes, so that no name in a tree can begin a line of the log.
+fn log(error: &registry::Error) {
+    tracing::error!(cause = ?error.to_string(), "a request failed on our side");
+}
+
+fn of_errno(errno: Option<Errno>) -> Problem {
+    match errno {
+        Some(Errno::NOSPC | Errno::DQUOT) => {
+            let message = "the registry has no space left";
+            Problem::new(StatusCode::INSUFFICIENT_STORAGE, Code::Unknown, message)
+        }
+        Some(Errno::ROFS) => later("the registry is read-only at present"),
+        Some(Errno::MFILE | Errno::NFILE) => later("the server has too many files open"),
+        _ => broken(),
+    }
+}
+
+fn later(message: &str) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, message)
+        .header(RETRY_AFTER, value("5"))
+}
+
+fn broken() -> Problem {
+    let message = "the registry could not do this: its log says why";
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Unknown, message)
+}
+
+/// What became of a request's body: the client stalled, went away or broke the framing.
+pub(super) fn body(source: &io::Error) -> Refusal {
+    let refusal = source.get_ref().and_then(|inner| inner.downcast_ref::<Refusal>());
+    refusal.cloned().unwrap_or_else(|| Refusal::Body(source.to_string()))
+}

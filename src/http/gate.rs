@@ -1,0 +1,151 @@
+//! Who asks, and may they: the table "What the client is told" of the access rules.
+
+use axum::response::Response;
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, ORIGIN};
+
+use super::errors::{Failure, Refusal};
+use super::origin::Origin;
+use super::route::{Action, Deed};
+use super::{App, lists};
+use crate::auth::{self, AuthError, Caller, ChallengeError, Verdict};
+use crate::oci::RepoName;
+use crate::registry;
+
+/// Where clients get their tokens, beneath the base URL.
+const TOKEN_PATH: &str = "/token";
+
+/// Identifies the caller by the header `Authorization`, of which there may be one.
+pub(super) async fn identify(
+    app: &App,
+    headers: &HeaderMap,
+    origin: &Origin,
+) -> Result<Result<Caller, AuthError>, Refusal> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next().map(http::HeaderValue::as_bytes);
+    if values.next().is_some() {
+        return Err(Refusal::Doubled("Authorization"));
+    }
+    Ok(app.auth.identify(value, origin.client).await)
+}
+
+/// Lets a request of the API pass, or says what the client is told instead.
+pub(super) async fn admit(
+    app: &App,
+    headers: &HeaderMap,
+    origin: &Origin,
+    action: &Action,
+) -> Result<Caller, Failure> {
+    let challenge = |error, message: String| challenge(app, origin, action, error, message);
+    let caller = match identify(app, headers, origin).await? {
+        Ok(caller) => caller,
+        Err(error @ AuthError::InvalidToken(_)) => {
+            return Err(challenge(Some(ChallengeError::InvalidToken), error.to_string()));
+        }
+        Err(error @ (AuthError::Refused | AuthError::Malformed(_) | AuthError::NoCredentials)) => {
+            return Err(challenge(None, error.to_string()));
+        }
+        Err(error) => return Err(Failure::Auth(error)),
+    };
+    match action {
+        Action::Repo(repo, deed) => match app.auth.decide(&caller, repo, deed.right()) {
+            Verdict::Allowed => Ok(caller),
+            Verdict::NeedsToken => Err(challenge(None, "log in first".to_owned())),
+            Verdict::NeedsScope => Err(challenge(
+                Some(ChallengeError::InsufficientScope),
+                format!("your credentials do not reach {repo}: log in as somebody who may"),
+            )),
+            Verdict::Denied => Err(denied(repo, deed)),
+        },
+        _ if caller.presented() => Ok(caller),
+        _ => Err(challenge(None, "log in first".to_owned())),
+    }
+}
+
+/// Who may not read must not learn whether there is something to read.
+fn denied(repo: &RepoName, deed: &Deed) -> Failure {
+    match deed.right() {
+        auth::Action::Pull => Failure::Registry(absent(repo, deed)),
+        right => Failure::Denied(repo.clone(), right),
+    }
+}
+
+/// What a repository that is not there answers to a read.
+fn absent(repo: &RepoName, deed: &Deed) -> registry::Error {
+    let repo = repo.clone();
+    match deed {
+        Deed::ReadBlob { digest, .. } => {
+            registry::Error::BlobUnknown { repo, digest: digest.clone() }
+        }
+        Deed::ReadManifest { reference, .. } => {
+            registry::Error::ManifestUnknown { repo, reference: reference.clone() }
+        }
+        _ => registry::Error::NameUnknown(repo),
+    }
+}
+
+/// Makes the answers of a repository that is absent and of one that may not be read alike.
+pub(super) fn alike(
+    outcome: Result<Response, Failure>,
+    action: &Action,
+) -> Result<Response, Failure> {
+    match (outcome, action) {
+        // The specification wants an empty list for what is not there.
+        (
+            Err(Failure::Registry(registry::Error::NameUnknown(_))),
+            Action::Repo(_, Deed::Referrers { artifact_type, .. }),
+        ) => Ok(lists::no_referrers(artifact_type.as_deref())),
+        (Err(Failure::Registry(registry::Error::NameUnknown(_))), Action::Repo(repo, deed)) => {
+            Err(Failure::Registry(absent(repo, deed)))
+        }
+        (outcome, _) => outcome,
+    }
+}
+
+fn challenge(
+    app: &App,
+    origin: &Origin,
+    action: &Action,
+    error: Option<ChallengeError>,
+    message: String,
+) -> Failure {
+    match origin.base() {
+        // A realm that a stranger could choose would send passwords to the stranger.
+        Err(refusal) => refusal.into(),
+        Ok(base) => Failure::Unauthorized {
+            challenge: app.auth.challenge(&format!("{base}{TOKEN_PATH}"), &action.scope(), error),
+            message,
+        },
+    }
+}
+
+/// A server without logins answers nobody's page but its own: a name that was made to point at
+/// loopback, or a form on a foreign page, would act as whoever started the server.
+pub(super) fn browsers(app: &App, headers: &HeaderMap, origin: &Origin) -> Result<(), Refusal> {
+    if !app.settings.open {
+        return Ok(());
+    }
+    let external = app.settings.external_url.as_ref().map(|url| url.as_str());
+    let is_external = |host: &str| external.is_some_and(|url| url.ends_with(&format!("://{host}")));
+    let host = origin.host.as_deref().unwrap_or_default();
+    if !host.is_empty() && !is_own(host) && !is_external(host) {
+        return Err(Refusal::ForeignHost(host.to_owned()));
+    }
+    for value in headers.get_all(ORIGIN) {
+        let from = value.to_str().map_err(|_| Refusal::Header("Origin"))?;
+        let own = from.split_once("://").is_some_and(|(_, from)| from.eq_ignore_ascii_case(host));
+        if !own {
+            return Err(Refusal::ForeignOrigin(from.chars().take(80).collect()));
+        }
+    }
+    Ok(())
+}
+
+/// `localhost` or an address, whatever the port.
+fn is_own(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok()
+}

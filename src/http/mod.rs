@@ -1,0 +1,160 @@
+//! The wire: HTTP requests in, deeds of the registry done, answers out.
+//!
+//! A request goes one way: [`route`] reads its line into one typed action, `origin` finds out where
+//! it came from, `gate` asks `auth` who is there and whether they may, a handler (`blobs`,
+//! `manifests`, `uploads`, `lists`, `token`) calls the registry, and `errors` turns whatever went
+//! wrong into status, code and message. No other room knows a status code or a header.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::request::Parts;
+use http::{Request, StatusCode};
+
+use crate::auth::Auth;
+use crate::registry::Registry;
+
+mod blobs;
+mod body;
+mod conn;
+mod encoding;
+mod errors;
+mod gate;
+mod lists;
+mod log;
+mod manifests;
+mod origin;
+mod reply;
+pub mod route;
+mod server;
+mod token;
+mod uploads;
+mod visit;
+
+use errors::Failure;
+use log::Record;
+use origin::Origin;
+pub use origin::{BaseUrl, Network};
+use route::Action;
+pub use server::Server;
+use visit::Visit;
+
+/// What the wire needs to know, besides where to listen.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The URL under which clients reach the server, where that is not what their `Host` says.
+    pub external_url: Option<BaseUrl>,
+    /// Proxies whose word about a client's address and URL counts.
+    pub trusted_proxies: Vec<Network>,
+    /// No logins: then pages of other sites are kept out.
+    pub open: bool,
+    /// How long a client may keep us waiting: for a request's head, for more of its body, or for
+    /// room to send it more of an answer.
+    pub patience: Duration,
+    /// How many connections are served at once; others wait.
+    pub connections: usize,
+    /// How long requests in flight may take to finish after the server was told to stop.
+    pub farewell: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            external_url: None,
+            trusted_proxies: Vec::new(),
+            open: false,
+            patience: Duration::from_secs(60),
+            connections: 4096,
+            farewell: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What all requests share.
+pub(crate) struct App {
+    registry: Registry,
+    auth: Auth,
+    settings: Settings,
+}
+
+impl App {
+    /// Answers one request that came from `peer`. Never fails: whatever goes wrong is an answer.
+    async fn answer(self: Arc<App>, request: Request<Body>, peer: IpAddr) -> Response {
+        let (request, body) = request.into_parts();
+        let mut record = Record::begin(&request, peer);
+        let action = route::parse(&request.method, request.uri.path(), request.uri.query());
+        let (mut response, is_token) = match action {
+            Ok(action) => {
+                let outcome =
+                    Arc::clone(&self).act(&request, body, peer, &action, &mut record).await;
+                let response = outcome.unwrap_or_else(|failure| match &action {
+                    Action::Repo(repo, _) => failure.into_response(Some(repo)),
+                    _ => failure.into_response(None),
+                });
+                (response, matches!(action, Action::Token { .. } | Action::TokenForm))
+            }
+            Err(error) => (Failure::from(error).into_response(None), false),
+        };
+        if is_token {
+            token::finish(&mut response);
+        }
+        reply::finish(&mut response);
+        record.end(response)
+    }
+
+    async fn act(
+        self: Arc<App>,
+        request: &Parts,
+        body: Body,
+        peer: IpAddr,
+        action: &Action,
+        record: &mut Record,
+    ) -> Result<Response, Failure> {
+        let (external, trusted) = (&self.settings.external_url, &self.settings.trusted_proxies);
+        let origin = Origin::of(request, peer, external.as_ref(), trusted)?;
+        record.client(origin.client);
+        gate::browsers(&self, &request.headers, &origin)?;
+        match action {
+            Action::Front | Action::Health | Action::Ready => Ok(reply::empty(StatusCode::OK)),
+            Action::Token { scopes } => {
+                let (who, response) = token::get(&self, request, &origin, scopes).await?;
+                record.who(&who);
+                Ok(response)
+            }
+            Action::TokenForm => {
+                let (who, response) = token::post(&self, request, &origin, body).await?;
+                record.who(&who);
+                Ok(response)
+            }
+            Action::Ping | Action::Catalog(_) | Action::Repo(..) => {
+                self.visit(request, body, &origin, action, record).await
+            }
+        }
+    }
+
+    /// A request of the API: through the gate, then to its handler.
+    async fn visit(
+        self: Arc<App>,
+        request: &Parts,
+        body: Body,
+        origin: &Origin,
+        action: &Action,
+        record: &mut Record,
+    ) -> Result<Response, Failure> {
+        let caller = match gate::admit(&self, &request.headers, origin, action).await {
+            Ok(caller) => caller,
+            Err(failure) => return gate::alike(Err(failure), action),
+        };
+        record.who(&caller.who);
+        let visit =
+            Visit { app: self, caller, client: origin.client, headers: request.headers.clone() };
+        match action {
+            Action::Catalog(page) => visit.catalog(page).await,
+            Action::Repo(repo, deed) => gate::alike(visit.perform(repo, deed, body).await, action),
+            _ => Ok(reply::json(StatusCode::OK, &serde_json::json!({}))),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! One request that passed the gate: what its handlers need.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+
+use super::App;
+use super::errors::{Failure, Refusal};
+use super::route::Deed;
+use crate::auth::{self, Caller, Verdict};
+use crate::oci::RepoName;
+use crate::registry::{Actor, Registry};
+
+/// Who asks, with which headers, and of whom.
+pub(super) struct Visit {
+    pub(super) app: Arc<App>,
+    pub(super) caller: Caller,
+    pub(super) client: IpAddr,
+    pub(super) headers: HeaderMap,
+}
+
+impl Visit {
+    /// Does what the request asks of a repository.
+    pub(super) async fn perform(
+        &self,
+        repo: &RepoName,
+        deed: &Deed,
+        body: Body,
+    ) -> Result<Response, Failure> {
+        match deed {
+            Deed::ReadBlob { digest, head: true } => self.head_blob(repo, digest).await,
+            Deed::ReadBlob { digest, head: false } => self.get_blob(repo, digest).await,
+            Deed::DeleteBlob(digest) => self.delete_blob(repo, digest).await,
+            Deed::ReadManifest { reference, head } => {
+                self.read_manifest(repo, reference, *head).await
+            }
+            Deed::PutManifest { reference, tags } => {
+                self.put_manifest(repo, reference, tags, body).await
+            }
+            Deed::DeleteManifest(reference) => self.delete_manifest(repo, reference).await,
+            Deed::BeginUpload { algorithm } => self.begin_upload(repo, *algorithm).await,
+            Deed::PutBlob(digest) => self.put_blob(repo, digest, body).await,
+            Deed::Mount { digest, from, algorithm } => {
+                self.mount(repo, digest, from.as_ref(), *algorithm).await
+            }
+            Deed::UploadStatus(id) => self.upload_status(repo, id).await,
+            Deed::AppendUpload(id) => self.append_upload(repo, id, body).await,
+            Deed::FinishUpload { id, digest } => self.finish_upload(repo, id, digest, body).await,
+            Deed::CancelUpload(id) => self.cancel_upload(repo, id).await,
+            Deed::Tags(page) => self.tags(repo, page).await,
+            Deed::Referrers { subject, artifact_type, last } => {
+                let kind = artifact_type.as_deref();
+                self.referrers(repo, subject, kind, last.as_ref()).await
+            }
+        }
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.app.registry
+    }
+
+    pub(super) fn actor(&self) -> Actor {
+        Actor { who: self.caller.who.name().map(str::to_owned), from: Some(self.client) }
+    }
+
+    /// Who may push is promised what he is told exists.
+    pub(super) fn may_push(&self, repo: &RepoName) -> bool {
+        self.app.auth.decide(&self.caller, repo, auth::Action::Push) == Verdict::Allowed
+    }
+
+    /// How long a client may send nothing.
+    pub(super) fn patience(&self) -> Duration {
+        self.app.settings.patience
+    }
+
+    /// A digest names the bytes that are sent, so they must not be packed on the way.
+    pub(super) fn refuse_encodings(&self) -> Result<(), Refusal> {
+        for value in self.headers.get_all(CONTENT_ENCODING) {
+            if !value.as_bytes().eq_ignore_ascii_case(b"identity") {
+                let text = String::from_utf8_lossy(value.as_bytes());
+                return Err(Refusal::ContentEncoding(text.chars().take(40).collect()));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn content_length(&self) -> Result<Option<u64>, Refusal> {
+        let text = self.text(CONTENT_LENGTH, "Content-Length")?;
+        text.map(|text| text.parse().map_err(|_| Refusal::Header("Content-Length"))).transpose()
+    }
+
+    pub(super) fn content_type(&self) -> Result<Option<String>, Refusal> {
+        self.text(CONTENT_TYPE, "Content-Type")
+    }
+
+    fn text(&self, name: HeaderName, shown: &'static str) -> Result<Option<String>, Refusal> {
+        let mut values = self.headers.get_all(name).iter();
+        let first = values.next();
+        if values.next().is_some() {
+            return Err(Refusal::Doubled(shown));
+        }
+        let text = first.map(|value| value.to_str().map_err(|_| Refusal::Header(shown)));
+        Ok(text.transpose()?.map(str::to_owned))
+    }
+}

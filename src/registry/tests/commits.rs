@@ -1,0 +1,286 @@
+//! Commits: shared, durable, and honest when the disk fails.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::sync::Mutex;
+
+use rustix::fs::Mode;
+
+use super::*;
+use crate::layout::journal::Record;
+use crate::layout::{At, Dir, Stamp, lock};
+
+/// The real disk, on which chosen operations fail as a broken device makes them fail.
+#[derive(Debug, Default)]
+struct Failing {
+    /// Names of operations that fail from now on.
+    broken: Mutex<HashSet<&'static str>>,
+    log: Mutex<Vec<String>>,
+}
+
+impl Failing {
+    fn set(&self, broken: &[&'static str]) {
+        *self.broken.lock().unwrap() = broken.iter().copied().collect();
+    }
+
+    fn check(&self, operation: &'static str, what: &str) -> std::io::Result<()> {
+        self.log.lock().unwrap().push(format!("{operation} {what}"));
+        if self.broken.lock().unwrap().contains(operation) {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        Ok(())
+    }
+
+    fn name(dir: &Dir) -> String {
+        dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+impl Disk for Failing {
+    fn make_dir(&self, dir: &Dir, name: &str, mode: Mode) -> layout::Result<()> {
+        RealDisk.make_dir(dir, name, mode)
+    }
+    fn create(&self, dir: &Dir, name: &str, mode: Mode) -> layout::Result<File> {
+        RealDisk.create(dir, name, mode)
+    }
+    fn create_unnamed(&self, dir: &Dir, mode: Mode) -> layout::Result<File> {
+        RealDisk.create_unnamed(dir, mode)
+    }
+    fn open_append(&self, dir: &Dir, name: &str, mode: Mode) -> layout::Result<(File, bool)> {
+        RealDisk.open_append(dir, name, mode)
+    }
+    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        RealDisk.write(file, bytes, offset)
+    }
+    fn set_len(&self, file: &File, len: u64) -> std::io::Result<()> {
+        RealDisk.set_len(file, len)
+    }
+    fn clone_content(&self, from: &File, to: &File) -> std::io::Result<()> {
+        RealDisk.clone_content(from, to)
+    }
+    fn sync(&self, file: &File) -> std::io::Result<()> {
+        self.check("sync", "")?;
+        RealDisk.sync(file)
+    }
+    fn sync_dir(&self, dir: &Dir) -> layout::Result<()> {
+        let operation =
+            if dir.path().join("index.json").exists() { "sync_repo" } else { "sync_dir" };
+        self.check(operation, &Failing::name(dir)).at(|| dir.path().to_owned())?;
+        RealDisk.sync_dir(dir)
+    }
+    fn rename(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> layout::Result<()> {
+        self.check("rename", new).at(|| to.at(new))?;
+        RealDisk.rename(from, old, to, new)
+    }
+    fn link(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> layout::Result<()> {
+        RealDisk.link(from, old, to, new)
+    }
+    fn link_file(&self, file: &File, to: &Dir, new: &str) -> layout::Result<()> {
+        RealDisk.link_file(file, to, new)
+    }
+    fn unlink(&self, dir: &Dir, name: &str) -> layout::Result<()> {
+        RealDisk.unlink(dir, name)
+    }
+    fn remove_dir(&self, dir: &Dir, name: &str) -> layout::Result<()> {
+        RealDisk.remove_dir(dir, name)
+    }
+}
+
+fn journal(fixture: &Fixture, name: &str) -> Vec<Record> {
+    let text = std::fs::read_to_string(fixture.path(name).join("_log.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_pushes_share_commits_and_lose_nothing() {
+    let f = fixture();
+    f.image("a", "first").await.unwrap();
+    let layer = b"first";
+    // Whoever holds the lock makes the pushes gather.
+    let held = lock::repository(&f.registry.inner.repository(&repo("a")).unwrap()).unwrap();
+    let pushes = (0..64).map(|n| {
+        let registry = f.registry.clone();
+        let reference = tag(&format!("t{n:02}"));
+        tokio::spawn(async move {
+            let push =
+                Push { reference, tags: vec![], content_type: None, bytes: image(b"{}", layer) };
+            registry.put_manifest(&repo("a"), push, &Actor::default()).await
+        })
+    });
+    let pushes: Vec<_> = pushes.collect();
+    let queue = f.registry.inner.queue(&repo("a"));
+    while queue.waiting() < 64 {
+        tokio::task::yield_now().await;
+    }
+    held.release();
+    for push in pushes {
+        push.await.unwrap().unwrap();
+    }
+    assert_eq!(f.tags("a").await.len(), 65);
+    let stamps: HashSet<Stamp> = journal(&f, "a").iter().map(|record| record.stamp).collect();
+    assert_eq!(stamps.len(), 2, "64 pushes that wait together are one commit");
+}
+
+#[tokio::test]
+async fn the_journal_chains_commits_and_ends_with_the_index() {
+    let f = fixture();
+    f.image("a", "one").await.unwrap();
+    f.image("a", "two").await.unwrap();
+    f.registry.delete_manifest(&repo("a"), &tag("one"), &Actor::default()).await.unwrap();
+    let records = journal(&f, "a");
+    let whats: Vec<_> = records.iter().map(|record| format!("{:?}", record.what)).collect();
+    assert_eq!(whats, ["Push", "Tag", "Push", "Tag", "Untag"]);
+    assert_eq!(records[0].base, Stamp::nothing());
+    assert_eq!(records[2].base, records[1].stamp);
+    let index = std::fs::read(f.path("a/index.json")).unwrap();
+    assert_eq!(records[4].stamp, Stamp::of(&index));
+    assert!(records[4].before.is_some() && records[4].after.is_none());
+}
+
+#[tokio::test]
+async fn steps_come_in_the_order_that_a_crash_forgives() {
+    let disk = Arc::new(Failing::default());
+    let f = on(disk.clone());
+    f.blob("new/repo", b"{}").await;
+    f.blob("new/repo", b"layer").await;
+    disk.log.lock().unwrap().clear();
+    f.push("new/repo", tag("t"), image(b"{}", b"layer")).await.unwrap();
+    let log = disk.log.lock().unwrap().clone();
+    let at = |step: &str| {
+        log.iter().position(|line| line == step).unwrap_or_else(|| panic!("{step}: {log:?}"))
+    };
+    let root = Failing::name(&f.registry.inner.tree.root);
+    let commit = at("rename index.json");
+    for before in ["sync ", "sync_dir sha256", "sync_dir blobs", "sync_dir new"] {
+        assert!(at(before) < commit, "{before}: {log:?}");
+    }
+    assert!(at(&format!("sync_dir {root}")) < commit);
+    assert_eq!(at("sync_repo repo"), commit + 1, "{log:?}");
+    // The names of the directories are durable by now: only what changed is synced again.
+    disk.log.lock().unwrap().clear();
+    f.push("new/repo", tag("u"), image(b"{}", b"layer")).await.unwrap();
+    let log = disk.log.lock().unwrap().clone();
+    assert_eq!(
+        log,
+        ["sync ", "sync_dir sha256", "sync ", "rename index.json", "sync_repo repo"],
+        "journal, blobs' names, index.json, its name"
+    );
+}
+
+#[tokio::test]
+async fn a_failed_sync_before_the_rename_changes_nothing() {
+    let disk = Arc::new(Failing::default());
+    let f = on(disk.clone());
+    f.image("a", "good").await.unwrap();
+    let before = std::fs::read(f.path("a/index.json")).unwrap();
+    for step in ["sync", "sync_dir", "rename"] {
+        disk.set(&[step]);
+        let refused = f.push("a", tag("bad"), image(b"{}", b"good")).await;
+        assert!(matches!(refused, Err(Error::Layout(_))), "{step}: {refused:?}");
+        disk.set(&[]);
+        assert_eq!(std::fs::read(f.path("a/index.json")).unwrap(), before, "{step}");
+        assert_eq!(f.tags("a").await, ["good"]);
+    }
+    // Void lines stand in the journal; the next commit begins from what index.json is.
+    f.push("a", tag("next"), image(b"{}", b"good")).await.unwrap();
+    let records = journal(&f, "a");
+    let last = records.last().unwrap();
+    assert_eq!(last.base, Stamp::of(&before));
+    assert_ne!(records[records.len() - 2].stamp, last.base);
+    let left = std::fs::read_dir(f.path("a")).unwrap();
+    let hidden = left.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with(".index")
+    });
+    assert_eq!(hidden.count(), 0);
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_of_the_directory_nothing_is_acknowledged_until_one_succeeds() {
+    let disk = Arc::new(Failing::default());
+    let f = on(disk.clone());
+    f.image("a", "one").await.unwrap();
+    let two = || f.push("a", tag("two"), image(b"{}", b"one"));
+    disk.set(&["sync_repo"]);
+    assert!(matches!(two().await, Err(Error::Layout(_))));
+    disk.set(&[]);
+    // The tag is in index.json already, but this acknowledgement writes and syncs it anew.
+    disk.log.lock().unwrap().clear();
+    two().await.unwrap();
+    let log = disk.log.lock().unwrap().join("\n");
+    assert!(log.contains("rename index.json"), "{log}");
+    disk.set(&["sync_repo"]);
+    let three = || f.push("a", tag("three"), image(b"{}", b"one"));
+    assert!(matches!(three().await, Err(Error::Layout(_))));
+    assert!(matches!(three().await, Err(Error::Layout(_))));
+    disk.set(&[]);
+    assert!(matches!(three().await, Err(Error::ReadOnly(_))), "twice is enough");
+    assert!(f.image("b", "other").await.is_ok(), "other repositories go on");
+    let again = f.reopened();
+    let push = Push {
+        reference: tag("four"),
+        tags: vec![],
+        content_type: None,
+        bytes: image(b"{}", b"one"),
+    };
+    again.put_manifest(&repo("a"), push, &Actor::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_those_members_fail_whose_references_are_missing() {
+    let f = fixture();
+    f.image("a", "good").await.unwrap();
+    let refused = f.push("a", tag("bad"), image(b"{}", b"absent")).await.unwrap_err();
+    assert!(matches!(&refused, Error::ManifestBlobUnknown(d) if d == &[sha256(b"absent")]));
+    let refused = f.push("nowhere", tag("bad"), image(b"{}", b"absent")).await.unwrap_err();
+    assert!(matches!(refused, Error::ManifestBlobUnknown(_)));
+    assert!(!f.path("nowhere").exists());
+}
+
+#[tokio::test]
+async fn a_blob_that_a_manifest_needs_is_not_deleted_and_a_free_one_is() {
+    let f = fixture();
+    let pushed = f.image("a", "layer").await.unwrap();
+    let (layer, actor) = (sha256(b"layer"), Actor::default());
+    let refused = f.registry.delete_blob(&repo("a"), &layer, &actor).await;
+    assert!(matches!(refused, Err(Error::BlobInUse { by, .. }) if by == pushed.digest));
+    let by_digest = Reference::Digest(pushed.digest);
+    f.registry.delete_manifest(&repo("a"), &by_digest, &actor).await.unwrap();
+    assert!(matches!(
+        f.registry.delete_manifest(&repo("a"), &by_digest, &actor).await,
+        Err(Error::ManifestUnknown { .. })
+    ));
+    f.registry.delete_blob(&repo("a"), &layer, &actor).await.unwrap();
+    assert!(matches!(
+        f.registry.stat_blob(&repo("a"), &layer, false).await,
+        Err(Error::BlobUnknown { .. })
+    ));
+    assert!(f.path(".stillage").join(path::pool(&layer)).exists(), "the pool keeps it");
+}
+
+#[tokio::test]
+async fn a_promise_takes_collections_note_away() {
+    let f = fixture();
+    let digest = f.blob("a/b", b"layer").await;
+    let note = f.path(".stillage/unreferenced/a/b").join(digest.as_str());
+    let plant = || {
+        std::fs::create_dir_all(note.parent().unwrap()).unwrap();
+        std::fs::write(&note, "").unwrap();
+    };
+    plant();
+    f.registry.stat_blob(&repo("a/b"), &digest, false).await.unwrap();
+    assert!(note.exists(), "who may only pull is promised nothing");
+    f.registry.stat_blob(&repo("a/b"), &digest, true).await.unwrap();
+    assert!(!note.exists(), "HEAD by a pusher");
+    plant();
+    f.blob("a/b", b"layer").await;
+    assert!(!note.exists(), "upload");
+    plant();
+    let from = MountFrom::Repo(repo("a/b"));
+    f.registry.mount(&repo("a/b"), &digest, from, &Actor::default()).await.unwrap();
+    assert!(!note.exists(), "mount");
+    f.blob("a/b", b"{}").await;
+    plant();
+    f.push("a/b", tag("t"), image(b"{}", b"layer")).await.unwrap();
+    assert!(!note.exists(), "manifest");
+}

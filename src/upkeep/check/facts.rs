@@ -1,0 +1,46 @@
+//! What is known of manifests, against the manifests.
+
+use super::blobs::Blobs;
+use super::finding::Findings;
+use super::lines;
+use super::probe;
+use super::rule::Rule;
+use crate::layout::facts::Fact;
+use crate::layout::{self, Dir, path};
+use crate::oci::{MAX_MANIFEST, Manifest, ManifestError};
+
+/// Checks every line that parses against the manifest, if that is there and sound.
+pub(super) fn check(repo: &Dir, blobs: &Blobs, findings: &mut Findings) {
+    let Some(dir) = probe::dir(repo, path::REFERRERS, findings).there() else {
+        return;
+    };
+    let Some((file, _)) = probe::file(&dir, path::FACTS, findings).there() else {
+        return;
+    };
+    let at = dir.at(path::FACTS);
+    let read = lines::each(&file, |number, line| {
+        let Some(fact) = line.and_then(|line| serde_json::from_slice::<Fact>(line).ok()) else {
+            return;
+        };
+        if !blobs.bad.contains(&fact.digest)
+            && let Some(true) = truth(repo, &fact).map(|truth| truth != fact)
+        {
+            let message = format!("line {number} is not what manifest {} says", fact.digest);
+            findings.add(Rule::FactsWrong, &at, message);
+        }
+    });
+    if let Err(error) = read {
+        findings.add(Rule::Unreadable, &at, format!("cannot be read: {error}"));
+    }
+}
+
+/// What the manifest itself says.
+fn truth(repo: &Dir, fact: &Fact) -> Option<Fact> {
+    let file = repo.file(&path::blob(&fact.digest)).ok()?;
+    let bytes = layout::read_all(&file, MAX_MANIFEST as u64, Default::default).ok()?;
+    let manifest = match Manifest::parse(&bytes, None) {
+        Err(ManifestError::Untyped) => Manifest::parse(&bytes, Some(&fact.media_type)),
+        parsed => parsed,
+    };
+    Some(Fact::of(fact.digest.clone(), bytes.len() as u64, &manifest.ok()?))
+}

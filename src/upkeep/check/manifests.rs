@@ -1,0 +1,242 @@
+//! index.json and everything that it reaches.
+
+use std::collections::HashSet;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rustix::fs::Stat;
+
+use super::blobs::Blobs;
+use super::finding::Findings;
+use super::probe;
+use super::rule::Rule;
+use crate::layout::{self, Dir, path, size_of};
+use crate::oci::{
+    Descriptor, Digest, Index, Kind, MAX_MANIFEST, Manifest, ManifestError, REF_NAME,
+    tag_of_ref_name,
+};
+
+/// Checks the entries of an index.json, the manifests that they name, and what those need. Gives
+/// how many manifests there are.
+pub(super) fn check(
+    repo: &Dir,
+    index: &Index,
+    blobs: &Blobs,
+    sparse: bool,
+    findings: &mut Findings,
+) -> u64 {
+    let mut graph = Graph {
+        repo,
+        blobs,
+        sparse,
+        findings,
+        asked: HashSet::new(),
+        read: HashSet::new(),
+        todo: Vec::new(),
+    };
+    graph.entries(index);
+    while let Some(descriptor) = graph.todo.pop() {
+        graph.manifest(&descriptor);
+    }
+    graph.read.len() as u64
+}
+
+struct Graph<'a> {
+    repo: &'a Dir,
+    blobs: &'a Blobs,
+    sparse: bool,
+    findings: &'a mut Findings,
+    /// Descriptors that were compared with what is there: many entries may say the same.
+    asked: HashSet<(Digest, u64, String)>,
+    /// Manifests that were read.
+    read: HashSet<Digest>,
+    /// Descriptors of manifests that are there and were not read yet.
+    todo: Vec<Descriptor>,
+}
+
+/// Where a descriptor stands, for messages.
+enum Place<'a> {
+    Index,
+    Manifest(&'a Digest),
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Index => f.write_str("index.json"),
+            Place::Manifest(digest) => write!(f, "manifest {digest}"),
+        }
+    }
+}
+
+impl Graph<'_> {
+    fn entries(&mut self, index: &Index) {
+        let at = self.repo.at(path::INDEX);
+        for tag in index.doubled_tags() {
+            let message = format!("the tag {tag} stands on several entries: the first counts");
+            self.findings.add(Rule::TagDoubled, &at, message);
+        }
+        for entry in index.entries() {
+            if let Some(name) = entry.annotations.get(REF_NAME)
+                && tag_of_ref_name(name).is_none()
+            {
+                let message = format!("{name:?} on {} is no tag", entry.digest);
+                self.findings.add(Rule::TagMalformed, &at, message);
+            }
+            self.entry(entry);
+        }
+    }
+
+    fn entry(&mut self, entry: &Descriptor) {
+        let at = self.repo.at(path::INDEX);
+        if entry.media_type.is_empty() {
+            let message = format!("the entry of {} has no mediaType", entry.digest);
+            self.findings.add(Rule::IndexEntryUntyped, &at, message);
+        } else if Kind::of_media_type(&entry.media_type).is_none() {
+            let message = format!("{} is a {:?}, no manifest", entry.digest, entry.media_type);
+            self.findings.add(Rule::EntryNotAManifest, &at, message);
+            return self.blob(entry, &Place::Index, false);
+        }
+        self.child(entry, &Place::Index, true);
+    }
+
+    /// A descriptor of a manifest.
+    fn child(&mut self, descriptor: &Descriptor, place: &Place<'_>, required: bool) {
+        if !self.first_asked(descriptor) {
+            return;
+        }
+        self.data(descriptor, place);
+        let at = self.at(&descriptor.digest);
+        match self.stat(&descriptor.digest) {
+            None if required => {
+                let message = format!("is missing, and named by {place}");
+                self.findings.add(Rule::ManifestMissing, &at, message);
+            }
+            // A name that is no regular file was reported with the blobs.
+            Some(stat) if !layout::is_regular(&stat) => {}
+            None => {}
+            Some(stat) => {
+                self.size(Rule::ManifestSizeMismatch, descriptor, &stat, place);
+                self.todo.push(descriptor.clone());
+            }
+        }
+    }
+
+    /// A descriptor of anything else.
+    fn blob(&mut self, descriptor: &Descriptor, place: &Place<'_>, required: bool) {
+        if !self.first_asked(descriptor) {
+            return;
+        }
+        self.data(descriptor, place);
+        match self.stat(&descriptor.digest) {
+            None if required => {
+                let message = format!("is missing, and needed by {place}");
+                let at = self.at(&descriptor.digest);
+                self.findings.add(Rule::BlobMissing, &at, message);
+            }
+            Some(stat) if !layout::is_regular(&stat) => {}
+            None => {}
+            Some(stat) => self.size(Rule::BlobSizeMismatch, descriptor, &stat, place),
+        }
+    }
+
+    fn manifest(&mut self, descriptor: &Descriptor) {
+        let digest = &descriptor.digest;
+        if self.blobs.bad.contains(digest) {
+            return;
+        }
+        let at = self.at(digest);
+        let bytes = match self.bytes(digest) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                let message = "has more than 4 MiB: what it needs was not checked";
+                return self.findings.add(Rule::ManifestOversized, &at, message);
+            }
+            Err(error) if error.is_absent() => return,
+            Err(error) => return probe::unreadable(&error, self.findings),
+        };
+        let said = Some(descriptor.media_type.as_str()).filter(|said| !said.is_empty());
+        let manifest = match Manifest::parse(&bytes, said) {
+            Ok(manifest) => manifest,
+            Err(error @ ManifestError::Disagree { .. }) => {
+                let message = error.to_string().replace("Content-Type", "the descriptor's type");
+                self.findings.add(Rule::ManifestTypeMismatch, &at, message);
+                return;
+            }
+            Err(error) => {
+                return self.findings.add(Rule::ManifestMalformed, &at, error.to_string());
+            }
+        };
+        if self.read.insert(digest.clone()) {
+            self.needs(digest, &manifest);
+        }
+    }
+
+    fn needs(&mut self, digest: &Digest, manifest: &Manifest) {
+        let place = Place::Manifest(digest);
+        let required = !self.sparse;
+        for child in manifest.children() {
+            self.child(child, &place, required);
+        }
+        let plain = |entry: &&Descriptor| {
+            !manifest.kind.is_index() || Kind::of_media_type(&entry.media_type).is_none()
+        };
+        for blob in manifest.references().filter(plain) {
+            self.blob(blob, &place, required && blob.urls.is_empty());
+        }
+        if let Some(subject) = &manifest.subject {
+            self.data(subject, &place);
+        }
+    }
+
+    fn size(&mut self, rule: Rule, descriptor: &Descriptor, stat: &Stat, place: &Place<'_>) {
+        if size_of(stat) != descriptor.size {
+            let (is, said) = (size_of(stat), descriptor.size);
+            let message = format!("has {is} bytes, and {said} according to {place}");
+            let at = self.at(&descriptor.digest);
+            self.findings.add(rule, &at, message);
+        }
+    }
+
+    /// `data` holds the content itself (image-spec, descriptor.md, "Embedded Content").
+    fn data(&mut self, descriptor: &Descriptor, place: &Place<'_>) {
+        let Some(data) = descriptor.extra.get("data").filter(|data| !data.is_null()) else {
+            return;
+        };
+        let bytes = data.as_str().and_then(|text| BASE64.decode(text).ok());
+        let sound = bytes.is_some_and(|bytes| {
+            bytes.len() as u64 == descriptor.size
+                && Digest::of(descriptor.digest.algorithm(), &bytes) == descriptor.digest
+        });
+        if !sound {
+            let message = format!("{place} embeds other content under this digest");
+            let at = self.at(&descriptor.digest);
+            self.findings.add(Rule::DescriptorDataMismatch, &at, message);
+        }
+    }
+
+    fn first_asked(&mut self, descriptor: &Descriptor) -> bool {
+        let Descriptor { digest, size, media_type, .. } = descriptor;
+        self.asked.insert((digest.clone(), *size, media_type.clone()))
+    }
+
+    /// What has the digest's name.
+    fn stat(&self, digest: &Digest) -> Option<Stat> {
+        layout::blobs::stat(self.repo, digest).ok().flatten()
+    }
+
+    /// A manifest's bytes, unless there are too many.
+    fn bytes(&self, digest: &Digest) -> layout::Result<Option<Vec<u8>>> {
+        let name = path::blob(digest);
+        let file = self.repo.file(&name)?;
+        let stat = layout::stat_file(&file, || self.repo.at(&name))?;
+        if size_of(&stat) > MAX_MANIFEST as u64 {
+            return Ok(None);
+        }
+        layout::read_all(&file, MAX_MANIFEST as u64, || self.repo.at(&name)).map(Some)
+    }
+
+    fn at(&self, digest: &Digest) -> std::path::PathBuf {
+        self.repo.at(&path::blob(digest))
+    }
+}

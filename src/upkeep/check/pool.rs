@@ -1,0 +1,158 @@
+//! The pool: content, inodes, and the hints of who got what.
+
+use rustix::fs::{FileType, Stat};
+
+use super::finding::Findings;
+use super::probe::{self, Seen};
+use super::rule::Rule;
+use super::{Run, lines, rights};
+use crate::layout::holders::Hint;
+use crate::layout::{Dir, Inode, Result, path, size_of};
+use crate::oci::{Algorithm, Digest};
+
+/// Checks pool and hints; afterwards the pool's inodes need not be hashed in the repositories.
+pub(super) fn check(run: &mut Run<'_>, room: &Dir) -> Result<()> {
+    let owner = room.stat()?.st_uid;
+    let mut findings = run.findings("");
+    if let Some(pool) = probe::dir(room, path::POOL, &mut findings).there() {
+        for algorithm in Algorithm::ALL {
+            if let Some(dir) = probe::dir(&pool, algorithm.as_str(), &mut findings).there() {
+                shelves(&mut Pool { run, room, owner }, &dir, algorithm, &mut findings);
+            }
+        }
+    }
+    run.hashes.trust_pool(room.clone());
+    hints(run, room, &mut findings);
+    run.hand_on(findings);
+    Ok(())
+}
+
+struct Pool<'a, 'r> {
+    run: &'a mut Run<'r>,
+    room: &'a Dir,
+    owner: u32,
+}
+
+fn shelves(pool: &mut Pool<'_, '_>, dir: &Dir, algorithm: Algorithm, findings: &mut Findings) {
+    for (shelf, _) in probe::names(dir, findings) {
+        if probe::is_hidden(&shelf) {
+            continue;
+        }
+        if !is_hex(&shelf, 2) {
+            malformed(dir, &shelf, "is not two hexadecimal digits", findings);
+            continue;
+        }
+        let Some(dir) = probe::dir(dir, &shelf, findings).there() else {
+            continue;
+        };
+        for (name, _) in probe::names(&dir, findings) {
+            if probe::is_hidden(&name) {
+                continue;
+            }
+            match Digest::parse(&format!("{algorithm}:{name}")) {
+                Ok(digest) if name.starts_with(&shelf) => pool.blob(&dir, &digest, findings),
+                Ok(_) => malformed(&dir, &name, "lies in another digest's directory", findings),
+                Err(error) => malformed(&dir, &name, &error.to_string(), findings),
+            }
+        }
+    }
+}
+
+fn malformed(dir: &Dir, name: &str, why: &str, findings: &mut Findings) {
+    findings.add(Rule::PoolNameMalformed, &dir.at(name), why);
+}
+
+fn is_hex(text: &str, len: usize) -> bool {
+    let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    text.len() == len && text.bytes().all(digit)
+}
+
+impl Pool<'_, '_> {
+    fn blob(&mut self, dir: &Dir, digest: &Digest, findings: &mut Findings) {
+        let Seen::There((file, stat)) = probe::file(dir, digest.hex(), findings) else {
+            return;
+        };
+        let at = dir.at(digest.hex());
+        self.run.summary.pooled += 1;
+        if stat.st_uid != self.owner || stat.st_mode & 0o222 != 0 || rights::has_acl(&file) {
+            let (mode, uid) = (stat.st_mode & 0o7777, stat.st_uid);
+            let message =
+                format!("has mode {mode:o} and belongs to {uid}: others could write to it");
+            findings.add(Rule::PoolInodeUnsafe, &at, message);
+        }
+        let before = self.run.hashes.bytes;
+        let found = self.run.hashes.digest(&file, &stat, digest.algorithm());
+        self.run.summary.bytes_hashed += self.run.hashes.bytes - before;
+        match found {
+            Ok(found) if found == *digest => {}
+            Ok(found) => {
+                self.run.hashes.suspect(Inode::of(&stat));
+                let message = format!("its content has the digest {found}");
+                findings.add(Rule::PoolDigestMismatch, &at, message);
+            }
+            Err(error) => {
+                self.run.hashes.suspect(Inode::of(&stat));
+                findings.add(Rule::Unreadable, &at, format!("cannot be read: {error}"));
+            }
+        }
+        if digest.algorithm() == Algorithm::Sha512 && self.has_sha256(&file, &stat) {
+            let message = "its inode has a name under sha256 too";
+            findings.add(Rule::InodeTwoAlgorithms, &at, message);
+        }
+    }
+
+    fn has_sha256(&mut self, file: &std::fs::File, stat: &Stat) -> bool {
+        let digest = match self.run.hashes.digest(file, stat, Algorithm::Sha256) {
+            Ok(digest) if stat.st_nlink > 1 => digest,
+            _ => return false,
+        };
+        let other = self.room.dir(&path::pool_dir(&digest));
+        let other = other.and_then(|dir| dir.stat_name(digest.hex()));
+        matches!(other, Ok(Some(other)) if Inode::of(&other) == Inode::of(stat))
+    }
+}
+
+/// Hints of the length, against the pool's sound blobs.
+fn hints(run: &Run<'_>, room: &Dir, findings: &mut Findings) {
+    let Some(holders) = probe::dir(room, path::HOLDERS, findings).there() else {
+        return;
+    };
+    for algorithm in Algorithm::ALL {
+        let dir = probe::dir(&holders, algorithm.as_str(), findings);
+        let Some(dir) = dir.there() else { continue };
+        for (name, kind) in probe::names(&dir, findings) {
+            if !is_hex(&name, 3) || kind == FileType::Directory {
+                continue;
+            }
+            let Some((file, _)) = probe::file(&dir, &name, findings).there() else {
+                continue;
+            };
+            let at = dir.at(&name);
+            let read = lines::each(&file, |number, line| {
+                if let Some((hint, size)) = contradicted(run, room, algorithm, line) {
+                    let (said, digest) = (hint.size, hint.digest);
+                    let message =
+                        format!("line {number} gives {digest} {said} bytes; it has {size}");
+                    findings.add(Rule::HolderSizeWrong, &at, message);
+                }
+            });
+            if let Err(error) = read {
+                findings.add(Rule::Unreadable, &at, format!("cannot be read: {error}"));
+            }
+        }
+    }
+}
+
+/// A hint with another length than the pool's blob, and that blob's length.
+fn contradicted(
+    run: &Run<'_>,
+    room: &Dir,
+    algorithm: Algorithm,
+    line: Option<&[u8]>,
+) -> Option<(Hint, u64)> {
+    let hint = Hint::parse(std::str::from_utf8(line?).ok()?, algorithm)?;
+    let shelf = room.dir(&path::pool_dir(&hint.digest)).ok()?;
+    let stat = shelf.stat_name(hint.digest.hex()).ok()??;
+    let sound = crate::layout::is_regular(&stat) && !run.hashes.is_suspect(Inode::of(&stat));
+    (sound && size_of(&stat) != hint.size).then(|| (hint, size_of(&stat)))
+}

@@ -1,0 +1,171 @@
+//! One repository: looked at until it held still.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::blobs::Blobs;
+use super::finding::Findings;
+use super::probe::{self, Seen};
+use super::rule::Rule;
+use super::{Run, blobs, facts, journal, manifests, rights};
+use crate::layout::{self, Dir, Error, IndexFile, Inode, Stamp, lock, path};
+
+/// So often a moving repository is looked at before its writers are asked to wait.
+const ATTEMPTS: u32 = 3;
+
+/// So long the lock is waited for then. Most of a look is hashing, which is not done twice.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// index.json as it was when the look began.
+enum Truth {
+    Absent,
+    Read(IndexFile),
+    Malformed(String),
+    /// Not a regular file, or unreadable: reported already.
+    Bad,
+}
+
+impl Truth {
+    fn read(dir: &Dir, findings: &mut Findings) -> Truth {
+        match probe::file(dir, path::INDEX, findings) {
+            Seen::Absent => return Truth::Absent,
+            Seen::Bad => return Truth::Bad,
+            Seen::There(_) => {}
+        }
+        match IndexFile::read(dir) {
+            Ok(Some(file)) => Truth::Read(file),
+            Ok(None) => Truth::Absent,
+            Err(error) if IndexFile::being_written(dir, &error) => {
+                // Another tool truncated it in place a moment ago; it is asked again.
+                std::thread::sleep(Duration::from_millis(50));
+                Truth::read(dir, findings)
+            }
+            Err(Error::Damaged { why, .. }) => Truth::Malformed(why),
+            Err(error) => {
+                probe::unreadable(&error, findings);
+                Truth::Bad
+            }
+        }
+    }
+
+    /// What must be equal for two readings to be of one state.
+    fn key(&self) -> (Option<Stamp>, Option<&str>) {
+        match self {
+            Truth::Read(file) => (Some(file.stamp), None),
+            Truth::Malformed(why) => (None, Some(why)),
+            Truth::Absent | Truth::Bad => (None, None),
+        }
+    }
+}
+
+/// Checks one repository and hands on what is true of it at rest.
+pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
+    let mut dir = dir.clone();
+    for attempt in 1.. {
+        let mut findings = run.findings(name);
+        // A lock that cannot be had does not stop the last look: it is the best there is.
+        let last = attempt > ATTEMPTS;
+        let _held = last.then(|| lock::shared_within(&dir, path::LOCK, LOCK_WAIT));
+        let truth = Truth::read(&dir, &mut findings);
+        let manifests = examine(run, &dir, &truth, &mut findings);
+        if findings.is_empty() || last || held_still(&dir, &truth) {
+            match still_named(run, name, &dir) {
+                Named::Same => {
+                    run.summary.repositories += 1;
+                    run.summary.manifests += manifests.0;
+                    run.summary.blobs += manifests.1;
+                    run.hand_on(findings);
+                    return;
+                }
+                Named::Another(now) if !last => dir = now,
+                Named::Another(_) | Named::Gone => return,
+            }
+        }
+    }
+}
+
+/// Whether index.json still is what it was. If it is not, what was found may have been half of the
+/// one and half of the other.
+fn held_still(dir: &Dir, before: &Truth) -> bool {
+    let mut ignored = Findings::new(Path::new(""), "");
+    Truth::read(dir, &mut ignored).key() == before.key()
+}
+
+/// What has the repository's name now.
+enum Named {
+    Same,
+    Another(Dir),
+    Gone,
+}
+
+fn still_named(run: &Run<'_>, name: &str, dir: &Dir) -> Named {
+    let inode = |dir: &Dir| -> layout::Result<Inode> { dir.inode() };
+    if name.is_empty() {
+        return Named::Same;
+    }
+    match run.root.dir(name) {
+        Ok(now) if inode(&now).ok() == inode(dir).ok() => Named::Same,
+        Ok(now) => Named::Another(now),
+        Err(_) => Named::Gone,
+    }
+}
+
+/// One look at everything. Gives how many manifests and blobs there were.
+fn examine(run: &mut Run<'_>, dir: &Dir, truth: &Truth, findings: &mut Findings) -> (u64, u64) {
+    oci_layout(dir, truth, findings);
+    rights::check(dir, findings);
+    let blobs = blobs::check(run, dir, findings);
+    let manifests = index(run, dir, truth, &blobs, findings);
+    match truth {
+        Truth::Read(file) => journal::check(dir, Some(file.stamp), findings),
+        Truth::Absent => journal::check(dir, None, findings),
+        Truth::Malformed(_) | Truth::Bad => journal::check_lines(dir, findings),
+    }
+    facts::check(dir, &blobs, findings);
+    (manifests, blobs.count)
+}
+
+fn index(run: &Run<'_>, dir: &Dir, truth: &Truth, blobs: &Blobs, findings: &mut Findings) -> u64 {
+    match truth {
+        Truth::Read(file) => {
+            manifests::check(dir, &file.index, blobs, run.options.allow_sparse, findings)
+        }
+        Truth::Malformed(why) => {
+            findings.add(Rule::IndexMalformed, &dir.at(path::INDEX), why.clone());
+            0
+        }
+        Truth::Absent | Truth::Bad => 0,
+    }
+}
+
+fn oci_layout(dir: &Dir, truth: &Truth, findings: &mut Findings) {
+    let at = dir.at(path::OCI_LAYOUT);
+    let file = match probe::file(dir, path::OCI_LAYOUT, findings) {
+        Seen::There((file, _)) => file,
+        Seen::Bad => return,
+        // Made before index.json: without that, nothing is lost yet.
+        Seen::Absent if matches!(truth, Truth::Absent) => return,
+        Seen::Absent => {
+            findings.add(Rule::LayoutMissing, &at, "is missing beside index.json");
+            return;
+        }
+    };
+    let bytes = match layout::read_all(&file, 1 << 16, || at.clone()) {
+        Ok(bytes) => bytes,
+        Err(error) => return probe::unreadable(&error, findings),
+    };
+    match serde_json::from_slice::<OciLayout>(&bytes) {
+        Ok(found) if found.version == "1.0.0" => {}
+        Ok(found) => {
+            let message = format!("imageLayoutVersion is {:?}, must be \"1.0.0\"", found.version);
+            findings.add(Rule::LayoutMalformed, &at, message);
+        }
+        Err(error) => findings.add(Rule::LayoutMalformed, &at, error.to_string()),
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct OciLayout {
+    #[serde(rename = "imageLayoutVersion")]
+    version: String,
+}

@@ -1,0 +1,3 @@
+//! Upkeep: what an administrator runs over a whole tree, beside a running server or without one.
+
+pub mod check;
