@@ -42,8 +42,8 @@ pub struct CheckArgs {
     /// Report as one JSON document
     #[arg(long)]
     pub json: bool,
-    /// Manifests may name what is not there, as under `serve --allow-sparse`
-    #[arg(long)]
+    /// Manifests may refer to what is not here, as under serve --allow-sparse
+    #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
     pub allow_sparse: bool,
 }
 

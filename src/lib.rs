@@ -8,12 +8,12 @@
 //! | [`layout`] | the files: every path, one writer of durable files, locks, blobs and pool, journal | `oci` |
 //! | [`graph`] | which blob refers to which | `layout` |
 //! | [`registry`] | the deeds: pull, push, mount, tag, list, delete, and the commit they share | `graph` |
-//! | [`upkeep`] | what goes over a whole tree: check | `graph` |
+//! | [`upkeep`] | what an administrator runs over a whole tree: check | `graph` |
 //! | [`auth`] | who are they, and may they: PAM, tokens, permissions | `oci` |
 //! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `auth` |
 //! | [`config`] | settings, checked once at the start | `http`, `registry`, `auth` |
 //!
-//! `auth` and `registry` never see each other; what uses a room may use what that uses. How a line knows its room: a status code or a header
+//! `auth` and `registry` never see each other. How a line knows its room: a status code or a header
 //! is `http`; a path, an fsync or a lock is `layout`; "what points at what" is `graph`; "is this
 //! push acceptable" is `registry`; a user name is `auth`.
 //!

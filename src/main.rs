@@ -12,15 +12,15 @@ use stillage::auth::{self, Auth};
 use stillage::config::{CheckArgs, Cli, Command, Serve, ServeArgs};
 use stillage::http::Server;
 use stillage::registry::Registry;
-use stillage::upkeep::check::Options;
-use stillage::upkeep::check::report::{self, Format};
+use stillage::upkeep::check;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
-/// What it exits with where damage was found.
-const DAMAGED: u8 = 4;
+
+/// What `stillage check` exits with where it found damage.
+const DAMAGE: u8 = 4;
 
 type Outcome = Result<ExitCode, Box<dyn Error>>;
 
@@ -130,9 +130,10 @@ fn raise_file_limit() {
 }
 
 fn check(args: &CheckArgs) -> Outcome {
-    let options = Options { allow_sparse: args.allow_sparse };
-    let format = if args.json { Format::Json } else { Format::Text };
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let summary = report::run(&args.root, options, format, &mut out)?;
-    Ok(if summary.is_damaged() { DAMAGED.into() } else { ExitCode::SUCCESS })
+    let options = check::Options { allow_sparse: args.allow_sparse };
+    let format = if args.json { check::report::Format::Json } else { check::report::Format::Text };
+    let mut out = io::stdout().lock();
+    let summary = check::report::run(&args.root, options, format, &mut out)?;
+    out.flush()?;
+    Ok(if summary.is_damaged() { ExitCode::from(DAMAGE) } else { ExitCode::SUCCESS })
 }

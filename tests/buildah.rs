@@ -8,6 +8,7 @@ use support::Registry;
 use support::account::Account;
 use support::containers::{Containers, localhost};
 use support::content::{DOCKER_MANIFEST, OCI_MANIFEST};
+use support::http::Client;
 
 #[test]
 fn a_built_image_is_pushed_and_pulled() {
@@ -19,7 +20,8 @@ fn a_built_image_is_pushed_and_pulled() {
     home.login(&server, account.name(), account.password()).ok();
     let target = format!("docker://{server}/built/image:1");
     home.buildah(&["push", "--tls-verify=false", "built", &target]).ok();
-    assert_eq!(media_type(&registry, "built/image", "1"), OCI_MANIFEST);
+    let client = registry.client().logged_in(account.name(), account.password(), "built/image");
+    assert_eq!(media_type(&client, "built/image", "1"), OCI_MANIFEST);
 
     let other = Containers::new();
     let pulled = format!("{server}/built/image:1");
@@ -37,7 +39,7 @@ fn the_docker_format_is_kept_as_it_was_pushed() {
     build(&home);
     let target = format!("docker://{server}/built/docker:1");
     home.buildah(&["push", "--tls-verify=false", "--format", "v2s2", "built", &target]).ok();
-    assert_eq!(media_type(&registry, "built/docker", "1"), DOCKER_MANIFEST);
+    assert_eq!(media_type(&registry.client(), "built/docker", "1"), DOCKER_MANIFEST);
 
     let other = Containers::new();
     let pulled = format!("{server}/built/docker:1");
@@ -57,8 +59,7 @@ fn build(home: &Containers) -> String {
 }
 
 #[track_caller]
-fn media_type(registry: &Registry, repo: &str, tag: &str) -> String {
-    let path = format!("/v2/{repo}/manifests/{tag}");
-    let answer = registry.client().head(&path).expect_status(200);
+fn media_type(client: &Client, repo: &str, tag: &str) -> String {
+    let answer = client.head(&format!("/v2/{repo}/manifests/{tag}")).expect_status(200);
     answer.header("content-type").expect("a media type").to_owned()
 }

@@ -9,8 +9,9 @@ use support::Registry;
 use support::containers::{Containers, localhost};
 use support::content::{Image, OCI_INDEX, OCI_MANIFEST, index, sha256};
 
-/// Every `docker://` here is plain HTTP.
-const PLAIN: &[&str] = &["--src-tls-verify=false", "--dest-tls-verify=false"];
+/// Every `docker://` here is plain HTTP, and nothing is to be compressed on the way.
+const OPTIONS: &[&str] =
+    &["--src-tls-verify=false", "--dest-tls-verify=false", "--preserve-digests"];
 
 #[test]
 fn an_oci_index_is_copied_whole_and_byte_for_byte() {
@@ -126,7 +127,7 @@ fn what_was_written_into_the_tree_is_served_at_once() {
 #[track_caller]
 fn copy(home: &Containers, options: &[&str], source: &str, target: &str) {
     let mut args = vec!["copy"];
-    args.extend(PLAIN);
+    args.extend(OPTIONS);
     args.extend(options);
     args.extend([source, target]);
     home.skopeo(&args).ok();

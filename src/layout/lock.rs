@@ -4,6 +4,7 @@ use std::fs::{File, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::dir::{Dir, Inode, stat_file};
 use super::error::{At, Error, OrAbsent, Result};
@@ -105,22 +106,44 @@ pub fn shared_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<Hel
 }
 
 fn open_lock(dir: &Dir, name: &str) -> Result<File> {
-    match dir.regular(name, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()) {
-        Err(error) if error.is_absent() => {}
-        opened => return opened,
+    if let Some(file) = open_existing(dir, name)? {
+        return Ok(file);
     }
-    // Born closed to everybody else; the group's bit comes after.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    // Born closed to everybody else; the group's bit comes after.
     match dir.regular(name, flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => {
             inherit::apply(dir, &file, Purpose::Lock)?;
             Ok(file)
         }
-        Err(error) if error.errno() == Some(rustix::io::Errno::EXIST) => {
-            dir.regular(name, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty())
-        }
+        // Somebody else made it meanwhile; if it is gone again, that is theirs to explain.
+        Err(error) if error.errno() == Some(Errno::EXIST) => open_existing(dir, name)?.ok_or(error),
         Err(error) => Err(error),
     }
+}
+
+/// Opens a lock file that is there. flock(1) makes it as the shell's umask says: what is wider than
+/// it may be is narrowed, and one that its maker alone may write is locked through a descriptor for
+/// reading.
+fn open_existing(dir: &Dir, name: &str) -> Result<Option<File>> {
+    let open = |access| dir.regular(name, access | OFlags::NONBLOCK, Mode::empty()).or_absent();
+    let file = match open(OFlags::RDWR) {
+        Err(error) if error.errno() == Some(Errno::ACCESS) => open(OFlags::RDONLY)?,
+        opened => opened?,
+    };
+    if let Some(file) = &file {
+        let mode = stat_file(file, || dir.at(name))?.st_mode;
+        let group = mode & 0o060 != 0 && dir.stat()?.st_mode & 0o020 == 0;
+        let narrowed = if mode & 0o007 != 0 || group {
+            inherit::apply(dir, file, Purpose::Lock)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = narrowed {
+            tracing::warn!(%error, "a lock file can be held by whoever may read it: chmod o= it");
+        }
+    }
+    Ok(file)
 }
 
 /// The lock counts only if the path still names the locked file.
@@ -175,6 +198,21 @@ mod tests {
         let second = shared(Duration::ZERO).unwrap();
         assert_eq!(first.inode(), second.inode());
         assert!(exclusive_within(&dir, ".lock", Duration::ZERO).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_lock_file_that_a_shell_made_is_narrowed() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let mode = || dir.stat_name(".lock").unwrap().unwrap().st_mode & 0o777;
+        for (directory, expected) in [(0o755, 0o600), (0o2775, 0o660)] {
+            rustix::fs::fchmod(&dir, Mode::from_raw_mode(directory)).unwrap();
+            std::fs::write(temp.path().join(".lock"), "").unwrap();
+            assert_ne!(mode(), expected);
+            repository(&dir).unwrap();
+            assert_eq!(mode(), expected, "in a directory of mode {directory:o}");
+            std::fs::remove_file(temp.path().join(".lock")).unwrap();
+        }
     }
 
     #[test]

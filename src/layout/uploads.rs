@@ -6,6 +6,7 @@
 use std::fs::{File, TryLockError};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::dir::{self, Dir};
@@ -137,13 +138,20 @@ impl Session {
     }
 
     /// Ends a session: its directory goes, whatever was linked from its data stays.
-    pub fn remove(&self, tree: &Tree, id: &UploadId) -> Result<()> {
-        // The data goes last: a session without an owner is no session.
+    ///
+    /// Its data is closed before the directory is removed: FUSE and NFS keep the name of an open
+    /// file that was unlinked. Where one is open still, the empty shell is left to gc.
+    pub fn remove(&self, tree: &Tree, id: &UploadId, data: SessionData) -> Result<()> {
+        // The owner goes first: a session without one is no session.
         for name in [path::UPLOAD_OWNER, path::UPLOAD_DATA] {
             tree.disk.unlink(&self.dir, name).or_absent()?;
         }
+        drop(data);
         let uploads = tree.room.dir(path::UPLOADS)?;
-        tree.disk.remove_dir(&uploads, id.as_str()).or_absent().map(|_| ())
+        match tree.disk.remove_dir(&uploads, id.as_str()).or_absent() {
+            Err(error) if error.errno() == Some(Errno::NOTEMPTY) => Ok(()),
+            removed => removed.map(|_| ()),
+        }
     }
 }
 

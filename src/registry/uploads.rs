@@ -237,8 +237,8 @@ impl Registry {
         let session = self.session(repo, id, actor).await?;
         let id = id.clone();
         self.blocking(move |inner| {
-            let _data = inner.lock_session(&session, &id)?;
-            Ok(session.remove(&inner.tree, &id)?)
+            let data = inner.lock_session(&session, &id)?;
+            Ok(session.remove(&inner.tree, &id, data)?)
         })
         .await
     }
@@ -369,7 +369,8 @@ impl Inner {
         if admitted.as_ref().is_err_and(may_be_retried) && reopen(&data.file) {
             return admitted;
         }
-        if let Err(error) = session.remove(&self.tree, id) {
+        drop(incoming);
+        if let Err(error) = session.remove(&self.tree, id, data) {
             tracing::warn!(%error, "a finished upload session stays until gc removes it");
         }
         admitted
