@@ -230,7 +230,7 @@ async fn push_and_delete(registry: &Registry, round: usize) {
             }
         }
     }
-    if round % 3 == 0 {
+    if round.is_multiple_of(3) {
         let manifest = Reference::Digest(digest);
         registry.delete_manifest(&repo, &manifest, &actor).await.unwrap();
         for (blob, _, _) in &blobs {
@@ -255,6 +255,36 @@ fn a_repository_that_is_moved_away_is_no_damage() {
         done.store(true, Ordering::Relaxed);
         assert_eq!(found, []);
     });
+}
+
+/// `rm -r` takes names one by one, blobs and index.json as they come.
+#[test]
+fn a_repository_that_is_being_removed_is_no_damage() {
+    let mut repo = Repo::new("copy");
+    for number in 0..100 {
+        let image = repo.image(&format!("image {number}"));
+        repo.tag(&image, &format!("t{number}"));
+    }
+    let files = repo.finish();
+    let temp = tempfile::tempdir().unwrap();
+    for round in 0..10 {
+        files.iter().for_each(|(name, bytes)| disk::write(temp.path(), name, bytes));
+        std::thread::scope(|scope| {
+            let remover = scope.spawn(|| {
+                // The blobs before index.json in every second round, and after it in the others.
+                let mut paths = disk::walk(&temp.path().join("copy"));
+                if round % 2 == 0 {
+                    paths.reverse();
+                }
+                paths.retain(|path| path.is_file());
+                paths.iter().for_each(|path| fs::remove_file(path).unwrap());
+                fs::remove_dir_all(temp.path().join("copy")).unwrap();
+            });
+            while !remover.is_finished() {
+                assert_eq!(findings(temp.path()).0, [], "round {round}");
+            }
+        });
+    }
 }
 
 fn stillage(args: &[&str], root: &Path) -> Output {
