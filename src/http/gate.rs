@@ -49,16 +49,37 @@ pub(super) async fn admit(
     };
     match action {
         Action::Repo(repo, deed) => match app.auth.decide(&caller, repo, deed.right()) {
-            Verdict::Allowed => Ok(caller),
+            Verdict::Allowed => match source_beyond_token(app, &caller, deed) {
+                None => Ok(caller),
+                Some(from) => {
+                    Err(challenge(Some(ChallengeError::InsufficientScope), beyond(&caller, from)))
+                }
+            },
             Verdict::NeedsToken => Err(challenge(None, "log in first".to_owned())),
-            Verdict::NeedsScope => Err(challenge(
-                Some(ChallengeError::InsufficientScope),
-                format!("your credentials do not reach {repo}: log in as somebody who may"),
-            )),
+            Verdict::NeedsScope => {
+                Err(challenge(Some(ChallengeError::InsufficientScope), beyond(&caller, repo)))
+            }
             Verdict::Denied => Err(denied(repo, deed)),
         },
         _ if caller.presented() => Ok(caller),
         _ => Err(challenge(None, "log in first".to_owned())),
+    }
+}
+
+/// The source of a mount that this token does not name while another of the same user would.
+/// The challenge names it; without the second token the blob would be sent again.
+fn source_beyond_token<'a>(app: &App, caller: &Caller, deed: &'a Deed) -> Option<&'a RepoName> {
+    let Deed::Mount { from: Some(from), .. } = deed else {
+        return None;
+    };
+    let verdict = app.auth.decide(caller, from, auth::Action::Pull);
+    (verdict == Verdict::NeedsScope).then_some(from)
+}
+
+fn beyond(caller: &Caller, repo: &RepoName) -> String {
+    match caller.who.name() {
+        None => format!("{repo} is not for everybody: log in first"),
+        Some(user) => format!("the token of {user} does not name {repo}: ask for one that does"),
     }
 }
 
