@@ -310,6 +310,7 @@ impl Auth {
                 service: &self.settings.pam_service,
                 confdir: self.settings.pam_confdir.as_deref(),
                 allow_root: self.settings.allow_root,
+                no_new_privileges: rustix::thread::no_new_privs().unwrap_or(false),
             }),
         }
     }

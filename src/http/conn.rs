@@ -1,5 +1,6 @@
 //! A client's connection: what happens to it besides HTTP.
 //!
+//! - What a client sends is looked at by [`Framing`] before hyper reads it.
 //! - A client that takes nothing of its answer for too long is cut off.
 //! - A connection is closed so that its last answer arrives: the kernel answers bytes that nobody
 //!   read with a reset, and a reset takes away what the client has not read yet.
@@ -14,6 +15,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
+
+use super::framing::{Framing, Violation};
 
 /// How much of an unread body is taken off the socket before it is closed, and for how long.
 const DRAIN: usize = 1024 * 1024;
@@ -30,6 +33,9 @@ const NO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; ch
 pub(super) struct Socket {
     stream: TcpStream,
     patience: Duration,
+    framing: Framing,
+    /// No more is read: the client sent what cannot be understood.
+    ended: bool,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
     closing: Option<Closing>,
@@ -42,7 +48,14 @@ struct Closing {
 
 impl Socket {
     pub(super) fn new(stream: TcpStream, patience: Duration) -> Socket {
-        Socket { stream, patience, stalled: None, closing: None }
+        Socket {
+            stream,
+            patience,
+            framing: Framing::new(),
+            ended: false,
+            stalled: None,
+            closing: None,
+        }
     }
 
     /// Waits for the client's first byte: does it speak TLS?
@@ -84,7 +97,27 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if self.ended {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        match self.framing.take(&buf.filled()[before..]) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(Violation::Head(at)) => {
+                // No head may hold a NUL: hyper answers 400 and closes.
+                let end = before + at;
+                buf.filled_mut()[end] = 0;
+                buf.set_filled(end + 1);
+                self.ended = true;
+                Poll::Ready(Ok(()))
+            }
+            Err(Violation::Body) => {
+                self.ended = true;
+                let error = "the chunks of the body are malformed";
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)))
+            }
+        }
     }
 }
 

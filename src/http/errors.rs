@@ -15,7 +15,7 @@ use serde_json::json;
 use super::reply::{Code, Problem, value};
 use super::route::RouteError;
 use crate::auth::{self, AuthError};
-use crate::oci::{MAX_MANIFEST, RepoName};
+use crate::oci::{Digest, MAX_MANIFEST, RepoName};
 use crate::registry::{self, UploadId};
 
 /// Why a request is not answered with what it asked for.
@@ -253,24 +253,16 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
     }
 }
 
-fn missing(digests: &[crate::oci::Digest]) -> Problem {
-    let message = |digest: &crate::oci::Digest| {
-        format!("the manifest refers to {digest}, which is not in this repository: push it first")
-    };
-    let mut digests = digests.iter();
-    let bad = StatusCode::BAD_REQUEST;
-    let Some(first) = digests.next() else {
-        return Problem::new(
-            bad,
-            Code::ManifestBlobUnknown,
-            "the manifest refers to what is not here",
+/// So many missing blobs are named; an answer must not grow with what a client makes up.
+const MOST_NAMED: usize = 50;
+
+fn missing(digests: &[Digest]) -> Problem {
+    let problem = Problem::of(StatusCode::BAD_REQUEST);
+    digests.iter().take(MOST_NAMED).fold(problem, |problem, digest| {
+        let message = format!(
+            "the manifest refers to {digest}, which is not in this repository: push it first"
         );
-    };
-    let detail = |digest: &crate::oci::Digest| json!({ "digest": digest.as_str() });
-    let problem =
-        Problem::new(bad, Code::ManifestBlobUnknown, message(first)).detail(detail(first));
-    digests.fold(problem, |problem, digest| {
-        problem.and(Code::ManifestBlobUnknown, message(digest)).detail(detail(digest))
+        problem.and(Code::ManifestBlobUnknown, message).detail(json!({ "digest": digest.as_str() }))
     })
 }
 

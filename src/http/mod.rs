@@ -22,6 +22,7 @@ mod body;
 mod conn;
 mod encoding;
 mod errors;
+mod framing;
 mod gate;
 mod lists;
 mod log;

@@ -80,7 +80,12 @@ struct Entry {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: Code, message: impl ToString) -> Problem {
-        Problem { status, entries: Vec::new(), headers: HeaderMap::new() }.and(code, message)
+        Problem::of(status).and(code, message)
+    }
+
+    /// One without entries yet.
+    pub(super) fn of(status: StatusCode) -> Problem {
+        Problem { status, entries: Vec::new(), headers: HeaderMap::new() }
     }
 
     /// One more entry.

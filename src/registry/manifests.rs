@@ -1,5 +1,7 @@
 //! Pulling and pushing manifests.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use super::commit::{Deed, Refusal};
@@ -201,10 +203,13 @@ impl Inner {
                 Presence::Absent => false,
                 Presence::Foreign => blobs::adopt(&self.tree, &self.holders, target, digest)?,
             };
-            if !there && !absent.contains(digest) {
+            if !there {
                 absent.push(digest.clone());
             }
         }
+        // Each once, in the order of the manifest; there may be tens of thousands.
+        let mut seen = HashSet::new();
+        absent.retain(|digest| seen.insert(digest.clone()));
         Ok(absent)
     }
 
