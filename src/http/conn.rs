@@ -35,7 +35,7 @@ pub(super) struct Socket {
     patience: Duration,
     framing: Framing,
     /// No more is read: the client sent what cannot be understood.
-    ended: bool,
+    ended: Option<Violation>,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
     closing: Option<Closing>,
@@ -52,7 +52,7 @@ impl Socket {
             stream,
             patience,
             framing: Framing::new(),
-            ended: false,
+            ended: None,
             stalled: None,
             closing: None,
         }
@@ -97,27 +97,34 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.ended {
-            return Poll::Ready(Ok(()));
+        match self.ended {
+            None => {}
+            Some(Violation::Head(_)) => return Poll::Ready(Ok(())),
+            Some(Violation::Body(_)) => {
+                let error = "the chunks of the body are malformed";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+            }
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        match self.framing.take(&buf.filled()[before..]) {
-            Ok(()) => Poll::Ready(Ok(())),
-            Err(Violation::Head(at)) => {
+        let Err(violation) = self.framing.take(&buf.filled()[before..]) else {
+            return Poll::Ready(Ok(()));
+        };
+        self.ended = Some(violation);
+        match violation {
+            Violation::Head(at) => {
                 // No head may hold a NUL: hyper answers 400 and closes.
-                let end = before + at;
-                buf.filled_mut()[end] = 0;
-                buf.set_filled(end + 1);
-                self.ended = true;
-                Poll::Ready(Ok(()))
+                buf.filled_mut()[before + at] = 0;
+                buf.set_filled(before + at + 1);
             }
-            Err(Violation::Body) => {
-                self.ended = true;
-                let error = "the chunks of the body are malformed";
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)))
+            // What stands before it is whole; after it comes the error.
+            Violation::Body(at) if at > 0 => buf.set_filled(before + at),
+            Violation::Body(_) => {
+                buf.set_filled(before);
+                return self.poll_read(cx, buf);
             }
         }
+        Poll::Ready(Ok(()))
     }
 }
 
