@@ -97,7 +97,7 @@ fn smuggling() {
     assert!(matches!(status.header("range"), Some("0-0" | "0-1" | "0-2")), "{status:?}");
 
     // What is right goes on, several requests on one connection.
-    let good = format!(
+    let good = concat!(
         "GET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\r\nPOST /v2/b/blobs/uploads/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\nGET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     );
     assert_eq!(answers(&exchange(&registry, good.as_bytes())), [200, 202, 200]);
@@ -161,6 +161,9 @@ fn an_early_refusal_arrives_and_the_body_is_not_read() {
         answer.expect("an answer").expect_error(401, "UNAUTHORIZED");
         assert!(sent < 1 << 28, "{sent} bytes were taken");
     }
+    // Who asks before sending is refused without being told to go on.
+    let asking = "POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\nConnection: close\r\n\r\n";
+    assert_eq!(answers(&exchange(&registry, asking.as_bytes())), [401]);
     // Part of a body, and then another request: the connection ends instead.
     let two = format!(
         "POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{}",

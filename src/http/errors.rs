@@ -4,6 +4,7 @@
 //! paths and causes go to the log.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use axum::response::Response;
@@ -242,10 +243,13 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
             log(&error);
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, &error)
         }
-        Error::Layout(source) => {
-            log(&error);
-            of_errno(source.errno())
-        }
+        Error::Layout(source) => match source.errno() {
+            Some(Errno::ACCESS | Errno::PERM) => locked_out(source.path()),
+            errno => {
+                log(&error);
+                of_errno(errno)
+            }
+        },
         Error::Internal => {
             log(&error);
             broken()
@@ -270,6 +274,19 @@ fn missing(digests: &[Digest]) -> Problem {
 /// escapes, so that no name in a tree can begin a line of the log.
 fn log(error: &registry::Error) {
     tracing::error!(cause = ?error.to_string(), "a request failed on our side");
+}
+
+/// The files belong to somebody who did not let the server in: only an administrator can mend that.
+fn locked_out(path: &Path) -> Problem {
+    let uid = rustix::process::geteuid().as_raw();
+    tracing::error!(
+        ?path,
+        mend = ?format!("setfacl -m u:{uid}:rwX {}", path.display()),
+        "the server's own account may not use this"
+    );
+    let message =
+        "the server itself may not do this: its administrator finds the reason in its log";
+    Problem::new(StatusCode::FORBIDDEN, Code::Denied, message)
 }
 
 fn of_errno(errno: Option<Errno>) -> Problem {

@@ -130,6 +130,7 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (io(Errno::DQUOT), 507, Code::Unknown),
         (io(Errno::ROFS), 503, Code::Unavailable),
         (io(Errno::MFILE), 503, Code::Unavailable),
+        (io(Errno::ACCESS), 403, Code::Denied),
         (io(Errno::IO), 500, Code::Unknown),
     ]
 }

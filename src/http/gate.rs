@@ -29,51 +29,51 @@ pub(super) async fn identify(
     Ok(app.auth.identify(value, origin.client).await)
 }
 
-/// Lets a request of the API pass, or says what the client is told instead.
-pub(super) async fn admit(
+/// Who makes a request of the API; credentials that are not believed are answered with a challenge.
+pub(super) async fn caller(
     app: &App,
     headers: &HeaderMap,
     origin: &Origin,
     action: &Action,
 ) -> Result<Caller, Failure> {
-    let challenge = |error, message: String| challenge(app, origin, action, error, message);
-    let caller = match identify(app, headers, origin).await? {
-        Ok(caller) => caller,
-        Err(error @ AuthError::InvalidToken(_)) => {
-            return Err(challenge(Some(ChallengeError::InvalidToken), error.to_string()));
+    identify(app, headers, origin).await?.map_err(|error| match error {
+        AuthError::InvalidToken(_) => {
+            let invalid = Some(ChallengeError::InvalidToken);
+            challenge(app, origin, action, invalid, error.to_string())
         }
-        Err(error @ (AuthError::Refused | AuthError::Malformed(_) | AuthError::NoCredentials)) => {
-            return Err(challenge(None, error.to_string()));
+        AuthError::Refused | AuthError::Malformed(_) | AuthError::NoCredentials => {
+            challenge(app, origin, action, None, error.to_string())
         }
-        Err(error) => return Err(Failure::Auth(error)),
-    };
-    match action {
-        Action::Repo(repo, deed) => match app.auth.decide(&caller, repo, deed.right()) {
-            Verdict::Allowed => match source_beyond_token(app, &caller, deed) {
-                None => Ok(caller),
-                Some(from) => {
-                    Err(challenge(Some(ChallengeError::InsufficientScope), beyond(&caller, from)))
-                }
-            },
-            Verdict::NeedsToken => Err(challenge(None, "log in first".to_owned())),
-            Verdict::NeedsScope => {
-                Err(challenge(Some(ChallengeError::InsufficientScope), beyond(&caller, repo)))
-            }
-            Verdict::Denied => Err(denied(repo, deed)),
-        },
-        _ if caller.presented() => Ok(caller),
-        _ => Err(challenge(None, "log in first".to_owned())),
-    }
+        AuthError::TooMany { .. } | AuthError::Busy { .. } | AuthError::Unavailable => {
+            Failure::Auth(error)
+        }
+    })
 }
 
-/// The source of a mount that this token does not name while another of the same user would.
-/// The challenge names it; without the second token the blob would be sent again.
-fn source_beyond_token<'a>(app: &App, caller: &Caller, deed: &'a Deed) -> Option<&'a RepoName> {
-    let Deed::Mount { from: Some(from), .. } = deed else {
-        return None;
-    };
-    let verdict = app.auth.decide(caller, from, auth::Action::Pull);
-    (verdict == Verdict::NeedsScope).then_some(from)
+/// Lets a request of the API pass, or says what the client is told instead.
+pub(super) fn admit(
+    app: &App,
+    caller: &Caller,
+    origin: &Origin,
+    action: &Action,
+) -> Result<(), Failure> {
+    let log_in = || challenge(app, origin, action, None, "log in first".to_owned());
+    match action {
+        Action::Repo(repo, deed) => match app.auth.decide(caller, repo, deed.right()) {
+            Verdict::Allowed => Ok(()),
+            Verdict::NeedsToken => Err(log_in()),
+            Verdict::NeedsScope => Err(challenge(
+                app,
+                origin,
+                action,
+                Some(ChallengeError::InsufficientScope),
+                beyond(caller, repo),
+            )),
+            Verdict::Denied => Err(denied(repo, deed)),
+        },
+        _ if caller.presented() => Ok(()),
+        _ => Err(log_in()),
+    }
 }
 
 fn beyond(caller: &Caller, repo: &RepoName) -> String {

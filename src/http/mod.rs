@@ -145,11 +145,11 @@ impl App {
         action: &Action,
         record: &mut Record,
     ) -> Result<Response, Failure> {
-        let caller = match gate::admit(&self, &request.headers, origin, action).await {
-            Ok(caller) => caller,
-            Err(failure) => return gate::alike(Err(failure), action),
-        };
+        let caller = gate::caller(&self, &request.headers, origin, action).await?;
         record.who(&caller.who);
+        if let Err(failure) = gate::admit(&self, &caller, origin, action) {
+            return gate::alike(Err(failure), action);
+        }
         let visit =
             Visit { app: self, caller, client: origin.client, headers: request.headers.clone() };
         match action {
