@@ -299,3 +299,7 @@ pub(super) fn body(source: &io::Error) -> Refusal {
     let refusal = source.get_ref().and_then(|inner| inner.downcast_ref::<Refusal>());
     refusal.cloned().unwrap_or_else(|| Refusal::Body(source.to_string()))
 }
+
+#[cfg(test)]
+#[path = "errors_tests.rs"]
+mod tests;

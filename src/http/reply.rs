@@ -37,6 +37,29 @@ pub(super) enum Code {
 }
 
 impl Code {
+    #[cfg(test)]
+    pub(super) const ALL: [Code; 19] = [
+        Code::BlobUnknown,
+        Code::BlobUploadInvalid,
+        Code::BlobUploadUnknown,
+        Code::DigestInvalid,
+        Code::ManifestBlobUnknown,
+        Code::ManifestInvalid,
+        Code::ManifestUnknown,
+        Code::NameInvalid,
+        Code::NameUnknown,
+        Code::SizeInvalid,
+        Code::Unauthorized,
+        Code::Denied,
+        Code::Unsupported,
+        Code::TooManyRequests,
+        Code::PaginationNumberInvalid,
+        Code::RangeInvalid,
+        Code::TagInvalid,
+        Code::Unavailable,
+        Code::Unknown,
+    ];
+
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Code::BlobUnknown => "BLOB_UNKNOWN",

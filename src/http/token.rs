@@ -16,7 +16,7 @@ use super::body::Upload;
 use super::errors::{self, Failure, Refusal};
 use super::origin::Origin;
 use super::{App, encoding, gate, reply};
-use crate::auth::{self, Issued, Who};
+use crate::auth::{self, Access, Issued, Resource, Who};
 use crate::oci::essence;
 
 /// The largest form that is read: names, a password, some scopes.
@@ -31,7 +31,8 @@ pub(super) async fn get(
 ) -> Result<(Who, Response), Failure> {
     let caller = gate::identify(app, &request.headers, origin).await?;
     let caller = caller.map_err(Failure::Auth)?;
-    let issued = grant(app, &caller.who, scopes.iter().map(String::as_str))?;
+    let asked = auth::parse_scopes(scopes.iter().map(String::as_str));
+    let issued = app.auth.grant(&caller.who, &asked).map_err(Failure::Auth)?;
     Ok((caller.who, answer(&issued, None)))
 }
 
@@ -51,18 +52,22 @@ pub(super) async fn post(
     let (user, password) = (form.one("username")?, form.one("password")?);
     let who = app.auth.login(user, password, origin.client).await;
     let who = who.map_err(Failure::Auth)?;
-    let issued = grant(app, &who, form.all("scope"))?;
-    let scopes: Vec<&str> = form.all("scope").collect();
-    Ok((who, answer(&issued, Some(scopes.join(" ")))))
+    let asked = auth::parse_scopes(form.all("scope"));
+    let issued = app.auth.grant(&who, &asked).map_err(Failure::Auth)?;
+    let granted = granted(app, &who, asked);
+    Ok((who, answer(&issued, Some(granted))))
 }
 
-fn grant<'a>(
-    app: &App,
-    who: &Who,
-    scopes: impl IntoIterator<Item = &'a str>,
-) -> Result<Issued, Failure> {
-    let asked = auth::parse_scopes(scopes);
-    app.auth.grant(who, &asked).map_err(Failure::Auth)
+/// What was granted, as RFC 6749 (5.1) wants to have it said where it may be less than was asked.
+fn granted(app: &App, who: &Who, asked: Vec<Access>) -> String {
+    let parts = asked.into_iter().filter_map(|access| match access.resource {
+        Resource::Catalog => Some(access.to_string()),
+        Resource::Repository(name) => {
+            let actions = access.actions.filter(|action| app.auth.may(who, &name, action));
+            (!actions.is_empty()).then(|| Access::repository(name, actions).to_string())
+        }
+    });
+    parts.collect::<Vec<_>>().join(" ")
 }
 
 fn answer(issued: &Issued, scope: Option<String>) -> Response {

@@ -1,7 +1,7 @@
 //! One repository: looked at until it held still.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::blobs::Blobs;
 use super::finding::Findings;
@@ -16,6 +16,10 @@ const ATTEMPTS: u32 = 3;
 
 /// So long the lock is waited for then. Most of a look is hashing, which is not done twice.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// So long a repository may keep changing under looks with the lock held, as other tools change it,
+/// before it is reported as it was seen last.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// index.json as it was when the look began.
 enum Truth {
@@ -78,11 +82,12 @@ fn changed(dir: &Dir) -> Vec<Option<(i64, u64)>> {
 /// Checks one repository and hands on what is true of it at rest.
 pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
     let mut dir = dir.clone();
-    for attempt in 1.. {
+    let begun = Instant::now();
+    for attempt in 1u32.. {
         let mut findings = run.findings(name);
-        // A lock that cannot be had does not stop the last look: it is the best there is.
-        let last = attempt > ATTEMPTS;
-        let _held = last.then(|| lock::shared_within(&dir, path::LOCK, LOCK_WAIT));
+        // A lock that cannot be had does not stop the look: it is the best there is.
+        let _held = (attempt > ATTEMPTS).then(|| lock::shared_within(&dir, path::LOCK, LOCK_WAIT));
+        let last = attempt > ATTEMPTS && begun.elapsed() > PATIENCE;
         let before = changed(&dir);
         let truth = Truth::read(&dir, &mut findings);
         let (manifests, blobs) = examine(run, &dir, &truth, &mut findings);
@@ -102,7 +107,7 @@ pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
             Named::Another(now) => dir = now,
             // What was found may be half of one state and half of the next: it is looked at again,
             // after a moment that most copies and removals need no longer than.
-            Named::Same => std::thread::sleep(Duration::from_millis(20) * 4u32.pow(attempt)),
+            Named::Same => std::thread::sleep(Duration::from_millis(20) * 4u32.pow(attempt.min(3))),
         }
     }
 }
