@@ -75,7 +75,7 @@ fn conform(registry: &Registry, name: &str, settings: &[(&str, &str)]) -> [u32; 
         .unwrap_or_else(|error| panic!("{}: {error}\n{outcome}", junit.display()));
     let count = |what: &str| attribute(&text, what);
     let counts = ["failures", "errors", "skipped", "disabled"].map(count);
-    println!("{}", unmet(&outcome.stdout));
+    eprintln!("{}", unmet(&outcome.stdout));
     assert!(count("tests") >= PLAUSIBLE, "only {} cases ran: {outcome}", count("tests"));
     assert_eq!(outcome.code, Some(0), "{outcome}");
     counts
