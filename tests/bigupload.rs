@@ -51,6 +51,7 @@ fn memory_stays_bounded_while_a_huge_blob_streams_through() {
 
     let head = client.head(&format!("/v2/huge/blobs/{digest}")).expect_status(200);
     assert_eq!(head.header("content-length"), Some(size.to_string().as_str()));
+    support::measured(format!("{} GiB uploaded, {} MiB held at most", size / GIB, most / MIB));
     assert!(most < AT_MOST, "the server held {} MiB of its own", most / MIB);
     // The holes are damage that the test itself has done.
     registry.expect_damage();

@@ -44,6 +44,7 @@ fn two_hundred_referrers_pushed_by_sixteen_clients_are_all_listed() {
 
     let pushed: BTreeSet<String> = signatures.iter().map(|bytes| sha256(bytes)).collect();
     assert_eq!(listed(&registry, &subject.digest), pushed);
+    support::measured(format!("{} referrers by {CLIENTS} clients: all listed", pushed.len()));
     registry.restart();
     assert_eq!(listed(&registry, &subject.digest), pushed, "after a restart");
 }
@@ -79,6 +80,7 @@ fn sixty_four_clients_pushing_different_tags_share_their_commits() {
         client.assert_pulls("busy/app", tag, image);
     }
     let rewrites = stamps(&registry, "busy/app").len();
+    support::measured(format!("{CLIENTS} pushes at once: {rewrites} rewrites of index.json"));
     assert!(rewrites < CLIENTS, "{rewrites} rewrites of index.json for {CLIENTS} pushes");
 }
 

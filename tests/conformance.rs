@@ -16,42 +16,49 @@ use support::command::run;
 /// Fewer cases than this and the suite did not run as it should; it had 848 (1.1) when written.
 const PLAUSIBLE: u32 = 800;
 
+/// Everything that a registry may leave out is to be tried.
+const OPTIONAL: [(&str, &str); 5] = [
+    ("OCI_API_BLOBS_UPLOAD_CANCEL", "true"),
+    ("OCI_API_BLOBS_DIGEST_HEADER", "true"),
+    ("OCI_API_MANIFESTS_DIGEST_HEADER", "true"),
+    ("OCI_API_MANIFESTS_TAG_PARAM", "true"),
+    ("OCI_DATA_SPARSE", "true"),
+];
+
 #[test]
 fn version_1_1() {
-    let registry = Registry::start(&["--auth", "none"]);
-    conform(&registry, "1.1", &[("OCI_VERSION", "1.1"), ("OCI_API_BLOBS_UPLOAD_CANCEL", "true")]);
+    let registry = Registry::start(&["--auth", "none", "--allow-sparse"]);
+    let unmet = conform(&registry, "1.1", &[("OCI_VERSION", "1.1")]);
+    assert_eq!(unmet, [0; 4], "failures, errors, skipped, disabled");
 }
 
 #[test]
 fn development_version_with_every_optional_api() {
     let registry = Registry::start(&["--auth", "none", "--allow-sparse"]);
-    let settings = [
-        ("OCI_VERSION", "dev"),
-        ("OCI_API_BLOBS_UPLOAD_CANCEL", "true"),
-        ("OCI_API_BLOBS_DIGEST_HEADER", "true"),
-        ("OCI_API_MANIFESTS_DIGEST_HEADER", "true"),
-        ("OCI_API_MANIFESTS_TAG_PARAM", "true"),
-        ("OCI_DATA_SPARSE", "true"),
-    ];
-    conform(&registry, "dev", &settings);
+    let unmet = conform(&registry, "dev", &[("OCI_VERSION", "dev")]);
+    assert_eq!(unmet, [0; 4], "failures, errors, skipped, disabled");
 }
 
+/// The suite asks for a token of the target alone and keeps it. A mount whose token does not name
+/// the source is an upload (202, never 401): the suite skips its two mounts with a source then, and
+/// nothing else.
 #[test]
 fn the_same_with_a_login() {
     let account = Account::new();
-    let registry = Registry::start(&["--auth", "pam"]);
+    let registry = Registry::start(&["--auth", "pam", "--allow-sparse"]);
     let settings = [
-        ("OCI_VERSION", "1.1"),
-        ("OCI_API_BLOBS_UPLOAD_CANCEL", "true"),
+        ("OCI_VERSION", "dev"),
         ("OCI_USERNAME", account.name()),
         ("OCI_PASSWORD", account.password()),
     ];
-    conform(&registry, "login", &settings);
+    let unmet = conform(&registry, "login", &settings);
+    assert_eq!(unmet, [0, 0, 2, 0], "failures, errors, skipped, disabled");
 }
 
-/// Runs the suite with these settings; its results stay where `tests/run` wants them.
+/// Runs the suite with these settings; its results stay where `tests/run` wants them. Gives how many
+/// cases failed, broke, were skipped and were off.
 #[track_caller]
-fn conform(registry: &Registry, name: &str, settings: &[(&str, &str)]) {
+fn conform(registry: &Registry, name: &str, settings: &[(&str, &str)]) -> [u32; 4] {
     let results = match std::env::var_os("STILLAGE_CONFORMANCE_RESULTS") {
         Some(kept) => PathBuf::from(kept).join(name),
         None => registry.scratch().join(name),
@@ -60,6 +67,7 @@ fn conform(registry: &Registry, name: &str, settings: &[(&str, &str)]) {
         .env("OCI_REGISTRY", registry.addr().to_string())
         .env("OCI_TLS", "disabled")
         .env("OCI_RESULTS_DIR", &results)
+        .envs(OPTIONAL)
         .envs(settings.iter().copied())
         .current_dir(registry.scratch()));
     let junit = results.join("junit.xml");
@@ -67,9 +75,10 @@ fn conform(registry: &Registry, name: &str, settings: &[(&str, &str)]) {
         .unwrap_or_else(|error| panic!("{}: {error}\n{outcome}", junit.display()));
     let count = |what: &str| attribute(&text, what);
     let counts = ["failures", "errors", "skipped", "disabled"].map(count);
-    assert_eq!(counts, [0; 4], "failures, errors, skipped, disabled\n{}", unmet(&outcome.stdout));
+    eprintln!("{}", unmet(&outcome.stdout));
     assert!(count("tests") >= PLAUSIBLE, "only {} cases ran: {outcome}", count("tests"));
     assert_eq!(outcome.code, Some(0), "{outcome}");
+    counts
 }
 
 /// `tests/run` installs the suite; without it `go install` of the same does.

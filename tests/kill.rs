@@ -53,6 +53,11 @@ fn acknowledged_tags_survive_kill_9_and_the_tree_is_sound() {
             registry.client().assert_pulls(repo, tag, image);
         }
     }
+    support::measured(format!(
+        "{} tags of {WRITERS} writers over {} kills: none lost",
+        tags.len(),
+        rounds()
+    ));
     assert!(tags.len() > rounds(), "only {} pushes came through", tags.len());
 }
 

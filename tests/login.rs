@@ -277,6 +277,29 @@ async fn guessing_ends_in_too_many() {
 }
 
 #[tokio::test]
+async fn credential_cache_what_is_remembered_cannot_be_guessed_against() {
+    let host = Host::new();
+    let auth = Arc::new(host.auth());
+    let elsewhere = "192.0.2.7".parse().expect("an address");
+    assert!(auth.login("daemon", PASSWORD, elsewhere).await.is_ok());
+    let guesses: Vec<_> = (0..60)
+        .map(|n| {
+            let auth = Arc::clone(&auth);
+            tokio::spawn(async move { auth.login("daemon", &format!("wrong {n}"), HERE).await })
+        })
+        .collect();
+    // The tasks begin in turn on the one thread of this runtime: the right guess is the last.
+    let right = {
+        let auth = Arc::clone(&auth);
+        tokio::spawn(async move { auth.login("daemon", PASSWORD, HERE).await })
+    };
+    let right = right.await.expect("no panic");
+    assert!(matches!(right, Err(AuthError::TooMany { .. })), "as a wrong one: {right:?}");
+    assert!(auth.login("daemon", PASSWORD, elsewhere).await.is_ok(), "the user goes on");
+    guesses.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn tokens_carry_the_login_and_what_was_granted() {
     let host = Host::new();
     let mut settings = host.settings();

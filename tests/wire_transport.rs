@@ -97,9 +97,7 @@ fn smuggling() {
     assert!(matches!(status.header("range"), Some("0-0" | "0-1" | "0-2")), "{status:?}");
 
     // What is right goes on, several requests on one connection.
-    let good = concat!(
-        "GET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\r\nPOST /v2/b/blobs/uploads/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\nGET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
-    );
+    let good = "GET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\r\nPOST /v2/b/blobs/uploads/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\nGET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
     assert_eq!(answers(&exchange(&registry, good.as_bytes())), [200, 202, 200]);
 }
 

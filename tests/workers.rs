@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use stillage::auth::{Auth, AuthError};
 fn hang_for_games(host: &Host) {
     let hung = host.path("hung").display().to_string();
     host.ask_script(&format!(
-        "if [ $PAM_USER = games ]; then (echo $$ > {hung}; exec sleep 1000) & \
+        "if [ $PAM_USER = games ]; then (echo $$ > {hung}; exec sleep 100) & \
          echo $! > {hung}.child; wait; fi; exit 0"
     ));
 }
@@ -191,14 +192,7 @@ async fn no_worker_is_left_when_the_server_is_done() {
 async fn a_worker_notices_the_death_of_the_server_even_while_it_hangs() {
     let host = Host::new();
     hang_for_games(&host);
-    let mut worker = Command::new(host.path("worker"))
-        .arg("pam-worker")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .expect("a worker");
-    let mut requests = worker.stdin.take().expect("a pipe");
+    let (worker, mut requests) = Worker::start(&host.path("worker"));
     requests.write_all(&login_request(&host, "games")).expect("it reads");
     let child = number(&line_of(host.path("hung.child")).await.expect("it hangs"));
     let script = number(&line_of(host.path("hung")).await.expect("it hangs"));
@@ -206,26 +200,46 @@ async fn a_worker_notices_the_death_of_the_server_even_while_it_hangs() {
     drop(requests);
     ended(script).await;
     ended(child).await;
-    ended(i32::try_from(worker.id()).expect("a process id")).await;
-    worker.wait().expect("ended");
+    ended(worker.id()).await;
 }
 
 #[tokio::test]
 async fn a_request_that_makes_no_sense_ends_the_worker() {
     for request in [&[255; 8][..], &[1, 0, 0, 0, 9], &[0, 0, 0, 0], &[3, 0, 0, 0, 0, 200, 0]] {
-        let mut worker = Command::new(env!("CARGO_BIN_EXE_stillage"))
+        let (mut worker, mut requests) = Worker::start(Path::new(env!("CARGO_BIN_EXE_stillage")));
+        requests.write_all(request).expect("it reads");
+        ended(worker.id()).await;
+        assert!(!worker.0.wait().expect("ended").success(), "{request:?}");
+        drop(requests);
+    }
+}
+
+/// A worker of the test's own, ended with its group however the test ends.
+struct Worker(std::process::Child);
+
+impl Worker {
+    fn start(program: &Path) -> (Worker, ChildStdin) {
+        let mut child = Command::new(program)
             .arg("pam-worker")
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
             .expect("a worker");
-        let mut requests = worker.stdin.take().expect("a pipe");
-        requests.write_all(request).expect("it reads");
-        ended(i32::try_from(worker.id()).expect("a process id")).await;
-        assert!(!worker.wait().expect("ended").success(), "{request:?}");
-        drop(requests);
+        let requests = child.stdin.take().expect("a pipe");
+        (Worker(child), requests)
+    }
+
+    fn id(&self) -> i32 {
+        i32::try_from(self.0.id()).expect("a process id")
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -87,8 +87,9 @@ pub enum Verdict {
 /// Why it is not known who is asking. The text of each is fit for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum AuthError {
-    /// Nothing was presented where something must be.
-    #[error("authentication required")]
+    /// Nothing was presented where something must be. (podman drops a message that is the code's
+    /// own default, "authentication required", and leaves its user with the bare code.)
+    #[error("log in first")]
     NoCredentials,
     /// Wrong user, wrong password, an account that is expired, locked or not allowed: all alike,
     /// in text and in time.
@@ -309,6 +310,7 @@ impl Auth {
                 service: &self.settings.pam_service,
                 confdir: self.settings.pam_confdir.as_deref(),
                 allow_root: self.settings.allow_root,
+                no_new_privileges: rustix::thread::no_new_privs().unwrap_or(false),
             }),
         }
     }

@@ -17,11 +17,13 @@ pub(super) struct Facts<'a> {
     pub(super) service: &'a str,
     pub(super) confdir: Option<&'a Path>,
     pub(super) allow_root: bool,
+    /// Whether helpers that PAM starts, such as unix_chkpwd, can gain no rights.
+    pub(super) no_new_privileges: bool,
 }
 
 /// One line without a line feed at its end.
 pub(super) fn who_can_log_in(facts: &Facts<'_>) -> String {
-    let mut line = whose_passwords(facts.server);
+    let mut line = whose_passwords(facts.server, facts.no_new_privileges);
     if let Some(note) = service_note(facts.service, facts.confdir) {
         line.push_str("; ");
         line.push_str(&note);
@@ -32,7 +34,7 @@ pub(super) fn who_can_log_in(facts: &Facts<'_>) -> String {
     line
 }
 
-fn whose_passwords(server: &User) -> String {
+fn whose_passwords(server: &User, no_new_privileges: bool) -> String {
     let name = &server.name;
     if server.uid == 0 {
         return "started as root: every account of this host can log in".to_owned();
@@ -40,6 +42,10 @@ fn whose_passwords(server: &User) -> String {
     match Group::from_name("shadow") {
         Ok(Some(group)) if server.groups.contains(&group.gid.as_raw()) => format!(
             "started as {name}, a member of group shadow: every account of this host can log in"
+        ),
+        _ if no_new_privileges => format!(
+            "started as {name} without new privileges: no password in /etc/shadow can be checked, \
+             add {name} to group shadow"
         ),
         _ => format!("started as {name}: only {name}'s password can be checked"),
     }
@@ -90,13 +96,15 @@ mod tests {
     #[test]
     fn says_whose_passwords_can_be_checked() {
         let shadow = Group::from_name("shadow").expect("the name service").expect("on Debian");
-        assert!(whose_passwords(&user("root", 0, &[0])).contains("every account"));
+        assert!(whose_passwords(&user("root", 0, &[0]), true).contains("every account"));
         let member = user("stillage", 990, &[990, shadow.gid.as_raw()]);
-        assert!(whose_passwords(&member).contains("every account"));
+        assert!(whose_passwords(&member, true).contains("every account"));
         assert_eq!(
-            whose_passwords(&user("alice", 1000, &[1000])),
+            whose_passwords(&user("alice", 1000, &[1000]), false),
             "started as alice: only alice's password can be checked"
         );
+        let shut_in = whose_passwords(&user("alice", 1000, &[1000]), true);
+        assert!(shut_in.contains("add alice to group shadow"), "{shut_in}");
     }
 
     #[test]

@@ -67,12 +67,19 @@ pub(super) fn admit(
                 origin,
                 action,
                 Some(ChallengeError::InsufficientScope),
-                format!("your credentials do not reach {repo}: log in as somebody who may"),
+                beyond(caller, repo),
             )),
             Verdict::Denied => Err(denied(repo, deed)),
         },
         _ if caller.presented() => Ok(()),
         _ => Err(log_in()),
+    }
+}
+
+fn beyond(caller: &Caller, repo: &RepoName) -> String {
+    match caller.who.name() {
+        None => format!("{repo} is not for everybody: log in first"),
+        Some(user) => format!("the token of {user} does not name {repo}: ask for one that does"),
     }
 }
 

@@ -60,7 +60,8 @@ impl Tree {
         make_dirs(&*self.disk, &self.root, name.as_str(), Mode::from_raw_mode(0o755))
     }
 
-    /// A directory inside a repository, made when it is missing, as open as the repository is.
+    /// A directory inside a repository, made when it is missing, as open as the repository is. Its
+    /// name is durable: a commit may be the hundredth in the repository and the first with sha512.
     pub fn make_inner(&self, repo: &Dir, relative: &str) -> Result<Dir> {
         if let Some(found) = repo.dir(relative).or_absent()? {
             return Ok(found);
@@ -71,6 +72,7 @@ impl Tree {
                 (inner, false) => inner,
                 (inner, true) => {
                     inherit::apply_to_dir(repo, &inner)?;
+                    self.disk.sync_dir(&at)?;
                     inner
                 }
             };

@@ -371,11 +371,11 @@ impl<'a> Group<'a> {
         };
         let records: Vec<Record> = self.changes.iter().map(record).collect();
         journal::append(disk, self.dir, &records)?;
-        self.sync_names(state, dir)?;
         if self.dir.stat_name(path::OCI_LAYOUT)?.is_none() {
             let bytes = path::OCI_LAYOUT_BYTES;
             durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
         }
+        self.sync_names(state, dir)?;
         let file = durable::replace(disk, self.dir, path::INDEX, &bytes, Purpose::Public)?;
         let index = Arc::clone(&self.index);
         Ok((stamp, Arc::new(IndexFile::written(self.dir, index, stamp, file)?)))
@@ -396,6 +396,8 @@ impl<'a> Group<'a> {
         if let Some(blobs) = self.dir.dir(path::BLOBS).or_absent()? {
             tree.disk.sync_dir(&blobs)?;
         }
+        // `blobs`, `oci-layout` and the journal: an index.json must not outlive what it stands on.
+        tree.disk.sync_dir(self.dir)?;
         tree.disk.sync_dir(&tree.root)?;
         for (end, _) in self.repo.as_str().match_indices('/') {
             tree.disk.sync_dir(&tree.root.dir(&self.repo.as_str()[..end])?)?;

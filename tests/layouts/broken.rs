@@ -129,7 +129,7 @@ fn manifests() -> Vec<Sample> {
         Sample::new(
             "manifest-missing",
             with(|repo, image| {
-                let index = repo.index(&[image.clone()]);
+                let index = repo.index(std::slice::from_ref(image));
                 repo.tag(&index, "1.8");
                 repo.drop_file(&Repo::path(image));
             }),
@@ -336,6 +336,6 @@ fn blob_of(root: &Path, beginning: &str) -> PathBuf {
 
 /// A file of the pool.
 fn pooled(root: &Path) -> PathBuf {
-    let pool = disk::walk(&root.join(".stillage/pool")).into_iter();
-    pool.filter(|path| path.is_file()).next().unwrap()
+    let mut pool = disk::walk(&root.join(".stillage/pool")).into_iter();
+    pool.find(|path| path.is_file()).unwrap()
 }

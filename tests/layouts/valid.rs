@@ -172,6 +172,7 @@ fn no_manifest_yet() -> Files {
     let mut repo = Repo::new("app");
     repo.blob(LAYER, b"pushed first\n");
     repo.blob(CONFIG, b"{}");
+    repo.drop_file("oci-layout");
     repo.files
 }
 

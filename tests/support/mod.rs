@@ -30,3 +30,8 @@ pub use registry::{Registry, STILLAGE};
 pub fn long() -> bool {
     std::env::var_os("STILLAGE_TEST_LONG").is_some_and(|value| value == "1")
 }
+
+/// A figure that docs/measured.md states; `tests/run` prints it.
+pub fn measured(text: impl std::fmt::Display) {
+    eprintln!("measured: {text}");
+}

@@ -155,6 +155,9 @@ async fn steps_come_in_the_order_that_a_crash_forgives() {
         assert!(at(before) < commit, "{before}: {log:?}");
     }
     assert!(at(&format!("sync_dir {root}")) < commit);
+    // An index.json must not outlive `oci-layout`, the journal and `blobs` beside it.
+    let own = log[..commit].iter().rposition(|line| line == "sync_dir repo");
+    assert!(own.is_some_and(|own| at("rename oci-layout") < own), "{log:?}");
     assert_eq!(at("sync_repo repo"), commit + 1, "{log:?}");
     // The names of the directories are durable by now: only what changed is synced again.
     disk.log.lock().unwrap().clear();
@@ -165,6 +168,13 @@ async fn steps_come_in_the_order_that_a_crash_forgives() {
         ["sync ", "sync_dir sha256", "sync ", "rename index.json", "sync_repo repo"],
         "journal, blobs' names, index.json, its name"
     );
+    // So is the name of a directory that a later upload makes.
+    disk.log.lock().unwrap().clear();
+    let digest = Digest::of(Algorithm::Sha512, b"late");
+    let actor = Actor::default();
+    f.registry.put_blob(&repo("new/repo"), &actor, body(b"late"), &digest).await.unwrap();
+    let log = disk.log.lock().unwrap().clone();
+    assert!(log.contains(&"sync_dir blobs".to_owned()), "{log:?}");
 }
 
 #[tokio::test]

@@ -141,3 +141,57 @@ fn parse(line: Option<&[u8]>) -> Result<Record, String> {
         Err(format!("has fields that {what:?} does not have, or lacks some"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of an index.json `now` after groups `(base, stamp)`; 0 is no index.json.
+    fn verdict(groups: &[(u8, u8)], now: u8) -> Option<Rule> {
+        let temp = tempfile::tempdir().unwrap();
+        let stamp = |n: u8| if n == 0 { Stamp::nothing() } else { Stamp::of(&[n]) };
+        let line = |(base, to): &(u8, u8)| {
+            let descriptor = r#"{"mediaType":"m","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0}"#;
+            format!(
+                r#"{{"time":"2026-11-24T01:02:03Z","who":null,"from":null,"what":"push","before":null,"after":{descriptor},"base":"{}","stamp":"{}"}}"#,
+                stamp(*base),
+                stamp(*to)
+            ) + "\n"
+        };
+        // The first half lies in an older part.
+        let (old, new) = groups.split_at(groups.len() / 2);
+        let text = |groups: &[(u8, u8)]| groups.iter().map(line).collect::<String>();
+        std::fs::write(temp.path().join("_log.7.jsonl"), text(old)).unwrap();
+        std::fs::write(temp.path().join("_log.jsonl"), text(new) + "torn").unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let mut findings = Findings::new(temp.path(), "");
+        check(&dir, (now != 0).then(|| stamp(now)), &mut findings);
+        let found = findings.into_vec();
+        assert!(found.len() <= 1, "{found:?}");
+        found.first().map(|finding| finding.rule)
+    }
+
+    #[test]
+    fn void_groups_and_what_was_before_the_journal_are_no_finding() {
+        assert_eq!(verdict(&[], 1), None);
+        assert_eq!(verdict(&[(0, 1), (1, 2)], 2), None);
+        assert_eq!(verdict(&[(0, 1), (1, 2), (1, 3)], 3), None, "void in the middle");
+        assert_eq!(verdict(&[(0, 1), (1, 2), (1, 3)], 1), None, "void at the end, twice");
+        assert_eq!(verdict(&[(9, 1)], 9), None, "made from an outsider's, and void");
+        assert_eq!(verdict(&[(0, 1), (1, 2), (2, 1)], 1), None, "the same bytes again");
+        assert_eq!(verdict(&[(0, 1), (9, 2)], 2), None, "an outsider in between");
+    }
+
+    #[test]
+    fn an_outsiders_and_an_older_index_are_told_apart() {
+        assert_eq!(verdict(&[(0, 1), (1, 2)], 9), Some(Rule::JournalStampUnknown));
+        assert_eq!(verdict(&[(0, 1), (1, 2), (2, 3)], 1), Some(Rule::JournalStampOlder));
+        assert_eq!(verdict(&[(0, 1), (9, 2)], 1), Some(Rule::JournalStampOlder));
+    }
+
+    #[test]
+    fn only_a_group_that_was_built_upon_proves_that_there_was_an_index() {
+        assert_eq!(verdict(&[(0, 1), (0, 2)], 0), None);
+        assert_eq!(verdict(&[(0, 1), (1, 2)], 0), Some(Rule::IndexMissing));
+    }
+}

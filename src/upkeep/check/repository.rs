@@ -1,7 +1,7 @@
 //! One repository: looked at until it held still.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::blobs::Blobs;
 use super::finding::Findings;
@@ -9,12 +9,17 @@ use super::probe::{self, Seen};
 use super::rule::Rule;
 use super::{Run, blobs, facts, journal, manifests, rights};
 use crate::layout::{self, Dir, Error, IndexFile, Inode, Stamp, lock, path};
+use crate::oci::Algorithm;
 
 /// So often a moving repository is looked at before its writers are asked to wait.
 const ATTEMPTS: u32 = 3;
 
 /// So long the lock is waited for then. Most of a look is hashing, which is not done twice.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// So long a repository may keep changing under looks with the lock held, as other tools change it,
+/// before it is reported as it was seen last.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// index.json as it was when the look began.
 enum Truth {
@@ -48,6 +53,11 @@ impl Truth {
         }
     }
 
+    /// For a comparison: what is wrong with it was reported already.
+    fn now(dir: &Dir) -> Truth {
+        Truth::read(dir, &mut Findings::new(Path::new(""), ""))
+    }
+
     /// What must be equal for two readings to be of one state.
     fn key(&self) -> (Option<Stamp>, Option<&str>) {
         match self {
@@ -58,37 +68,48 @@ impl Truth {
     }
 }
 
+/// When names last came or went in the directories that index.json speaks of. `rm -r` takes the
+/// blobs before index.json, or after it, as it comes.
+fn changed(dir: &Dir) -> Vec<Option<(i64, u64)>> {
+    let changed = |dir: layout::Result<Dir>| {
+        let stat = dir.and_then(|dir| dir.stat()).ok()?;
+        Some((stat.st_ctime, stat.st_ctime_nsec))
+    };
+    let blobs = Algorithm::ALL.map(|algorithm| dir.dir(&path::blobs(algorithm)));
+    blobs.into_iter().chain([dir.dir(path::BLOBS), Ok(dir.clone())]).map(changed).collect()
+}
+
 /// Checks one repository and hands on what is true of it at rest.
 pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
     let mut dir = dir.clone();
-    for attempt in 1.. {
+    let begun = Instant::now();
+    for attempt in 1u32.. {
         let mut findings = run.findings(name);
-        // A lock that cannot be had does not stop the last look: it is the best there is.
-        let last = attempt > ATTEMPTS;
-        let _held = last.then(|| lock::shared_within(&dir, path::LOCK, LOCK_WAIT));
+        // A lock that cannot be had does not stop the look: it is the best there is.
+        let _held = (attempt > ATTEMPTS).then(|| lock::shared_within(&dir, path::LOCK, LOCK_WAIT));
+        let last = attempt > ATTEMPTS && begun.elapsed() > PATIENCE;
+        let before = changed(&dir);
         let truth = Truth::read(&dir, &mut findings);
-        let manifests = examine(run, &dir, &truth, &mut findings);
-        if findings.is_empty() || last || held_still(&dir, &truth) {
-            match still_named(run, name, &dir) {
-                Named::Same => {
-                    run.summary.repositories += 1;
-                    run.summary.manifests += manifests.0;
-                    run.summary.blobs += manifests.1;
-                    run.hand_on(findings);
-                    return;
-                }
-                Named::Another(now) if !last => dir = now,
-                Named::Another(_) | Named::Gone => return,
-            }
+        let (manifests, blobs) = examine(run, &dir, &truth, &mut findings);
+        let named = still_named(run, name, &dir);
+        let held_still = || changed(&dir) == before && truth.key() == Truth::now(&dir).key();
+        if let Named::Same = named
+            && (findings.is_empty() || last || held_still())
+        {
+            run.summary.repositories += 1;
+            run.summary.manifests += manifests;
+            run.summary.blobs += blobs;
+            return run.hand_on(findings);
+        }
+        match named {
+            _ if last => return,
+            Named::Gone => return,
+            Named::Another(now) => dir = now,
+            // What was found may be half of one state and half of the next: it is looked at again,
+            // after a moment that most copies and removals need no longer than.
+            Named::Same => std::thread::sleep(Duration::from_millis(20) * 4u32.pow(attempt.min(3))),
         }
     }
-}
-
-/// Whether index.json still is what it was. If it is not, what was found may have been half of the
-/// one and half of the other.
-fn held_still(dir: &Dir, before: &Truth) -> bool {
-    let mut ignored = Findings::new(Path::new(""), "");
-    Truth::read(dir, &mut ignored).key() == before.key()
 }
 
 /// What has the repository's name now.

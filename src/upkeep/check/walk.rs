@@ -6,7 +6,7 @@ use super::finding::Findings;
 use super::rule::Rule;
 use super::{Run, probe, repository};
 use crate::layout::{Dir, Result, path};
-use crate::oci::RepoName;
+use crate::oci::{Algorithm, RepoName};
 
 /// Checks `dir` as a repository if it is one, then everything beneath it. `name` is its path from
 /// ROOT, empty for ROOT itself.
@@ -24,7 +24,7 @@ pub(super) fn descend(run: &mut Run<'_>, dir: &Dir, name: &str) -> Result<()> {
         _ => probe::names(dir, &mut findings),
     };
     run.hand_on(findings);
-    if names.iter().any(|(name, _)| makes_a_repository(name)) {
+    if is_repository(dir, &names) {
         repository::check(run, name, dir);
     }
     for (child, kind) in names {
@@ -34,9 +34,13 @@ pub(super) fn descend(run: &mut Run<'_>, dir: &Dir, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A directory with one of these is a repository, or was one: an index.json may be lost.
-fn makes_a_repository(name: &str) -> bool {
-    [path::INDEX, path::OCI_LAYOUT, path::JOURNAL].contains(&name)
+/// Whether a directory is a repository, was one (its index.json may be lost), or has content that
+/// waits for its first manifest.
+fn is_repository(dir: &Dir, names: &[(String, FileType)]) -> bool {
+    let has = |wanted| names.iter().any(|(name, _)| name == wanted);
+    let waits = || Algorithm::ALL.iter().any(|alg| dir.dir(&path::blobs(*alg)).is_ok());
+    [path::INDEX, path::OCI_LAYOUT, path::JOURNAL].into_iter().any(has)
+        || has(path::BLOBS) && waits()
 }
 
 fn visit(run: &mut Run<'_>, parent: &Dir, child: &str, kind: FileType, whole: &str) -> Result<()> {

@@ -1,0 +1,347 @@
+//! `stillage check`: it changes nothing, follows nothing, hashes nothing twice, reports what is
+//! wrong and nothing that only moved.
+
+mod layouts;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures_util::stream;
+use layouts::repo::Repo;
+use layouts::room::with_room;
+use layouts::{Files, broken, disk, findings, findings_with, valid};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use stillage::oci::{Algorithm, Digest, Reference, RepoName, Tag};
+use stillage::registry::{Actor, Push, Registry, Settings};
+use stillage::upkeep::check::{Options, Rule};
+
+#[test]
+fn checking_changes_nothing() {
+    let sound = valid::all().into_iter().map(|(sample, ..)| sample);
+    for sample in sound.chain(broken::all()) {
+        let temp = sample.place();
+        let before = disk::fingerprint(temp.path());
+        findings(temp.path());
+        assert_eq!(disk::fingerprint(temp.path()), before, "{}", sample.name);
+    }
+}
+
+/// Everything that a server writes, replaced in turn by a symlink to itself and by a FIFO, which
+/// would hold whoever opens it.
+#[test]
+fn symlinks_and_special_files_are_reported_wherever_they_stand() {
+    let temp = disk::place(&valid::written());
+    let root = temp.path();
+    let repositories = ["team", "team/app", "team/other"].map(|name| root.join(name));
+    let aside = root.join(".aside");
+    let mut tried = 0;
+    for path in disk::walk(root) {
+        fs::rename(&path, &aside).unwrap();
+        symlink(&aside, &path).unwrap();
+        let rule = if repositories.contains(&path) {
+            Rule::DirectorySymlinked
+        } else {
+            Rule::WrongFileType
+        };
+        assert_reported(root, &path, rule);
+        fs::remove_file(&path).unwrap();
+        if rule == Rule::WrongFileType {
+            mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+            assert_reported(root, &path, rule);
+            fs::remove_file(&path).unwrap();
+        }
+        fs::rename(&aside, &path).unwrap();
+        tried += 1;
+    }
+    assert!(tried > 60, "{tried} paths");
+    assert_eq!(findings(root).0, []);
+}
+
+fn assert_reported(root: &Path, path: &Path, rule: Rule) {
+    let (found, _) = findings(root);
+    let path = path.strip_prefix(root).unwrap();
+    let reported = found.iter().any(|finding| finding.rule == rule && finding.path == path);
+    assert!(reported, "{} is no {rule} in {found:#?}", path.display());
+}
+
+#[test]
+fn what_cannot_be_read_is_reported() {
+    let temp = disk::place(&valid::image());
+    let layout = temp.path().join("app/oci-layout");
+    disk::set_mode(&layout, 0);
+    let root = temp.path().to_owned();
+    // Root may read everything, so a thread of its own becomes nobody.
+    let nobody = move || {
+        if rustix::process::geteuid().is_root() {
+            let nobody = rustix::process::Uid::from_raw(65534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        }
+        findings(&root).0
+    };
+    let found = std::thread::spawn(nobody).join().unwrap();
+    let found: Vec<_> = found.into_iter().map(|f| (f.rule, f.path)).collect();
+    assert_eq!(found, [(Rule::Unreadable, PathBuf::from("app/oci-layout"))]);
+}
+
+#[test]
+fn an_inode_is_hashed_once() {
+    let mut files = Files::new();
+    for number in 0..10 {
+        let mut repo = Repo::new(&format!("team/app{number}"));
+        let image = repo.image("the same everywhere");
+        repo.tag(&image, "1");
+        files.extend(repo.finish());
+    }
+    let content: BTreeMap<_, u64> = files
+        .iter()
+        .filter_map(|(name, bytes)| Some((name.split_once("/blobs/")?.1, bytes.len() as u64)))
+        .collect();
+    let once: u64 = content.values().sum();
+
+    let copies = disk::place(&files);
+    assert_eq!(findings(copies.path()).1.bytes_hashed, 10 * once);
+    let shared = disk::place(&with_room(files));
+    assert_eq!(findings(shared.path()).1.bytes_hashed, once);
+    // A snapshot has the links and no pool.
+    fs::remove_dir_all(shared.path().join(".stillage")).unwrap();
+    let (found, summary) = findings(shared.path());
+    assert_eq!((found.len(), summary.blobs, summary.bytes_hashed), (0, 30, once));
+}
+
+#[test]
+fn a_damaged_inode_is_reported_under_each_of_its_names() {
+    let temp = disk::place(&valid::written());
+    let shared = Digest::of(Algorithm::Sha256, b"layer of one\n");
+    let path = temp.path().join("team/app/blobs/sha256").join(shared.hex());
+    disk::set_mode(&path, 0o644);
+    fs::write(&path, b"layer of two\n").unwrap();
+    disk::set_mode(&path, 0o444);
+    let found: Vec<_> = findings(temp.path()).0.into_iter().map(|f| (f.rule, f.path)).collect();
+    let hex = shared.hex();
+    assert_eq!(
+        found,
+        [
+            (Rule::PoolDigestMismatch, format!(".stillage/pool/sha256/{}/{hex}", &hex[..2]).into()),
+            (Rule::BlobDigestMismatch, format!("team/app/blobs/sha256/{hex}").into()),
+            (Rule::BlobDigestMismatch, format!("team/other/blobs/sha256/{hex}").into()),
+        ]
+    );
+}
+
+/// Any file of a tree cut short, lengthened, or with a byte changed.
+#[test]
+fn damage_anywhere_is_no_panic_and_damaged_content_is_found() {
+    let files = valid::written();
+    for (name, bytes) in &files {
+        let half = bytes[..bytes.len() / 2].to_vec();
+        let longer = [&bytes[..], b"\0{\"more\":"].concat();
+        let mut flipped = bytes.clone();
+        if let Some(byte) = flipped.get_mut(bytes.len() / 2) {
+            *byte ^= 0x55;
+        }
+        for damaged in [half, longer, flipped] {
+            let mut files = files.clone();
+            if files.insert(name.clone(), damaged.clone()).as_ref() == Some(&damaged) {
+                continue;
+            }
+            let temp = disk::place(&files);
+            let (found, summary) = findings(temp.path());
+            let content = name.contains("/blobs/") || name.contains("/pool/");
+            assert!(!content || summary.is_damaged(), "{name}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn a_sparse_registry_may_lack_what_manifests_name() {
+    let sparse = Options { allow_sparse: true };
+    for name in ["manifest-missing", "blob-missing"] {
+        let sample = broken::all().into_iter().find(|sample| sample.name == name).unwrap();
+        let temp = sample.place();
+        assert_eq!(findings_with(temp.path(), sparse).0, [], "{name}");
+        // What index.json itself names is served by its digest, and must be there.
+        let index = fs::read_to_string(temp.path().join("app/index.json")).unwrap();
+        let hex = index.split("sha256:").nth(1).unwrap()[..64].to_owned();
+        fs::remove_file(temp.path().join("app/blobs/sha256").join(hex)).unwrap();
+        let (found, _) = findings_with(temp.path(), sparse);
+        assert_eq!(found.iter().map(|f| f.rule).collect::<Vec<_>>(), [Rule::ManifestMissing]);
+    }
+}
+
+/// Pushes, deletions of tags and manifests, and deletions of blobs, while the tree is checked.
+#[test]
+fn a_writer_at_work_is_no_damage() {
+    let temp = tempfile::tempdir().unwrap();
+    let registry = Registry::open(temp.path(), Settings::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..120 {
+                runtime.block_on(push_and_delete(&registry, round));
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut seen = 0;
+        while !done.load(Ordering::Relaxed) {
+            let (found, summary) = findings(temp.path());
+            assert_eq!(found, []);
+            seen += summary.manifests;
+        }
+        assert!(seen > 0);
+    });
+    assert_eq!(findings(temp.path()).0, []);
+}
+
+async fn push_and_delete(registry: &Registry, round: usize) {
+    let repo = RepoName::parse("team/app").unwrap();
+    let actor = Actor { who: None, from: None };
+    let mut made = Repo::new("");
+    let image = made.image(&format!("round {round}"));
+    let digest = Digest::parse(image["digest"].as_str().unwrap()).unwrap();
+    let mut blobs = Vec::new();
+    for (name, bytes) in &made.files {
+        let Some(hex) = name.strip_prefix("blobs/sha256/") else { continue };
+        let blob = Digest::parse(&format!("sha256:{hex}")).unwrap();
+        if blob == digest {
+            let push = Push {
+                reference: Reference::Tag(Tag::parse("latest").unwrap()),
+                tags: vec![Tag::parse(&format!("t{round}")).unwrap()],
+                content_type: None,
+                bytes: bytes.clone().into(),
+            };
+            blobs.push((blob, Some(push), Bytes::new()));
+        } else {
+            blobs.push((blob, None, bytes.clone().into()));
+        }
+    }
+    blobs.sort_by_key(|(_, push, _)| push.is_some());
+    for (blob, push, bytes) in &mut blobs {
+        match push.take() {
+            Some(push) => drop(registry.put_manifest(&repo, push, &actor).await.unwrap()),
+            None => {
+                let body = stream::iter([Ok(bytes.clone())]);
+                registry.put_blob(&repo, &actor, body, blob).await.unwrap();
+            }
+        }
+    }
+    if round.is_multiple_of(3) {
+        let manifest = Reference::Digest(digest);
+        registry.delete_manifest(&repo, &manifest, &actor).await.unwrap();
+        for (blob, _, _) in &blobs {
+            registry.delete_blob(&repo, blob, &actor).await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_repository_that_is_moved_away_is_no_damage() {
+    let temp = disk::place(&valid::written());
+    let (here, there) = (temp.path().join("team/app"), temp.path().join("team/moved"));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::rename(&here, &there).unwrap();
+                fs::rename(&there, &here).unwrap();
+            }
+        });
+        let found: Vec<_> = (0..40).flat_map(|_| findings(temp.path()).0).collect();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(found, []);
+    });
+}
+
+/// `rm -r` takes names one by one, blobs and index.json as they come.
+#[test]
+fn a_repository_that_is_being_removed_is_no_damage() {
+    let mut repo = Repo::new("copy");
+    for number in 0..100 {
+        let image = repo.image(&format!("image {number}"));
+        repo.tag(&image, &format!("t{number}"));
+    }
+    let files = repo.finish();
+    let temp = tempfile::tempdir().unwrap();
+    for round in 0..10 {
+        files.iter().for_each(|(name, bytes)| disk::write(temp.path(), name, bytes));
+        std::thread::scope(|scope| {
+            let remover = scope.spawn(|| {
+                // The blobs before index.json in every second round, and after it in the others.
+                let mut paths = disk::walk(&temp.path().join("copy"));
+                if round % 2 == 0 {
+                    paths.reverse();
+                }
+                paths.retain(|path| path.is_file());
+                paths.iter().for_each(|path| fs::remove_file(path).unwrap());
+                fs::remove_dir_all(temp.path().join("copy")).unwrap();
+            });
+            while !remover.is_finished() {
+                assert_eq!(findings(temp.path()).0, [], "round {round}");
+            }
+        });
+    }
+}
+
+fn stillage(args: &[&str], root: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stillage"));
+    command.arg("check").args(args).arg(root).env_remove("STILLAGE_ROOT").output().unwrap()
+}
+
+fn sample(name: &str) -> tempfile::TempDir {
+    broken::all().into_iter().find(|sample| sample.name == name).unwrap().place()
+}
+
+#[test]
+fn the_exit_code_tells_damage_from_warnings_and_errors() {
+    for (root, code, last) in [
+        (disk::place(&valid::written()), 0, "0 errors, 0 warnings\n"),
+        (sample("tag-doubled"), 0, "0 errors, 1 warning\n"),
+        (sample("blob-missing"), 4, "1 error, 0 warnings\n"),
+    ] {
+        let output = stillage(&[], root.path());
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.ends_with(last), "{text}");
+        assert_eq!(output.stderr, b"", "{text}");
+    }
+    let output = stillage(&[], Path::new("/nonexistent/tree"));
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("/nonexistent/tree"));
+    let sparse = sample("blob-missing");
+    assert_eq!(stillage(&["--allow-sparse"], sparse.path()).status.code(), Some(0));
+}
+
+#[test]
+fn json_is_one_document() {
+    let root = sample("blob-missing");
+    let output = stillage(&["--json"], root.path());
+    assert_eq!(output.status.code(), Some(4));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["root"], root.path().to_str().unwrap());
+    let finding = &report["findings"][0];
+    assert_eq!(finding["rule"], "blob-missing");
+    assert_eq!(finding["severity"], "error");
+    assert_eq!(finding["repository"], "app");
+    assert!(finding["path"].as_str().unwrap().starts_with("app/blobs/sha256/"), "{finding}");
+    assert_eq!(report["summary"]["errors"], 1);
+    let sound = disk::place(&valid::written());
+    let output = stillage(&["--json"], sound.path());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["findings"], output.status.code()), (&serde_json::json!([]), Some(0)));
+}
+
+#[test]
+fn names_cannot_drive_the_terminal() {
+    let temp = disk::place(&valid::image());
+    let name = "app/blobs/sha256/\u{1b}[2J\nerror forged";
+    disk::write(temp.path(), name, b"");
+    let output = stillage(&[], temp.path());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(r"\u{1b}[2J\nerror forged"), "{text}");
+    assert_eq!(text.lines().count(), 2, "{text}");
+}
