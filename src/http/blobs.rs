@@ -22,12 +22,11 @@ impl Visit {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Response, Failure> {
+        let promise = self.may_push(repo);
+        let blob = self.registry().stat_blob(repo, digest, promise).await?;
         if is_known(&self.headers, digest) {
-            // Still asked for: a blob that is gone must not be taken for one that did not change.
-            self.registry().stat_blob(repo, digest, self.may_push(repo)).await?;
             return Ok(not_modified(digest));
         }
-        let blob = self.registry().stat_blob(repo, digest, self.may_push(repo)).await?;
         let mut response = reply::with_status(StatusCode::OK);
         describe(&mut response, digest, blob.size);
         Ok(response)
