@@ -264,3 +264,76 @@ fn address(text: &str) -> Option<IpAddr> {
     });
     found.map(|address: IpAddr| address.to_canonical())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn networks_hold_their_addresses() {
+        let holds = |network: &str, address: &str| {
+            network.parse::<Network>().unwrap().contains(address.parse().unwrap())
+        };
+        for (network, address) in [
+            ("10.0.0.0/8", "10.255.0.1"),
+            ("10.1.2.3", "10.1.2.3"),
+            ("10.1.2.3", "::ffff:10.1.2.3"),
+            ("0.0.0.0/0", "203.0.113.9"),
+            ("2001:db8::/32", "2001:db8:1::7"),
+            ("::1", "::1"),
+            ("192.168.1.77/24", "192.168.1.1"),
+        ] {
+            assert!(holds(network, address), "{network} {address}");
+        }
+        for (network, address) in [
+            ("10.0.0.0/8", "11.0.0.1"),
+            ("10.1.2.3", "10.1.2.4"),
+            ("0.0.0.0/0", "::1"),
+            ("2001:db8::/32", "2001:db9::1"),
+            ("192.168.1.0/25", "192.168.1.128"),
+        ] {
+            assert!(!holds(network, address), "{network} {address}");
+        }
+        for bad in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "x", "10.0.0.0/", "10.0.0.0/-1"] {
+            assert!(bad.parse::<Network>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn urls_of_registries_have_no_path() {
+        let good = "https://reg.example:8443/".parse::<BaseUrl>().unwrap();
+        assert_eq!(good.as_str(), "https://reg.example:8443");
+        assert!("http://[::1]:5000".parse::<BaseUrl>().is_ok());
+        for bad in
+            ["", "reg.example", "ftp://x", "https://", "https://x/y", "https://u@x", "https://x?y"]
+        {
+            assert!(bad.parse::<BaseUrl>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_come_with_and_without_ports() {
+        for (text, expected) in [
+            ("203.0.113.9", "203.0.113.9"),
+            ("203.0.113.9:4711", "203.0.113.9"),
+            ("2001:db8::7", "2001:db8::7"),
+            ("[2001:db8::7]:4711", "2001:db8::7"),
+            ("::ffff:203.0.113.9", "203.0.113.9"),
+        ] {
+            assert_eq!(address(text), Some(expected.parse().unwrap()), "{text}");
+        }
+        for bad in ["", "unknown", "_hidden", "[::1", "1.2.3.4:x:y"] {
+            assert_eq!(address(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_host_ends_a_quoted_string(text in "\\PC{0,40}") {
+            if is_host(&text) {
+                prop_assert!(!text.contains(['"', '\\', '/', ',', '@', ' ']));
+            }
+        }
+    }
+}
