@@ -8,23 +8,16 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use rustix::fs::{self, Mode, Stat};
+use rustix::fs::{Mode, Stat};
 use rustix::io::Errno;
 
 use super::dir::{self, Dir, Inode};
 use super::error::{At, Error, OrAbsent, Result};
 use super::holders::Holders;
+use super::incoming::Incoming;
+use super::path;
 use super::tree::Tree;
-use super::{inherit, path};
 use crate::oci::{Digest, Hasher, RepoName};
-
-/// Content on its way in: a file of the room's that becomes a blob by being linked.
-#[derive(Debug)]
-pub struct Incoming {
-    file: File,
-    /// Its name, where the file system has no nameless files, or where it is a session's data.
-    name: Option<(Dir, String)>,
-}
 
 /// A repository to put blobs into.
 #[derive(Clone, Copy, Debug)]
@@ -51,66 +44,6 @@ fn wants_copy(error: &Error) -> bool {
     // ENOTSUP and EOPNOTSUPP are one number on Linux; FUSE file systems answer ENOSYS.
     let kinds = [Errno::XDEV, Errno::PERM, Errno::NOTSUP, Errno::MLINK, Errno::NOSYS];
     error.errno().is_some_and(|errno| kinds.contains(&errno))
-}
-
-impl Incoming {
-    /// A new file in the room: nameless where the file system can.
-    pub fn create(tree: &Tree) -> Result<Incoming> {
-        let uploads = tree.room.dir(path::UPLOADS)?;
-        let mode = Mode::RUSR | Mode::WUSR;
-        match tree.disk.create_unnamed(&uploads, mode) {
-            Ok(file) => return Ok(Incoming { file, name: None }),
-            Err(error) => match error.errno() {
-                Some(Errno::NOTSUP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
-                _ => return Err(error),
-            },
-        }
-        let name = path::temporary("blob");
-        let file = tree.disk.create(&uploads, &name, mode)?;
-        Ok(Incoming { file, name: Some((uploads, name)) })
-    }
-
-    /// The data of an upload session, which has a name.
-    pub fn of_session(file: File, dir: Dir, name: &str) -> Incoming {
-        Incoming { file, name: Some((dir, name.to_owned())) }
-    }
-
-    /// The open file.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Writes all of a small blob.
-    pub fn write(&self, tree: &Tree, bytes: &[u8]) -> Result<()> {
-        tree.disk.write(&self.file, bytes, 0).at(|| self.path(tree))
-    }
-
-    /// Makes the content durable and the inode read-only; nothing writes to it afterwards.
-    ///
-    /// Cutting the file to its length gives back what was reserved past its end.
-    fn seal(&self, tree: &Tree, size: u64) -> Result<()> {
-        let at = || self.path(tree);
-        tree.disk.set_len(&self.file, size).at(at)?;
-        inherit::strip_acl(&self.file).at(at)?;
-        fs::fchmod(&self.file, Mode::from_raw_mode(0o444)).at(at)?;
-        tree.disk.sync(&self.file).at(at)
-    }
-
-    fn path(&self, tree: &Tree) -> PathBuf {
-        match &self.name {
-            Some((dir, name)) => dir.at(name),
-            None => tree.room.at(path::UPLOADS),
-        }
-    }
-
-    /// Removes the name, if it has one: whatever was linked from it stays.
-    pub fn discard(self, tree: &Tree) {
-        if let Some((dir, name)) = &self.name
-            && let Err(error) = tree.disk.unlink(dir, name)
-        {
-            tracing::warn!(%error, "a temporary file stays until gc removes it");
-        }
-    }
 }
 
 /// What lies in a repository under a digest's name, judged by its status alone.
@@ -178,12 +111,10 @@ pub fn admit_bytes(
     if has_pooled(tree, target.dir, digest, size)? {
         return Ok(());
     }
-    let incoming = Incoming::create(tree)?;
-    let admitted = incoming
-        .write(tree, bytes)
-        .and_then(|()| admit(tree, holders, target, &incoming, digest, size));
-    incoming.discard(tree);
-    admitted
+    Incoming::with(tree, |incoming| {
+        incoming.write(tree, bytes)?;
+        admit(tree, holders, target, incoming, digest, size)
+    })
 }
 
 /// Puts a blob of another repository into this one, whatever its size, by one link(2).
@@ -237,16 +168,13 @@ fn adopt_from(
     let Some(file) = open(source, digest)? else {
         return Ok(false);
     };
-    let incoming = Incoming::create(tree)?;
-    let copied =
-        copy_hashed(tree, &file, &incoming.file, digest, || source.at(&path::blob(digest)));
-    let admitted = match copied {
-        Ok(Some(size)) => admit(tree, holders, target, &incoming, digest, size).map(|()| true),
-        Ok(None) => Ok(false),
-        Err(error) => Err(error),
-    };
-    incoming.discard(tree);
-    admitted
+    Incoming::with(tree, |incoming| {
+        let at = || source.at(&path::blob(digest));
+        match copy_hashed(tree, &file, &incoming.file, digest, at)? {
+            Some(size) => admit(tree, holders, target, incoming, digest, size).map(|()| true),
+            None => Ok(false),
+        }
+    })
 }
 
 /// Copies `from` to `to`, and gives the length if the bytes have the digest.
@@ -352,17 +280,15 @@ fn copy_instead(
         return Err(refused);
     }
     if refused.errno() == Some(Errno::MLINK) {
-        let incoming = Incoming::create(tree)?;
-        let linked = copy_content(tree, file, &incoming, size).and_then(|()| {
+        return Incoming::with(tree, |incoming| {
+            copy_content(tree, file, incoming, size)?;
             pool_file(tree, &incoming.file, digest);
             place(tree, blobs, digest, |to, name| tree.disk.link_file(&incoming.file, to, name))
         });
-        incoming.discard(tree);
-        return linked;
     }
     let beside = path::temporary("blob");
     let copy = tree.disk.create(blobs, &beside, Mode::RUSR | Mode::WUSR)?;
-    let incoming = Incoming::of_session(copy, blobs.clone(), &beside);
+    let incoming = Incoming::named(copy, blobs.clone(), &beside);
     let copied = copy_content(tree, file, &incoming, size)
         .and_then(|()| tree.disk.rename(blobs, &beside, blobs, digest.hex()));
     if copied.is_err() {

@@ -5,7 +5,7 @@
 
 use std::fs::{File, TryLockError};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, Stat, chmodat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -119,8 +119,20 @@ impl Session {
     }
 
     /// Opens and locks the data; `None` if another request is writing to it.
+    ///
+    /// # Errors
+    /// "Not found" if the session has ended. That includes one whose data is a blob already, because
+    /// the server was killed right before it removed the session: nobody may write to it any more.
     pub fn lock(&self) -> Result<Option<SessionData>> {
         let name = path::UPLOAD_DATA;
+        if let Some(stat) = self.dir.stat_name(name)? {
+            self.refuse_shared(&stat)?;
+            if stat.st_mode & 0o200 == 0 {
+                // Killed between sealing and linking: the bytes are still only ours.
+                let mode = Mode::RUSR | Mode::WUSR;
+                chmodat(&self.dir, name, mode, AtFlags::empty()).at(|| self.dir.at(name))?;
+            }
+        }
         let flags = OFlags::RDWR | OFlags::CREATE;
         let file = self.dir.regular(name, flags, Mode::RUSR | Mode::WUSR)?;
         match file.try_lock() {
@@ -129,12 +141,18 @@ impl Session {
             Err(TryLockError::Error(error)) => return Err(error).at(|| self.dir.at(name)),
         }
         let stat = dir::stat_file(&file, || self.dir.at(name))?;
-        if stat.st_nlink == 0 {
-            // Finished or cancelled between our open and our lock.
-            let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(gone).at(|| self.dir.at(name));
-        }
+        self.refuse_shared(&stat)?;
         Ok(Some(SessionData { size: dir::size_of(&stat), file, dir: self.dir.clone() }))
+    }
+
+    /// Data with one name is the session's; with none, the session was finished or cancelled between
+    /// our open and our lock; with more, it is a blob.
+    fn refuse_shared(&self, stat: &Stat) -> Result<()> {
+        if stat.st_nlink == 1 {
+            return Ok(());
+        }
+        let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
+        Err(gone).at(|| self.dir.at(path::UPLOAD_DATA))
     }
 
     /// Ends a session: its directory goes, whatever was linked from its data stays.

@@ -6,7 +6,7 @@ use super::commit::{Deed, Refusal};
 use super::indexes::Meanwhile;
 use super::{Actor, Error, Inner, Registry, Result};
 use crate::graph;
-use crate::layout::{OrAbsent, blobs, lock, path};
+use crate::layout::{Dir, OrAbsent, Stamp, blobs, lock, path};
 use crate::oci::{Digest, Reference, RepoName};
 
 /// How long a request waits for whoever copies or collects the tree.
@@ -47,6 +47,9 @@ impl Inner {
         if blobs::stat(&dir, digest)?.is_none() {
             return Err(unknown());
         }
+        // Reading all manifests may take a while: the locks are taken afterwards, and it is read again
+        // only if index.json changed meanwhile.
+        let looked = self.refuse_referenced(repo, &dir, digest, None)?;
         let gc = lock::exclusive_within(&self.tree.room, path::GC_LOCK, GC_LOCK_WAIT)?;
         let Some(_gc) = gc else {
             return Err(Error::Busy { path: self.tree.room.at(path::GC_LOCK) });
@@ -54,15 +57,30 @@ impl Inner {
         let Some(_held) = lock::exclusive_within(&dir, path::LOCK, lock::REQUEST_WAIT)? else {
             return Err(Error::Busy { path: dir.at(path::LOCK) });
         };
-        if let Some(file) = self.index(repo, &dir, Meanwhile::Wait)?
-            && let Some(by) = graph::referrer_of_blob(&dir, &file.index, digest)?
-        {
-            return Err(Error::BlobInUse { digest: digest.clone(), by });
-        }
+        self.refuse_referenced(repo, &dir, digest, looked)?;
         let blobs = dir.dir(&path::blobs(digest.algorithm()))?;
         self.tree.disk.unlink(&blobs, digest.hex()).or_absent()?.ok_or_else(unknown)?;
         self.tree.disk.sync_dir(&blobs)?;
         tracing::debug!(%repo, %digest, who = actor.who, "blob removed");
         Ok(())
+    }
+
+    /// Fails if a manifest refers to the blob. Gives the index.json that was looked at; one that is
+    /// `known` already is not looked at again.
+    fn refuse_referenced(
+        &self,
+        repo: &RepoName,
+        dir: &Dir,
+        digest: &Digest,
+        known: Option<Stamp>,
+    ) -> Result<Option<Stamp>> {
+        let Some(file) = self.index(repo, dir, Meanwhile::Wait)? else { return Ok(None) };
+        if known == Some(file.stamp) {
+            return Ok(known);
+        }
+        match graph::referrer_of_blob(dir, &file.index, digest)? {
+            Some(by) => Err(Error::BlobInUse { digest: digest.clone(), by }),
+            None => Ok(Some(file.stamp)),
+        }
     }
 }

@@ -11,9 +11,9 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use rustix::io::Errno;
 
 use super::{Actor, Error, Inner, Registry, Result, locked};
-use crate::layout::blobs::{self, Incoming, Target};
+use crate::layout::blobs::{self, Target};
 use crate::layout::uploads::{Owner, Session, SessionData, UploadId, reserve};
-use crate::layout::{self, At, Disk, notes, path};
+use crate::layout::{self, At, Disk, Incoming, notes, path};
 use crate::oci::{Algorithm, ContentRange, Digest, Hasher, RepoName};
 
 /// Where a session stands.
@@ -360,7 +360,7 @@ impl Inner {
         sink: Sink,
         digest: &Digest,
     ) -> Result<()> {
-        let incoming = Incoming::of_session(
+        let incoming = Incoming::named(
             data.file.try_clone().at(|| data.dir.at(path::UPLOAD_DATA))?,
             data.dir.clone(),
             path::UPLOAD_DATA,

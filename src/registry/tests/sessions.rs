@@ -101,6 +101,30 @@ async fn two_requests_on_one_session_do_not_mix() {
     assert_eq!(slow.await.unwrap().unwrap().size, 3);
 }
 
+#[tokio::test]
+async fn data_that_is_a_blob_already_is_never_written_again() {
+    let f = fixture();
+    let (name, actor) = (repo("a"), alice());
+    let id = f.registry.begin_upload(&name, None, &actor).await.unwrap().id;
+    f.registry.append_upload(&name, &id, &actor, None, body(b"abc")).await.unwrap();
+    // As after a kill between the link into the repository and the end of the session.
+    let data = f.path(".stillage/uploads").join(id.as_str()).join("data");
+    let digest = sha256(b"abc");
+    let blob = f.blob_path("a", &digest);
+    std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    std::fs::hard_link(&data, &blob).unwrap();
+    let refused = f.registry.append_upload(&name, &id, &actor, None, body(b"def")).await;
+    assert!(matches!(refused, Err(Error::UploadUnknown(_))), "{refused:?}");
+    let refused = f.registry.finish_upload(&name, &id, &actor, None, body(b"def"), &digest).await;
+    assert!(matches!(refused, Err(Error::UploadUnknown(_))), "{refused:?}");
+    assert_eq!(std::fs::read(&blob).unwrap(), b"abc");
+    // Killed one step earlier, the bytes are the session's still.
+    std::fs::remove_file(&blob).unwrap();
+    std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+    let digest = sha256(b"abcdef");
+    f.registry.finish_upload(&name, &id, &actor, None, body(b"def"), &digest).await.unwrap();
+}
+
 /// A body whose pieces come when the test wants.
 struct Sender(tokio::sync::mpsc::Sender<std::io::Result<Bytes>>);
 
