@@ -40,7 +40,7 @@ pub struct CheckArgs {
     #[arg(env = "STILLAGE_ROOT", hide_env = true)]
     pub root: PathBuf,
     /// Report as one JSON document
-    #[arg(long)]
+    #[arg(long, env = "STILLAGE_JSON", hide_env = true, value_parser = FalseyValueParser::new())]
     pub json: bool,
     /// Manifests may refer to what is not here, as under serve --allow-sparse
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
@@ -256,6 +256,26 @@ mod tests {
         let none = serve(&["--anonymous", "none"]).unwrap();
         assert_eq!(none.anonymous, auth::Anonymous::Nothing);
         assert!(matches!(serve(&["--pam-confdir", "x"]), Err(ConfigError::PamConfdir(_))));
+    }
+
+    #[test]
+    fn every_argument_has_its_variable() {
+        let cli = Cli::command();
+        let arguments =
+            std::iter::once(&cli).chain(cli.get_subcommands()).flat_map(|c| c.get_arguments());
+        let mut seen = 0;
+        for argument in arguments {
+            let id = argument.get_id().as_str();
+            let expected = format!("STILLAGE_{}", id.to_ascii_uppercase());
+            let variable = argument.get_env().map(|name| name.to_string_lossy().into_owned());
+            assert_eq!(variable, Some(expected), "{id}");
+            if let Some(flag) = argument.get_long() {
+                assert_eq!(flag.replace('-', "_"), id);
+            }
+            seen += 1;
+        }
+        // Of serve, of check, and of both.
+        assert!(seen > 15, "{seen}");
     }
 
     #[test]

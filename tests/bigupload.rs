@@ -71,15 +71,12 @@ struct Blob {
 
 impl Blob {
     fn new(registry: &Registry, location: &str) -> Blob {
-        let path = location.split('?').next().unwrap_or_default();
-        let id = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        let session = registry.root().join(".stillage/uploads").join(id).join("data");
         Blob {
             block: random(usize::try_from(MIB).expect("a mebibyte")),
             hasher: Sha256::new(),
             written: 0,
             punched: 0,
-            session,
+            session: registry.upload_data(location),
             pid: registry.pid(),
             most_memory: 0,
         }

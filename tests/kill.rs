@@ -84,6 +84,105 @@ fn open_uploads_resume_after_kill_9_where_the_server_says() {
     }
 }
 
+#[test]
+fn blobs_whose_last_request_was_killed_are_whole_or_resume() {
+    let mut registry = Registry::start(&["--auth", "none"]);
+    let mut stored: Vec<String> = Vec::new();
+    let mut hit = [0; 2];
+    for _ in 0..rounds() {
+        let client = registry.client();
+        let finishers: Vec<_> = (0..WRITERS)
+            .map(|_| {
+                let client = client.clone();
+                thread::spawn(move || finish_until_it_ends(&client))
+            })
+            .collect();
+        thread::sleep(moment());
+        registry.kill9();
+        let finished: Vec<Finished> =
+            finishers.into_iter().map(|finisher| finisher.join().expect("a finisher")).collect();
+        registry.run();
+        registry.assert_sound();
+        for finished in finished {
+            stored.extend(finished.acknowledged);
+            if let Some(upload) = finished.in_flight {
+                let resumed = resume_or_find(&registry.client(), &upload);
+                hit[usize::from(resumed)] += 1;
+                stored.push(sha256(&upload.content));
+            }
+        }
+        // A damaged blob that was there before this round is damage, too.
+        for digest in &stored {
+            let blob = registry.client().get(&format!("/v2/resumed/blobs/{digest}"));
+            assert_eq!(sha256(&blob.expect_status(200).body), *digest);
+        }
+    }
+    support::measured(format!(
+        "{} blobs over {} kills during their last requests, {} of them stored and {} resumed: none lost",
+        stored.len(),
+        rounds(),
+        hit[0],
+        hit[1],
+    ));
+    assert!(stored.len() > rounds(), "only {} blobs came through", stored.len());
+    assert!(hit[1] > 0, "no kill hit a session");
+}
+
+/// What one client knows of its blobs when its connection ends.
+struct Finished {
+    acknowledged: Vec<String>,
+    in_flight: Option<Upload>,
+}
+
+/// One small session after the other: POST, every second time a PATCH, and a PUT with the rest.
+fn finish_until_it_ends(client: &Client) -> Finished {
+    let mut acknowledged = Vec::new();
+    for count in 0.. {
+        let Ok(post) = client.try_send(Request::post("/v2/resumed/blobs/uploads/")) else {
+            break;
+        };
+        let mut upload = Upload {
+            location: post.expect_status(202).location(),
+            content: random(1_000 + 40_000 * (count % 13)),
+            acknowledged: 0,
+        };
+        let digest = sha256(&upload.content);
+        match finish(client, &mut upload, &digest, count % 2 == 1) {
+            Ok(()) => acknowledged.push(digest),
+            Err(_) => return Finished { acknowledged, in_flight: Some(upload) },
+        }
+    }
+    Finished { acknowledged, in_flight: None }
+}
+
+fn finish(client: &Client, upload: &mut Upload, digest: &str, chunked: bool) -> io::Result<()> {
+    if chunked {
+        let half = upload.content.len() / 2;
+        upload.location = send_chunk(client, upload, half)?.expect_status(202).location();
+        upload.acknowledged = half;
+    }
+    let put = Request::put(with_query(&upload.location, &format!("digest={digest}")))
+        .header("Content-Type", "application/octet-stream")
+        .body(&upload.content[upload.acknowledged..]);
+    client.try_send(put)?.expect_status(201);
+    Ok(())
+}
+
+/// Either the session is over because its blob is stored, or it goes on and ends well. True if it
+/// went on.
+#[track_caller]
+fn resume_or_find(client: &Client, upload: &Upload) -> bool {
+    let blob = client.get(&format!("/v2/resumed/blobs/{}", sha256(&upload.content)));
+    if client.get(&upload.location).status == 404 {
+        assert!(blob.expect_status(200).body == upload.content, "the blob differs");
+        return false;
+    }
+    // A session that is left has stored nothing yet.
+    blob.expect_status(404);
+    resume(client, upload);
+    true
+}
+
 /// What one writer knows when its connection ends.
 struct Written {
     acknowledged: Vec<(String, String, Image)>,

@@ -2,7 +2,9 @@
 
 mod support;
 
-use std::net::TcpStream;
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
 
 use support::Registry;
 use support::content::{random, sha256, with_query};
@@ -15,13 +17,18 @@ fn an_upload_in_flight_is_finished_and_the_server_ends() {
     let blob = random(1_000_000);
     let digest = sha256(&blob);
     let location = client.start_upload("in/flight");
+    let data = registry.upload_data(&location);
     let put = Request::put(with_query(&location, &format!("digest={digest}")));
     let answer = client.stream(&put, Framing::Length(blob.len() as u64), |to| {
         to.write_all(&blob[..500_000])?;
+        // What the server has not begun to read is not in flight yet.
+        while fs::metadata(&data).map_or(0, |data| data.len()) == 0 {
+            thread::yield_now();
+        }
         registry.signal_term();
         // Nobody new is let in: that is how one sees that the signal has arrived.
-        while TcpStream::connect(registry.addr()).is_ok() {
-            std::thread::yield_now();
+        while is_let_in(registry.addr()) {
+            thread::yield_now();
         }
         to.write_all(&blob[500_000..])
     });
@@ -40,4 +47,9 @@ fn an_idle_connection_does_not_keep_the_server() {
     idle.send(&Request::get("/v2/")).expect_status(200);
     assert!(registry.term().success());
     assert!(idle.try_send(&Request::get("/v2/")).is_err(), "the server still answers");
+}
+
+/// Whether somebody listens. (Where nobody does, the kernel may connect a socket to itself.)
+fn is_let_in(addr: SocketAddr) -> bool {
+    TcpStream::connect(addr).is_ok_and(|stream| stream.local_addr().is_ok_and(|own| own != addr))
 }

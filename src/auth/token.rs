@@ -35,6 +35,8 @@ pub struct Issued {
     pub expires_in: u64,
     /// When it was signed, in whole seconds.
     pub issued_at: SystemTime,
+    /// What it was issued for: of what was asked, as much as the permissions allow.
+    pub access: Vec<Access>,
 }
 
 /// What a token says. Only [`Signer::verify`] gives one that may be believed.
@@ -134,6 +136,7 @@ impl Signer {
             token: self.sign(HEADER, &claims),
             expires_in: LIFETIME.as_secs(),
             issued_at: UNIX_EPOCH + Duration::from_secs(issued),
+            access: claims.access,
         })
     }
 

@@ -16,7 +16,7 @@ use super::body::Upload;
 use super::errors::{self, Failure, Refusal};
 use super::origin::Origin;
 use super::{App, encoding, gate, reply};
-use crate::auth::{self, Access, Issued, Resource, Who};
+use crate::auth::{self, Issued, Who};
 use crate::oci::essence;
 
 /// The largest form that is read: names, a password, some scopes.
@@ -54,20 +54,9 @@ pub(super) async fn post(
     let who = who.map_err(Failure::Auth)?;
     let asked = auth::parse_scopes(form.all("scope"));
     let issued = app.auth.grant(&who, &asked).map_err(Failure::Auth)?;
-    let granted = granted(app, &who, asked);
-    Ok((who, answer(&issued, Some(granted))))
-}
-
-/// What was granted, as RFC 6749 (5.1) wants to have it said where it may be less than was asked.
-fn granted(app: &App, who: &Who, asked: Vec<Access>) -> String {
-    let parts = asked.into_iter().filter_map(|access| match access.resource {
-        Resource::Catalog => Some(access.to_string()),
-        Resource::Repository(name) => {
-            let actions = access.actions.filter(|action| app.auth.may(who, &name, action));
-            (!actions.is_empty()).then(|| Access::repository(name, actions).to_string())
-        }
-    });
-    parts.collect::<Vec<_>>().join(" ")
+    // RFC 6749 (5.1) wants to have it said where it may be less than was asked.
+    let granted: Vec<String> = issued.access.iter().map(ToString::to_string).collect();
+    Ok((who, answer(&issued, Some(granted.join(" ")))))
 }
 
 fn answer(issued: &Issued, scope: Option<String>) -> Response {

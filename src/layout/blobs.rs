@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use rustix::fs::{Mode, Stat};
+use rustix::fs::Stat;
 use rustix::io::Errno;
 
 use super::dir::{self, Dir, Inode};
@@ -33,9 +33,10 @@ pub struct Target<'a> {
 pub enum Presence {
     /// Nothing, or something of another length.
     Absent,
-    /// An inode of the server's own.
+    /// An inode that the server wrote and hashed itself.
     Ours,
-    /// A file that somebody else put there: to be adopted before anything relies on it.
+    /// A file that somebody else put there, or one of ours that nobody has looked at since the start:
+    /// to be adopted before anything relies on it.
     Foreign,
 }
 
@@ -54,7 +55,13 @@ pub fn presence(tree: &Tree, repo: &Dir, digest: &Digest, size: u64) -> Result<P
     if !dir::is_regular(&stat) || dir::size_of(&stat) != size {
         return Ok(Presence::Absent);
     }
-    Ok(if tree.is_ours(&stat) { Presence::Ours } else { Presence::Foreign })
+    let known = tree.is_ours(&stat)
+        && (tree.verified.knows(&stat) || is_pooled(&stat, pool_stat(tree, digest)?.as_ref()));
+    Ok(if known { Presence::Ours } else { Presence::Foreign })
+}
+
+fn is_pooled(stat: &Stat, pool: Option<&Stat>) -> bool {
+    pool.is_some_and(|pool| Inode::of(pool) == Inode::of(stat))
 }
 
 /// The status of a repository's blob, symlinks not followed.
@@ -93,6 +100,7 @@ pub fn admit(
         incoming.seal(tree, size)?;
         place(tree, &blobs, digest, |to, name| tree.disk.link_file(&incoming.file, to, name))
             .or_else(|error| copy_instead(tree, &incoming.file, &blobs, digest, size, error))?;
+        remember(tree, &incoming.file)?;
         pool_file(tree, &incoming.file, digest);
     }
     holders.note(tree, digest, size, target.name);
@@ -111,10 +119,9 @@ pub fn admit_bytes(
     if has_pooled(tree, target.dir, digest, size)? {
         return Ok(());
     }
-    Incoming::with(tree, |incoming| {
-        incoming.write(tree, bytes)?;
-        admit(tree, holders, target, incoming, digest, size)
-    })
+    let incoming = Incoming::create(tree)?;
+    incoming.write(tree, bytes)?;
+    admit(tree, holders, target, &incoming, digest, size)
 }
 
 /// Puts a blob of another repository into this one, whatever its size, by one link(2).
@@ -138,7 +145,7 @@ pub fn mount(
     }
     let size = dir::size_of(&found);
     let pool = pool_stat(tree, digest)?;
-    if pool.is_some_and(|pool| Inode::of(&pool) == Inode::of(&found)) {
+    if is_pooled(&found, pool.as_ref()) {
         if has_pooled(tree, target.dir, digest, size)? {
             return Ok(true);
         }
@@ -151,10 +158,40 @@ pub fn mount(
     adopt_from(tree, holders, target, source, digest)
 }
 
-/// Replaces a foreign file in a repository by an inode of the server's own with the same content.
-/// `false` if the content does not have the digest.
+/// Makes sure that a repository's file has the digest, and that it is an inode of the server's own: a
+/// foreign one is replaced by a copy. `false` if the content does not have the digest.
 pub fn adopt(tree: &Tree, holders: &Holders, target: Target<'_>, digest: &Digest) -> Result<bool> {
-    adopt_from(tree, holders, target, target.dir, digest)
+    match open(target.dir, digest)? {
+        None => Ok(false),
+        Some(file) if tree.is_ours(&stat_file(target.dir, digest, &file)?) => {
+            verify(tree, target.dir, digest, &file)
+        }
+        Some(_) => adopt_from(tree, holders, target, target.dir, digest),
+    }
+}
+
+/// Hashes and syncs an inode of our own account that is not the pool's: a copy that was restored, one
+/// of before the pool was lost, or one on a file system without links.
+fn verify(tree: &Tree, repo: &Dir, digest: &Digest, file: &File) -> Result<bool> {
+    let at = || repo.at(&path::blob(digest));
+    if read_hashed(file, digest, at, |_, _| Ok(()))?.is_none() {
+        return Ok(false);
+    }
+    tree.disk.sync(file).at(at)?;
+    remember(tree, file)?;
+    pool_file(tree, file, digest);
+    Ok(true)
+}
+
+/// This process knows from now on what the inode holds.
+fn remember(tree: &Tree, file: &File) -> Result<()> {
+    let stat = dir::stat_file(file, || tree.room.at(path::POOL))?;
+    tree.verified.remember(&stat);
+    Ok(())
+}
+
+fn stat_file(repo: &Dir, digest: &Digest, file: &File) -> Result<Stat> {
+    dir::stat_file(file, || repo.at(&path::blob(digest)))
 }
 
 /// Copies while hashing; reflink is not worth its own path here, for every byte is read anyway.
@@ -168,33 +205,32 @@ fn adopt_from(
     let Some(file) = open(source, digest)? else {
         return Ok(false);
     };
-    Incoming::with(tree, |incoming| {
-        let at = || source.at(&path::blob(digest));
-        match copy_hashed(tree, &file, &incoming.file, digest, at)? {
-            Some(size) => admit(tree, holders, target, incoming, digest, size).map(|()| true),
-            None => Ok(false),
-        }
-    })
+    let incoming = Incoming::create(tree)?;
+    let at = || source.at(&path::blob(digest));
+    let copy = |piece: &[u8], offset| tree.disk.write(&incoming.file, piece, offset).at(at);
+    match read_hashed(&file, digest, at, copy)? {
+        Some(size) => admit(tree, holders, target, &incoming, digest, size).map(|()| true),
+        None => Ok(false),
+    }
 }
 
-/// Copies `from` to `to`, and gives the length if the bytes have the digest.
-fn copy_hashed(
-    tree: &Tree,
-    from: &File,
-    to: &File,
+/// Reads a file to its end, hands on every piece, and gives the length if the bytes have the digest.
+fn read_hashed(
+    file: &File,
     digest: &Digest,
     at: impl Fn() -> PathBuf,
+    mut take: impl FnMut(&[u8], u64) -> Result<()>,
 ) -> Result<Option<u64>> {
     let mut hasher = Hasher::new(digest.algorithm());
     let mut buffer = vec![0u8; 256 * 1024];
     let mut offset = 0;
     loop {
-        let read = from.read_at(&mut buffer, offset).at(&at)?;
+        let read = file.read_at(&mut buffer, offset).at(&at)?;
         if read == 0 {
             break;
         }
         hasher.update(&buffer[..read]);
-        tree.disk.write(to, &buffer[..read], offset).at(&at)?;
+        take(&buffer[..read], offset)?;
         offset += read as u64;
     }
     Ok((hasher.finish() == *digest).then_some(offset))
@@ -207,13 +243,14 @@ fn has_pooled(tree: &Tree, repo: &Dir, digest: &Digest, size: u64) -> Result<boo
         return Ok(false);
     };
     let pool = pool_stat(tree, digest)?;
-    let same = pool.is_some_and(|pool| Inode::of(&pool) == Inode::of(&found));
-    Ok(same && dir::size_of(&found) == size)
+    Ok(is_pooled(&found, pool.as_ref()) && dir::size_of(&found) == size)
 }
 
+/// The pool's inode for a digest. One that somebody made writable (`chmod -R u+w` of a repository
+/// reaches it) may have been changed: it counts as absent, and the next content takes its name.
 fn pool_stat(tree: &Tree, digest: &Digest) -> Result<Option<Stat>> {
     match tree.room.dir(&path::pool_dir(digest)).or_absent()? {
-        Some(pool) => pool.stat_name(digest.hex()),
+        Some(pool) => Ok(pool.stat_name(digest.hex())?.filter(|stat| tree.is_ours(stat))),
         None => Ok(None),
     }
 }
@@ -280,21 +317,16 @@ fn copy_instead(
         return Err(refused);
     }
     if refused.errno() == Some(Errno::MLINK) {
-        return Incoming::with(tree, |incoming| {
-            copy_content(tree, file, incoming, size)?;
-            pool_file(tree, &incoming.file, digest);
-            place(tree, blobs, digest, |to, name| tree.disk.link_file(&incoming.file, to, name))
+        let incoming = Incoming::create(tree)?;
+        copy_content(tree, file, &incoming, size)?;
+        pool_file(tree, &incoming.file, digest);
+        return place(tree, blobs, digest, |to, name| {
+            tree.disk.link_file(&incoming.file, to, name)
         });
     }
-    let beside = path::temporary("blob");
-    let copy = tree.disk.create(blobs, &beside, Mode::RUSR | Mode::WUSR)?;
-    let incoming = Incoming::named(copy, blobs.clone(), &beside);
-    let copied = copy_content(tree, file, &incoming, size)
-        .and_then(|()| tree.disk.rename(blobs, &beside, blobs, digest.hex()));
-    if copied.is_err() {
-        incoming.discard(tree);
-    }
-    copied
+    let incoming = Incoming::beside(tree, blobs)?;
+    copy_content(tree, file, &incoming, size)?;
+    incoming.rename_to(tree, digest.hex())
 }
 
 /// Reflink where the file system can, else the bytes; sealed either way.
@@ -312,7 +344,8 @@ fn copy_content(tree: &Tree, from: &File, to: &Incoming, size: u64) -> Result<()
             offset += read as u64;
         }
     }
-    to.seal(tree, size)
+    to.seal(tree, size)?;
+    remember(tree, &to.file)
 }
 
 /// Gives the pool one more link to a sealed file, over whatever has the name. The pool is only an

@@ -2,43 +2,71 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{self, Mode};
 use rustix::io::Errno;
 
 use super::dir::Dir;
+use super::disk::Disk;
 use super::error::{At, Result};
 use super::tree::Tree;
 use super::{inherit, path};
 
+/// Only the server's account reads and writes it until it is sealed.
+const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+
 /// Content on its way in: a file of the room's that becomes a blob by being linked.
+///
+/// A file that was made here loses its name when it is dropped, finished or not: whatever was linked
+/// from it stays.
 #[derive(Debug)]
 pub struct Incoming {
     pub(super) file: File,
-    /// Its name, where the file system has no nameless files, or where it is a session's data.
-    name: Option<(Dir, String)>,
+    name: Name,
+    /// A sync of it failed: what is on the disk is unknown, whatever a second sync says.
+    spoiled: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Name {
+    /// The file system has nameless files.
+    None,
+    /// Ours to remove.
+    Made(Arc<dyn Disk>, Dir, String),
+    /// Somebody else's: an upload session's data.
+    Kept(Dir, String),
 }
 
 impl Incoming {
+    fn new(file: File, name: Name) -> Incoming {
+        Incoming { file, name, spoiled: AtomicBool::new(false) }
+    }
+
     /// A new file in the room: nameless where the file system can.
     pub fn create(tree: &Tree) -> Result<Incoming> {
         let uploads = tree.room.dir(path::UPLOADS)?;
-        let mode = Mode::RUSR | Mode::WUSR;
-        match tree.disk.create_unnamed(&uploads, mode) {
-            Ok(file) => return Ok(Incoming { file, name: None }),
+        match tree.disk.create_unnamed(&uploads, MODE) {
+            Ok(file) => return Ok(Incoming::new(file, Name::None)),
             Err(error) => match error.errno() {
                 Some(Errno::NOTSUP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
                 _ => return Err(error),
             },
         }
-        let name = path::temporary("blob");
-        let file = tree.disk.create(&uploads, &name, mode)?;
-        Ok(Incoming { file, name: Some((uploads, name)) })
+        Incoming::beside(tree, &uploads)
     }
 
-    /// A file that has a name: the data of an upload session, or a copy beside a blob.
-    pub fn named(file: File, dir: Dir, name: &str) -> Incoming {
-        Incoming { file, name: Some((dir, name.to_owned())) }
+    /// A new file with a temporary name in a directory.
+    pub(super) fn beside(tree: &Tree, dir: &Dir) -> Result<Incoming> {
+        let name = path::temporary("blob");
+        let file = tree.disk.create(dir, &name, MODE)?;
+        Ok(Incoming::new(file, Name::Made(Arc::clone(&tree.disk), dir.clone(), name)))
+    }
+
+    /// The data of an upload session, which keeps its name until the session ends.
+    pub fn of_session(file: File, dir: Dir) -> Incoming {
+        Incoming::new(file, Name::Kept(dir, path::UPLOAD_DATA.to_owned()))
     }
 
     /// The open file.
@@ -46,8 +74,13 @@ impl Incoming {
         &self.file
     }
 
+    /// Whether a sync of it has failed: then it is to be thrown away.
+    pub fn is_spoiled(&self) -> bool {
+        self.spoiled.load(Ordering::Relaxed)
+    }
+
     /// Writes all of a small blob.
-    pub fn write(&self, tree: &Tree, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&self, tree: &Tree, bytes: &[u8]) -> Result<()> {
         tree.disk.write(&self.file, bytes, 0).at(|| self.path(tree))
     }
 
@@ -59,30 +92,34 @@ impl Incoming {
         tree.disk.set_len(&self.file, size).at(at)?;
         inherit::strip_acl(&self.file).at(at)?;
         fs::fchmod(&self.file, Mode::from_raw_mode(0o444)).at(at)?;
-        tree.disk.sync(&self.file).at(at)
+        let synced = tree.disk.sync(&self.file).at(at);
+        self.spoiled.store(synced.is_err(), Ordering::Relaxed);
+        synced
+    }
+
+    /// Gives the file its final name by renaming it: for file systems without links.
+    pub(super) fn rename_to(mut self, tree: &Tree, to: &str) -> Result<()> {
+        if let Name::Made(_, dir, name) = &self.name {
+            tree.disk.rename(dir, name, dir, to)?;
+            self.name = Name::None;
+        }
+        Ok(())
     }
 
     pub(super) fn path(&self, tree: &Tree) -> PathBuf {
         match &self.name {
-            Some((dir, name)) => dir.at(name),
-            None => tree.room.at(path::UPLOADS),
+            Name::Made(_, dir, name) | Name::Kept(dir, name) => dir.at(name),
+            Name::None => tree.room.at(path::UPLOADS),
         }
     }
+}
 
-    /// Removes the name, if it has one: whatever was linked from it stays.
-    pub fn discard(self, tree: &Tree) {
-        if let Some((dir, name)) = &self.name
-            && let Err(error) = tree.disk.unlink(dir, name)
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Name::Made(disk, dir, name) = &self.name
+            && let Err(error) = disk.unlink(dir, name)
         {
             tracing::warn!(%error, "a temporary file stays until gc removes it");
         }
-    }
-
-    /// Does `work` with a new file, and removes its name afterwards, if it has one.
-    pub(super) fn with<T>(tree: &Tree, work: impl FnOnce(&Incoming) -> Result<T>) -> Result<T> {
-        let incoming = Incoming::create(tree)?;
-        let done = work(&incoming);
-        incoming.discard(tree);
-        done
     }
 }

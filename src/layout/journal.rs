@@ -86,8 +86,13 @@ pub fn append(disk: &dyn Disk, dir: &Dir, records: &[Record]) -> Result<()> {
         serde_json::to_writer(&mut lines, record).map_err(std::io::Error::from).at(at)?;
         lines.push(b'\n');
     }
-    disk.write(&file, &lines, end).at(at)?;
-    disk.sync(&file).at(at)
+    let written = disk.write(&file, &lines, end).and_then(|()| disk.sync(&file));
+    if written.is_err() {
+        // A second sync would say yes to lines that never reached the disk: the next ones are
+        // written anew.
+        let _ = disk.set_len(&file, end);
+    }
+    written.at(at)
 }
 
 /// Where the last whole line ends; what comes after it is cut off.

@@ -25,6 +25,7 @@ pub mod path;
 mod stamp;
 mod tree;
 pub mod uploads;
+mod verified;
 mod walk;
 
 pub use dir::{Dir, DirId, Inode, is_regular, read_all, size_of, stat_file};

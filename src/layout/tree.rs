@@ -10,6 +10,7 @@ use super::dir::{self, Dir};
 use super::disk::Disk;
 use super::error::{At, Error, OrAbsent, Result};
 use super::inherit::{self, Purpose};
+use super::verified::Verified;
 use super::{durable, path};
 use crate::oci::RepoName;
 
@@ -25,6 +26,8 @@ pub struct Tree {
     /// The server's account: only inodes of its own are shared between repositories.
     uid: u32,
     remote: bool,
+    /// Inodes whose content is known.
+    pub(super) verified: Arc<Verified>,
 }
 
 const PRIVATE: Mode = Mode::RWXU;
@@ -45,7 +48,7 @@ impl Tree {
         }
         let uid = rustix::process::geteuid().as_raw();
         let remote = is_remote(&root)?;
-        Ok(Tree { root, room, disk, uid, remote })
+        Ok(Tree { root, room, disk, uid, remote, verified: Arc::default() })
     }
 
     /// A repository's directory, if there is one.
@@ -67,8 +70,9 @@ impl Tree {
             return Ok(found);
         }
         let mut at = repo.clone();
+        let mode = Mode::from_raw_mode(repo.stat()?.st_mode & 0o777);
         for name in relative.split('/') {
-            at = match make_dir(&*self.disk, &at, name, PRIVATE)? {
+            at = match make_dir(&*self.disk, &at, name, mode)? {
                 (inner, false) => inner,
                 (inner, true) => {
                     inherit::apply_to_dir(repo, &inner)?;
@@ -90,8 +94,8 @@ impl Tree {
         self.remote
     }
 
-    /// Whether an inode is one that the server wrote and hashed itself, as far as its status can
-    /// tell: a regular file of the server's account that nobody may write.
+    /// Whether an inode can be one that the server wrote and hashed itself: a regular file of the
+    /// server's account that nobody may write.
     pub fn is_ours(&self, stat: &Stat) -> bool {
         dir::is_regular(stat) && stat.st_uid == self.uid && stat.st_mode & 0o222 == 0
     }
@@ -105,9 +109,24 @@ impl Tree {
         getrandom::fill(&mut key)
             .map_err(std::io::Error::other)
             .at(|| self.room.at(path::TOKEN_KEY))?;
-        durable::replace(&*self.disk, &self.room, path::TOKEN_KEY, &key, Purpose::Lock)?;
+        let beside = path::temporary(path::TOKEN_KEY);
+        durable::replace(&*self.disk, &self.room, &beside, &key, Purpose::Lock)?;
+        self.take_name(&beside, path::TOKEN_KEY)?;
         self.disk.sync_dir(&self.room)?;
-        Ok(key)
+        // Of two servers that start at once, both use the key that was first.
+        Ok(self.read_token_key()?.unwrap_or(key))
+    }
+
+    /// Gives a file of the room a name that nobody else has given away meanwhile.
+    fn take_name(&self, beside: &str, name: &str) -> Result<()> {
+        match self.disk.link(&self.room, beside, &self.room, name) {
+            Ok(()) => self.disk.unlink(&self.room, beside),
+            Err(error) if error.errno() == Some(Errno::EXIST) => {
+                self.disk.unlink(&self.room, beside)
+            }
+            // No links here: then the last one counts.
+            Err(_) => self.disk.rename(&self.room, beside, &self.room, name),
+        }
     }
 
     fn read_token_key(&self) -> Result<Option<[u8; 32]>> {

@@ -5,15 +5,18 @@
 
 use std::fs::{File, TryLockError};
 
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, Stat, chmodat};
+use rustix::fs::{FallocateFlags, Mode, OFlags, Stat, fchmod};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::dir::{self, Dir};
+use super::dir::{self, Dir, Inode};
 use super::error::{At, OrAbsent, Result};
 use super::path;
 use super::tree::Tree;
 use crate::oci::{Algorithm, RepoName};
+
+/// Only the server's account reads and writes a session.
+const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// The name of a session: 128 random bits, so that nobody guesses another's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -93,7 +96,8 @@ impl Session {
         tree.disk.make_dir(&uploads, id.as_str(), Mode::RWXU)?;
         let dir = uploads.dir(id.as_str())?;
         let at = || dir.at(path::UPLOAD_OWNER);
-        let file = tree.disk.create(&dir, path::UPLOAD_OWNER, Mode::RUSR | Mode::WUSR)?;
+        tree.disk.create(&dir, path::UPLOAD_DATA, MODE)?;
+        let file = tree.disk.create(&dir, path::UPLOAD_OWNER, MODE)?;
         let bytes = serde_json::to_vec(&owner).map_err(std::io::Error::from).at(at)?;
         tree.disk.write(&file, &bytes, 0).at(at)?;
         Ok(Session { dir, owner })
@@ -113,9 +117,17 @@ impl Session {
     }
 
     /// How many bytes have arrived.
+    ///
+    /// # Errors
+    /// "Not found" if the session has ended.
     pub fn size(&self) -> Result<u64> {
-        let stat = self.dir.stat_name(path::UPLOAD_DATA)?;
-        Ok(stat.as_ref().map_or(0, dir::size_of))
+        let name = path::UPLOAD_DATA;
+        let Some(stat) = self.dir.stat_name(name)? else {
+            return Err(std::io::Error::from(std::io::ErrorKind::NotFound))
+                .at(|| self.dir.at(name));
+        };
+        self.refuse_shared(&stat)?;
+        Ok(dir::size_of(&stat))
     }
 
     /// Opens and locks the data; `None` if another request is writing to it.
@@ -124,29 +136,43 @@ impl Session {
     /// "Not found" if the session has ended. That includes one whose data is a blob already, because
     /// the server was killed right before it removed the session: nobody may write to it any more.
     pub fn lock(&self) -> Result<Option<SessionData>> {
-        let name = path::UPLOAD_DATA;
-        if let Some(stat) = self.dir.stat_name(name)? {
-            self.refuse_shared(&stat)?;
-            if stat.st_mode & 0o200 == 0 {
-                // Killed between sealing and linking: the bytes are still only ours.
-                let mode = Mode::RUSR | Mode::WUSR;
-                chmodat(&self.dir, name, mode, AtFlags::empty()).at(|| self.dir.at(name))?;
+        let open = || self.dir.regular(path::UPLOAD_DATA, OFlags::RDWR, Mode::empty());
+        let file = match open() {
+            Err(error) if error.errno() == Some(Errno::ACCESS) => {
+                let read_only = self.dir.file(path::UPLOAD_DATA)?;
+                if self.hold(&read_only)?.is_none() {
+                    return Ok(None);
+                }
+                open()?
             }
-        }
-        let flags = OFlags::RDWR | OFlags::CREATE;
-        let file = self.dir.regular(name, flags, Mode::RUSR | Mode::WUSR)?;
+            opened => opened?,
+        };
+        let Some(size) = self.hold(&file)? else { return Ok(None) };
+        Ok(Some(SessionData { size, file, dir: self.dir.clone() }))
+    }
+
+    /// Locks the data, and makes sure, under the lock, that it is the session's still: it has the
+    /// session's name and no other. Then it may be written to, even if it was sealed before a kill.
+    fn hold(&self, file: &File) -> Result<Option<u64>> {
+        let at = || self.dir.at(path::UPLOAD_DATA);
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error).at(|| self.dir.at(name)),
+            Err(TryLockError::Error(error)) => return Err(error).at(at),
         }
-        let stat = dir::stat_file(&file, || self.dir.at(name))?;
+        let stat = dir::stat_file(file, at)?;
+        let named = self.dir.stat_name(path::UPLOAD_DATA)?;
+        if named.is_none_or(|named| Inode::of(&named) != Inode::of(&stat)) {
+            return Err(std::io::Error::from(std::io::ErrorKind::NotFound)).at(at);
+        }
         self.refuse_shared(&stat)?;
-        Ok(Some(SessionData { size: dir::size_of(&stat), file, dir: self.dir.clone() }))
+        if stat.st_mode & 0o200 == 0 {
+            fchmod(file, MODE).at(at)?;
+        }
+        Ok(Some(dir::size_of(&stat)))
     }
 
-    /// Data with one name is the session's; with none, the session was finished or cancelled between
-    /// our open and our lock; with more, it is a blob.
+    /// Data with more names than one is a blob.
     fn refuse_shared(&self, stat: &Stat) -> Result<()> {
         if stat.st_nlink == 1 {
             return Ok(());

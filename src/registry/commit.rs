@@ -37,6 +37,19 @@ pub(super) enum Deed {
     Untag(Tag),
     /// A manifest goes, with its tags.
     Remove(Digest),
+    /// A blob's name goes; the requester holds gc.lock. No manifest of the index.json with the stamp
+    /// refers to it.
+    Unlink(Digest, Option<Stamp>),
+}
+
+impl Deed {
+    /// How long its requester waits for the lock. Who holds gc.lock keeps others from it.
+    fn patience(&self) -> Duration {
+        match self {
+            Deed::Unlink(..) => Duration::from_secs(2),
+            Deed::Put(_) | Deed::Untag(_) | Deed::Remove(_) => lock::REQUEST_WAIT,
+        }
+    }
 }
 
 /// Why a deed was not done.
@@ -83,8 +96,18 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct State {
     health: Health,
-    /// The directory whose whole chain of names is durable, and the index.json that is.
-    durable: Option<(DirId, Stamp)>,
+    durable: Option<Durable>,
+}
+
+/// What this process knows to be durable of a repository.
+#[derive(Debug)]
+struct Durable {
+    /// The directory, with the names of all directories on the way.
+    dir: DirId,
+    /// The directories of blobs, by their names in `blobs/`. Not of the blobs in them.
+    blobs: Vec<DirId>,
+    /// The index.json.
+    stamp: Stamp,
 }
 
 /// Whether what the disk said can be relied on.
@@ -104,13 +127,14 @@ impl Registry {
     pub(super) async fn commit(&self, repo: &RepoName, deed: Deed, actor: &Actor) -> Outcome {
         let queue = self.inner.queue(repo);
         let settled = Arc::new(AtomicBool::new(false));
+        let patience = deed.patience();
         let (reply, mut answer) = oneshot::channel();
         let member = Member { deed, actor: actor.clone(), settled: Arc::clone(&settled), reply };
         if queue.join(member) {
             let (inner, repo, queue) = (Arc::clone(&self.inner), repo.clone(), Arc::clone(&queue));
             tokio::task::spawn_blocking(move || Leader { queue: &queue }.lead(&inner, &repo));
         }
-        let waited = tokio::time::timeout(lock::REQUEST_WAIT, &mut answer).await;
+        let waited = tokio::time::timeout(patience, &mut answer).await;
         let answered = match waited {
             Ok(answered) => answered,
             Err(_) if !settled.swap(true, Ordering::AcqRel) => {
@@ -292,9 +316,28 @@ impl<'a> Group<'a> {
                 }
                 changes
             }
+            Deed::Unlink(digest, looked) => {
+                self.unlink(digest, *looked)?;
+                Vec::new()
+            }
         };
         self.changes.extend(changes.into_iter().map(|change| (change, member.actor.clone())));
         Ok(())
+    }
+
+    /// Removes a blob's name, if neither index.json as it stands nor as it is about to be needs it.
+    fn unlink(&self, digest: &Digest, looked: Option<Stamp>) -> Outcome {
+        let stands = self.last.as_ref().filter(|last| looked != Some(last.stamp));
+        let indexes = stands.map(|last| &last.index).into_iter();
+        for index in indexes.chain((!self.changes.is_empty()).then_some(&self.index)) {
+            self.inner.refuse_referenced(self.dir, index, digest)?;
+        }
+        let unknown = || Error::BlobUnknown { repo: self.repo.clone(), digest: digest.clone() };
+        let blobs = self.dir.dir(&path::blobs(digest.algorithm())).or_absent()?;
+        let blobs = blobs.ok_or_else(unknown)?;
+        let disk = &self.inner.tree.disk;
+        disk.unlink(&blobs, digest.hex()).or_absent()?.ok_or_else(unknown)?;
+        Ok(disk.sync_dir(&blobs)?)
     }
 
     /// Everything that the manifest relies on is there, in inodes of ours, and no collection has
@@ -331,8 +374,8 @@ impl<'a> Group<'a> {
             tracing::error!(repo = %self.repo, "the disk failed again: read-only until restart");
             state.health = Health::ReadOnly;
         }
-        let (stamp, file) = written?;
-        self.make_visible_durable(state, dir, stamp)?;
+        let (file, blobs) = written?;
+        self.make_visible_durable(state, Durable { dir, blobs, stamp: file.stamp })?;
         self.inner.indexes.put(self.repo, file);
         if let Err(error) = facts::append(&self.inner.tree, self.dir, self.facts.iter().copied()) {
             tracing::debug!(%error, "facts of manifests were not written down");
@@ -346,22 +389,22 @@ impl<'a> Group<'a> {
         let Some(last) = &self.last else {
             return Ok(());
         };
-        if state.durable == Some((dir, last.stamp)) {
+        if state.durable.as_ref().is_some_and(|d| d.dir == dir && d.stamp == last.stamp) {
             return Ok(());
         }
-        self.sync_names(state, dir)?;
+        let blobs = self.sync_names(state, dir)?;
         let sync = |source: std::io::Error| crate::layout::Error::Io {
             path: self.dir.at(path::INDEX),
             source: source.into(),
         };
         self.inner.tree.disk.sync(last.file()).map_err(sync)?;
         self.inner.tree.disk.sync_dir(self.dir)?;
-        state.durable = Some((dir, last.stamp));
+        state.durable = Some(Durable { dir, blobs, stamp: last.stamp });
         self.still_named()
     }
 
     /// All steps up to the rename, which is the commit.
-    fn write(&self, state: &State, dir: DirId) -> Result<(Stamp, Arc<IndexFile>)> {
+    fn write(&self, state: &State, dir: DirId) -> Result<(Arc<IndexFile>, Vec<DirId>)> {
         let disk = &*self.inner.tree.disk;
         let bytes = self.index.to_bytes();
         let stamp = Stamp::of(&bytes);
@@ -375,43 +418,49 @@ impl<'a> Group<'a> {
             let bytes = path::OCI_LAYOUT_BYTES;
             durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
         }
-        self.sync_names(state, dir)?;
+        let blobs = self.sync_names(state, dir)?;
         let file = durable::replace(disk, self.dir, path::INDEX, &bytes, Purpose::Public)?;
         let index = Arc::clone(&self.index);
-        Ok((stamp, Arc::new(IndexFile::written(self.dir, index, stamp, file)?)))
+        Ok((Arc::new(IndexFile::written(self.dir, index, stamp, file)?), blobs))
     }
 
     /// The names of blobs become durable before a manifest that needs them can be seen; and, the
-    /// first time that this process commits here, the names of all directories on the way.
-    fn sync_names(&self, state: &State, dir: DirId) -> Result<()> {
+    /// first time that this process commits here, the names of all directories on the way. Gives the
+    /// directories of blobs whose own names are durable now.
+    fn sync_names(&self, state: &State, dir: DirId) -> Result<Vec<DirId>> {
         let tree = &self.inner.tree;
+        let known = state.durable.as_ref().filter(|durable| durable.dir == dir);
+        let mut named = Vec::new();
         for algorithm in Algorithm::ALL {
             if let Some(blobs) = self.dir.dir(&path::blobs(algorithm)).or_absent()? {
                 tree.disk.sync_dir(&blobs)?;
+                named.push(blobs.id()?);
             }
         }
-        if state.durable.is_some_and(|(known, _)| known == dir) {
-            return Ok(());
-        }
-        if let Some(blobs) = self.dir.dir(path::BLOBS).or_absent()? {
+        // Who made the directory syncs its name, but may be about to, or may have been killed.
+        if known.is_none_or(|known| named.iter().any(|blobs| !known.blobs.contains(blobs)))
+            && let Some(blobs) = self.dir.dir(path::BLOBS).or_absent()?
+        {
             tree.disk.sync_dir(&blobs)?;
         }
-        // `blobs`, `oci-layout` and the journal: an index.json must not outlive what it stands on.
-        tree.disk.sync_dir(self.dir)?;
-        tree.disk.sync_dir(&tree.root)?;
-        for (end, _) in self.repo.as_str().match_indices('/') {
-            tree.disk.sync_dir(&tree.root.dir(&self.repo.as_str()[..end])?)?;
+        if known.is_none() {
+            // `blobs`, `oci-layout`, the journal: an index.json must not outlive what it stands on.
+            tree.disk.sync_dir(self.dir)?;
+            tree.disk.sync_dir(&tree.root)?;
+            for (end, _) in self.repo.as_str().match_indices('/') {
+                tree.disk.sync_dir(&tree.root.dir(&self.repo.as_str()[..end])?)?;
+            }
         }
-        Ok(())
+        Ok(named)
     }
 
     /// The directory's sync after the rename. If it fails, readers see what a power cut may take
     /// back: nobody is told that it was done.
-    fn make_visible_durable(&self, state: &mut State, dir: DirId, stamp: Stamp) -> Result<()> {
+    fn make_visible_durable(&self, state: &mut State, durable: Durable) -> Result<()> {
         match self.inner.tree.disk.sync_dir(self.dir) {
             Ok(()) => {
                 state.health = Health::Sound;
-                state.durable = Some((dir, stamp));
+                state.durable = Some(durable);
                 Ok(())
             }
             Err(error) => {

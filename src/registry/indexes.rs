@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Inner, Result, locked};
 use crate::layout::{Dir, Error, IndexFile};
@@ -10,6 +10,10 @@ use crate::oci::RepoName;
 
 /// The most index.json files that are held open.
 const MOST: usize = 512;
+
+/// How long a request waits for another tool to finish writing: longer than the 2 s for which a file
+/// counts as being written, and not for ever if somebody touches it again and again.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long to wait before a file that is just being written is read again.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -73,6 +77,7 @@ impl Inner {
         dir: &Dir,
         meanwhile: Meanwhile,
     ) -> Result<Option<Arc<IndexFile>>> {
+        let begun = Instant::now();
         loop {
             let last = self.indexes.last(name);
             match self.read_index(dir, last.as_ref(), meanwhile) {
@@ -86,7 +91,11 @@ impl Inner {
                     self.indexes.forget(name);
                     return Ok(None);
                 }
-                Err(error) if !IndexFile::being_written(dir, &error) => return Err(error.into()),
+                Err(error)
+                    if begun.elapsed() > PATIENCE || !IndexFile::being_written(dir, &error) =>
+                {
+                    return Err(error.into());
+                }
                 Err(_) => match (meanwhile, last) {
                     (Meanwhile::LastGood, Some(last)) => return Ok(Some(last)),
                     // Nobody tells when the other tool is done; within 2 s it counts as broken.

@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, StreamExt};
 use rustix::io::Errno;
 
@@ -35,7 +36,15 @@ const SMALL_BATCH: usize = 256 * 1024;
 /// from its file.
 #[derive(Debug, Default)]
 pub(super) struct Hashes {
-    states: Mutex<HashMap<UploadId, (Hasher, u64)>>,
+    states: Mutex<HashMap<UploadId, State>>,
+}
+
+/// What a session's bytes hash to so far.
+#[derive(Debug)]
+struct State {
+    hasher: Hasher,
+    seen: u64,
+    since: Instant,
 }
 
 /// Hash states that are remembered at most, about 300 bytes each.
@@ -44,15 +53,24 @@ const MOST_HASHES: usize = 8192;
 impl Hashes {
     /// Takes the state of a session, if it has seen exactly `size` bytes.
     fn take(&self, id: &UploadId, algorithm: Algorithm, size: u64) -> Option<Hasher> {
-        let (hasher, seen) = locked(&self.states).remove(id)?;
-        (seen == size && hasher.algorithm() == algorithm).then_some(hasher)
+        let state = locked(&self.states).remove(id)?;
+        (state.seen == size && state.hasher.algorithm() == algorithm).then_some(state.hasher)
     }
 
+    /// Remembers a state, instead of the oldest one if there are too many.
     fn put(&self, id: &UploadId, hasher: Hasher, seen: u64) {
         let mut states = locked(&self.states);
-        if states.len() < MOST_HASHES {
-            states.insert(id.clone(), (hasher, seen));
+        if states.len() >= MOST_HASHES {
+            let oldest = states.iter().min_by_key(|(_, state)| state.since);
+            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
+                states.remove(&oldest);
+            }
         }
+        states.insert(id.clone(), State { hasher, seen, since: Instant::now() });
+    }
+
+    fn forget(&self, id: &UploadId) {
+        locked(&self.states).remove(id);
     }
 }
 
@@ -95,34 +113,70 @@ where
     S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
 {
     let mut pump = Pump { idle: Some(sink), job: None };
-    let mut batch = Vec::new();
-    let mut length = 0;
+    let mut batch = Batch::default();
     let result = loop {
         let next = match body.next().now_or_never() {
             Some(next) => next,
             None => {
-                if length > 0 && (pump.is_idle() || length >= SMALL_BATCH) {
-                    pump.write(std::mem::take(&mut batch)).await?;
-                    length = 0;
+                if !batch.is_empty() && (pump.is_idle() || batch.length >= SMALL_BATCH) {
+                    pump.write(batch.take()).await?;
                 }
                 body.next().await
             }
         };
         match next {
             Some(Ok(bytes)) => {
-                length += bytes.len();
-                batch.push(bytes);
-                if length >= BATCH {
-                    pump.write(std::mem::take(&mut batch)).await?;
-                    length = 0;
+                batch.add(bytes);
+                if batch.length >= BATCH {
+                    pump.write(batch.take()).await?;
                 }
             }
             Some(Err(error)) => break Err(Error::Body(Arc::new(error))),
             None => break Ok(()),
         }
     };
-    pump.write(batch).await?;
+    pump.write(batch.take()).await?;
     Ok(Received { sink: pump.finish().await?, result })
+}
+
+/// Pieces that were received and not yet handed to the disk.
+#[derive(Default)]
+struct Batch {
+    pieces: Vec<Bytes>,
+    /// Tiny pieces are joined: a client may send its blob byte by byte.
+    tiny: BytesMut,
+    length: usize,
+}
+
+/// A piece shorter than this is copied to its neighbours.
+const TINY: usize = 4096;
+
+impl Batch {
+    fn add(&mut self, piece: Bytes) {
+        self.length += piece.len();
+        if piece.len() < TINY {
+            self.tiny.extend_from_slice(&piece);
+        } else {
+            self.end_tiny();
+            self.pieces.push(piece);
+        }
+    }
+
+    fn end_tiny(&mut self) {
+        if !self.tiny.is_empty() {
+            self.pieces.push(self.tiny.split().freeze());
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        self.end_tiny();
+        self.length = 0;
+        std::mem::take(&mut self.pieces)
+    }
 }
 
 type Job = tokio::task::JoinHandle<(Sink, io::Result<()>)>;
@@ -189,7 +243,12 @@ impl Registry {
     ) -> Result<UploadStatus> {
         let session = self.session(repo, id, actor).await?;
         let id = id.clone();
-        self.blocking(move |_| Ok(UploadStatus { size: session.size()?, id })).await
+        self.blocking(move |_| match session.size() {
+            Ok(size) => Ok(UploadStatus { id, size }),
+            Err(error) if error.is_absent() => Err(Error::UploadUnknown(id.to_string())),
+            Err(error) => Err(error.into()),
+        })
+        .await
     }
 
     /// Appends a chunk to a session, or a stream of unknown length.
@@ -238,6 +297,7 @@ impl Registry {
         let id = id.clone();
         self.blocking(move |inner| {
             let data = inner.lock_session(&session, &id)?;
+            inner.hashes.forget(&id);
             Ok(session.remove(&inner.tree, &id, data)?)
         })
         .await
@@ -263,11 +323,8 @@ impl Registry {
         let received = receive(sink, body).await;
         let (repo, digest) = (repo.clone(), digest.clone());
         self.blocking(move |inner| {
-            let admitted = received.and_then(|Received { sink, result }| {
-                result.and_then(|()| inner.admit(&repo, &incoming, sink, &digest))
-            });
-            incoming.discard(&inner.tree);
-            admitted
+            let Received { sink, result } = received?;
+            result.and_then(|()| inner.admit(&repo, &incoming, sink, &digest))
         })
         .await
     }
@@ -360,13 +417,11 @@ impl Inner {
         sink: Sink,
         digest: &Digest,
     ) -> Result<()> {
-        let incoming = Incoming::named(
-            data.file.try_clone().at(|| data.dir.at(path::UPLOAD_DATA))?,
-            data.dir.clone(),
-            path::UPLOAD_DATA,
-        );
+        let file = data.file.try_clone().at(|| data.dir.at(path::UPLOAD_DATA))?;
+        let incoming = Incoming::of_session(file, data.dir.clone());
         let admitted = self.admit(repo, &incoming, sink, digest);
-        if admitted.as_ref().is_err_and(may_be_retried) && reopen(&data.file) {
+        let again = admitted.as_ref().is_err_and(may_be_retried) && !incoming.is_spoiled();
+        if again && is_unshared(&data.file) {
             return admitted;
         }
         drop(incoming);
@@ -404,10 +459,9 @@ fn may_be_retried(error: &Error) -> bool {
     matches!(layout::Error::errno(error), Some(Errno::NOSPC | Errno::DQUOT | Errno::MFILE))
 }
 
-/// Makes a session's data writable again, unless it has already become a blob.
-fn reopen(file: &File) -> bool {
-    let single = rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 1);
-    single && rustix::fs::fchmod(file, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).is_ok()
+/// Whether a session's data has not become a blob yet.
+fn is_unshared(file: &File) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 1)
 }
 
 fn hash_file(file: &File, algorithm: Algorithm, size: u64) -> io::Result<Hasher> {

@@ -8,6 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::http::Client;
 
 /// The binary under test.
@@ -99,7 +101,7 @@ impl Registry {
             }
         });
         let line = line.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-            let state = self.stop("KILL");
+            let state = self.stop(Signal::KILL);
             panic!("the server printed no line ({state:?}); its stderr:\n{}", self.stderr())
         });
         let prefix = format!("stillage: serving {} at http://", self.root.display());
@@ -118,34 +120,30 @@ impl Registry {
 
     /// SIGTERM: requests in flight are finished. Returns how the server ended.
     pub fn term(&mut self) -> ExitStatus {
-        self.stop("TERM").expect("a running server")
+        self.stop(Signal::TERM).expect("a running server")
     }
 
     /// SIGKILL: what a crash of the process leaves.
     pub fn kill9(&mut self) -> ExitStatus {
-        self.stop("KILL").expect("a running server")
+        self.stop(Signal::KILL).expect("a running server")
     }
 
     /// SIGTERM without waiting: for what is to be seen while the server ends. Then [`Registry::term`].
     pub fn signal_term(&self) {
-        self.send("TERM", self.pid());
+        send(Signal::TERM, self.server.as_ref().expect("a running server"));
     }
 
-    fn stop(&mut self, signal: &str) -> Option<ExitStatus> {
+    fn stop(&mut self, signal: Signal) -> Option<ExitStatus> {
         let mut server = self.server.take()?;
-        self.send(signal, server.id());
+        send(signal, &server);
+        let pid = Pid::from_child(&server);
         let (ended, end) = mpsc::channel();
-        let pid = server.id();
         std::thread::spawn(move || ended.send(server.wait()));
         let status = end.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-            self.send("KILL", pid);
-            panic!("the server ignored SIG{signal}; its stderr:\n{}", self.stderr())
+            let _ = kill_process(pid, Signal::KILL);
+            panic!("the server did not end at {signal:?}; its stderr:\n{}", self.stderr())
         });
         Some(status.expect("wait for the server"))
-    }
-
-    fn send(&self, signal: &str, pid: u32) {
-        let _ = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
     }
 
     /// Where the server listens: 127.0.0.1 and its port.
@@ -156,6 +154,13 @@ impl Registry {
     /// The directory that is served.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The file of an open upload session, by its Location; it appears with the first byte.
+    pub fn upload_data(&self, location: &str) -> PathBuf {
+        let path = location.split('?').next().unwrap_or_default();
+        let id = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        self.root.join(".stillage/uploads").join(id).join("data")
     }
 
     /// An empty directory beside the tree, for what a test needs to put somewhere; removed at the end.
@@ -218,7 +223,7 @@ impl Drop for Registry {
             eprintln!("--- the server's stderr ---\n{}", self.stderr());
             return;
         }
-        if let Some(status) = self.stop("TERM") {
+        if let Some(status) = self.stop(Signal::TERM) {
             assert!(status.success(), "SIGTERM ended in {status}; stderr:\n{}", self.stderr());
         }
         let said = self.stderr();
@@ -227,6 +232,10 @@ impl Drop for Registry {
             self.assert_sound();
         }
     }
+}
+
+fn send(signal: Signal, server: &Child) {
+    kill_process(Pid::from_child(server), signal).expect("a signal to our own child");
 }
 
 fn room() -> tempfile::TempDir {

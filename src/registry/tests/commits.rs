@@ -294,3 +294,30 @@ async fn a_promise_takes_collections_note_away() {
     f.push("a/b", tag("t"), image(b"{}", b"layer")).await.unwrap();
     assert!(!note.exists(), "manifest");
 }
+
+#[tokio::test]
+async fn a_blob_is_not_deleted_while_a_shell_holds_the_repository() {
+    let f = fixture();
+    let digest = f.blob("a", b"free").await;
+    let held = lock::repository(&f.registry.inner.repository(&repo("a")).unwrap()).unwrap();
+    let refused = f.registry.delete_blob(&repo("a"), &digest, &Actor::default()).await;
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    held.release();
+    f.registry.delete_blob(&repo("a"), &digest, &Actor::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_blob_whose_sync_failed_is_thrown_away() {
+    let disk = Arc::new(Failing::default());
+    let f = on(disk.clone());
+    let (name, actor, digest) = (repo("a"), Actor::default(), sha256(b"abc"));
+    let id = f.registry.begin_upload(&name, None, &actor).await.unwrap().id;
+    disk.set(&["sync"]);
+    let refused = f.registry.finish_upload(&name, &id, &actor, None, body(b"abc"), &digest).await;
+    assert!(matches!(refused, Err(Error::Layout(_))), "{refused:?}");
+    disk.set(&[]);
+    let refused = f.registry.finish_upload(&name, &id, &actor, None, body(b""), &digest).await;
+    assert!(matches!(refused, Err(Error::UploadUnknown(_))), "a second sync proves nothing");
+    assert!(!f.blob_path("a", &digest).exists());
+    assert_eq!(std::fs::read_dir(f.path(".stillage/uploads")).unwrap().count(), 0);
+}

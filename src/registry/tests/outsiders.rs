@@ -163,3 +163,59 @@ async fn content_that_no_index_names_is_no_manifest() {
     f.registry.put_manifest(&repo("a"), push, &Actor::default()).await.unwrap();
     assert_eq!(f.registry.manifest(&repo("a"), &by).await.unwrap().bytes, loose);
 }
+
+#[tokio::test]
+async fn a_pooled_inode_that_was_made_writable_is_replaced_and_nobody_is_stopped() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let f = fixture();
+    f.image("a", "layer").await.unwrap();
+    let layer = sha256(b"layer");
+    let inode = |name: &str| std::fs::metadata(f.blob_path(name, &layer)).unwrap().ino();
+    let before = inode("a");
+    std::fs::set_permissions(f.blob_path("a", &layer), PermissionsExt::from_mode(0o644)).unwrap();
+    f.image("b", "layer").await.unwrap();
+    assert_ne!(inode("b"), before, "an inode that may change is not shared any further");
+    f.push("a", tag("again"), image(b"{}", b"layer")).await.unwrap();
+    assert_eq!(inode("a"), inode("b"));
+    std::fs::set_permissions(f.blob_path("a", &layer), PermissionsExt::from_mode(0o644)).unwrap();
+    let from = MountFrom::Repo(repo("a"));
+    assert!(f.registry.mount(&repo("c"), &layer, from, &Actor::default()).await.unwrap());
+    assert_ne!(inode("c"), inode("a"));
+    assert_eq!(std::fs::metadata(f.blob_path("c", &layer)).unwrap().mode() & 0o777, 0o444);
+}
+
+#[tokio::test]
+async fn files_that_were_restored_are_hashed_before_a_manifest_relies_on_them() {
+    use std::os::unix::fs::PermissionsExt;
+    let f = fixture();
+    f.image("a", "layer").await.unwrap();
+    let layer = sha256(b"layer");
+    // As cp -a by the server's own account leaves it: read-only, ours, and never hashed.
+    let restore = |bytes: &[u8]| {
+        let path = f.blob_path("a", &layer);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o444)).unwrap();
+    };
+    restore(b"LAYER");
+    let refused = f.push("a", tag("bad"), image(b"{}", b"layer")).await.unwrap_err();
+    assert!(matches!(refused, Error::ManifestBlobUnknown(_)), "{refused}");
+    restore(b"layer");
+    f.push("a", tag("good"), image(b"{}", b"layer")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_index_that_is_touched_again_and_again_does_not_hold_a_request_for_ever() {
+    let f = fixture();
+    std::fs::create_dir(f.path("a")).unwrap();
+    let index = f.path("a/index.json");
+    std::fs::write(&index, "{").unwrap();
+    let registry = f.registry.clone();
+    let asking = tokio::spawn(async move { registry.tags(&repo("a"), None, 1).await });
+    while !asking.is_finished() {
+        let now = std::time::SystemTime::now();
+        std::fs::File::options().write(true).open(&index).unwrap().set_modified(now).unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(asking.await.unwrap(), Err(Error::Layout(_))));
+}

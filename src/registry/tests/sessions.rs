@@ -118,6 +118,8 @@ async fn data_that_is_a_blob_already_is_never_written_again() {
     let refused = f.registry.finish_upload(&name, &id, &actor, None, body(b"def"), &digest).await;
     assert!(matches!(refused, Err(Error::UploadUnknown(_))), "{refused:?}");
     assert_eq!(std::fs::read(&blob).unwrap(), b"abc");
+    let refused = f.registry.upload_status(&name, &id, &actor).await;
+    assert!(matches!(refused, Err(Error::UploadUnknown(_))), "{refused:?}");
     // Killed one step earlier, the bytes are the session's still.
     std::fs::remove_file(&blob).unwrap();
     std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
@@ -179,4 +181,26 @@ async fn a_large_upload_is_cut_to_its_length() {
     let meta = std::fs::metadata(f.blob_path("a", &digest)).unwrap();
     assert_eq!(meta.len(), bytes.len() as u64);
     assert!(meta.blocks() * 512 < meta.len() + 1024 * 1024, "reserved space was given back");
+}
+
+#[tokio::test]
+async fn a_session_that_ended_leaves_nothing_behind_for_a_late_request() {
+    let f = fixture();
+    let (name, actor) = (repo("a"), alice());
+    let id = f.registry.begin_upload(&name, None, &actor).await.unwrap().id;
+    let dir = f.path(".stillage/uploads").join(id.as_str());
+    let late = layout::uploads::Session::find(&f.registry.inner.tree, &id).unwrap().unwrap();
+    f.registry.cancel_upload(&name, &id, &actor).await.unwrap();
+    assert!(late.lock().unwrap_err().is_absent());
+    assert!(!dir.exists());
+}
+
+#[tokio::test]
+async fn a_blob_that_comes_byte_by_byte_is_joined() {
+    let f = fixture();
+    let bytes: Vec<u8> = (0..20_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let pieces: Vec<_> = bytes.iter().map(|byte| Ok(Bytes::copy_from_slice(&[*byte]))).collect();
+    let digest = sha256(&bytes);
+    f.registry.put_blob(&repo("a"), &alice(), stream::iter(pieces), &digest).await.unwrap();
+    assert_eq!(std::fs::read(f.blob_path("a", &digest)).unwrap(), bytes);
 }
