@@ -16,23 +16,19 @@ pub(super) struct Verified {
     known: Mutex<HashSet<Key>>,
 }
 
-/// A link changes an inode's ctime, so that is left out.
+/// A link changes an inode's ctime, so that is left out; and some file systems behind FUSE forget the
+/// fraction of a second of a file's time while it is open.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     dev: u64,
     ino: u64,
     size: i64,
-    mtime: (i64, u64),
+    mtime: i64,
 }
 
 impl Key {
     fn of(stat: &Stat) -> Key {
-        Key {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-            size: stat.st_size,
-            mtime: (stat.st_mtime, stat.st_mtime_nsec),
-        }
+        Key { dev: stat.st_dev, ino: stat.st_ino, size: stat.st_size, mtime: stat.st_mtime }
     }
 }
 
