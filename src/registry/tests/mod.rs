@@ -3,6 +3,7 @@
 mod commits;
 mod outsiders;
 mod sessions;
+mod sources;
 
 use std::path::PathBuf;
 use std::sync::Arc;
