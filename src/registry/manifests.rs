@@ -11,7 +11,7 @@ use crate::graph;
 use crate::layout::blobs::{self, Presence, Target};
 use crate::layout::facts::Fact;
 use crate::layout::{self, Dir, IndexFile, notes, path};
-use crate::oci::{Algorithm, Descriptor, Digest, Kind, Manifest, Reference, RepoName, Tag};
+use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Reference, RepoName, Tag};
 
 /// A manifest as it was pushed, byte for byte.
 #[derive(Clone, Debug)]
@@ -222,13 +222,9 @@ impl Inner {
     }
 }
 
-/// Some old tools leave the media type out of index.json: the manifest itself says it, or shows it
-/// by its shape.
+/// The type of a manifest that index.json lists without one.
 fn untyped(dir: &Dir, digest: &Digest, bytes: &[u8]) -> Result<String> {
-    let parsed = Manifest::parse(bytes, None)
-        .or_else(|_| Manifest::parse(bytes, Some(Kind::OciImage.media_type())))
-        .or_else(|_| Manifest::parse(bytes, Some(Kind::OciIndex.media_type())));
-    match parsed {
+    match Manifest::parse_untyped(bytes) {
         Ok(manifest) => Ok(manifest.kind.media_type().to_owned()),
         Err(error) => Err(layout::Error::damaged(dir.at(&path::blob(digest)), error).into()),
     }
