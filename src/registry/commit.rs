@@ -277,6 +277,7 @@ impl<'a> Group<'a> {
         let unknown = |reference| Error::ManifestUnknown { repo: self.repo.clone(), reference };
         let changes = match &member.deed {
             Deed::Put(put) => {
+                self.index.agrees(&put.descriptor)?;
                 self.check_references(put)?;
                 self.facts.push(&put.fact);
                 Arc::make_mut(&mut self.index).put(&put.descriptor, &put.tags)
