@@ -92,6 +92,7 @@ pub struct Knowledge {
     stamp: Option<Stamp>,
     by_subject: HashMap<Digest, Vec<Digest>>,
     contained: HashMap<Digest, Descriptor>,
+    weight: usize,
 }
 
 impl Knowledge {
@@ -103,6 +104,7 @@ impl Knowledge {
         self.position = facts::read(repo, self.position, &mut self.facts)?;
         let found = self.reconcile(repo, &index.index)?;
         self.stamp = Some(index.stamp);
+        self.weight = self.facts.values().map(|fact| 2 * fact.weight()).sum();
         if !found.is_empty() {
             remember(tree, repo, &found);
         }
@@ -119,6 +121,11 @@ impl Knowledge {
     /// The descriptor by which an index of the repository lists a manifest.
     pub fn contained(&self, digest: &Digest) -> Option<&Descriptor> {
         self.contained.get(digest)
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn weight(&self) -> usize {
+        self.weight
     }
 
     /// Walks from the entries to all that indexes contain; gives the facts that were not known.
@@ -172,6 +179,22 @@ impl Knowledge {
         found.push(Arc::clone(&fact));
         Ok(Some(fact))
     }
+}
+
+/// The entry that the referrers API lists for a manifest, with what its fact leaves out.
+///
+/// # Errors
+/// The manifest cannot be read; a plain `None` means that it is gone.
+pub fn referrer(repo: &Dir, fact: &Fact) -> Result<Option<Descriptor>> {
+    let descriptor = fact.descriptor();
+    if !fact.more {
+        return Ok(Some(descriptor));
+    }
+    let Some((manifest, _)) = read_manifest(repo, &descriptor)? else {
+        return Ok(None);
+    };
+    let Manifest { artifact_type, annotations, .. } = manifest;
+    Ok(Some(Descriptor { artifact_type, annotations, ..descriptor }))
 }
 
 /// Writes down what had to be read from manifests that another tool put there. If somebody holds

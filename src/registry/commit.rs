@@ -20,7 +20,7 @@ use crate::layout::journal::{self, Record};
 use crate::layout::{
     Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, lock, notes, path,
 };
-use crate::oci::{Algorithm, Change, Digest, Index, Reference, RepoName, Tag};
+use crate::oci::{Algorithm, Change, Digest, Index, Reference, RepoName, Tag, What};
 
 /// How long the lock stays free after a commit if another process waits for it.
 const LEAVE_FREE: Duration = Duration::from_millis(5);
@@ -279,8 +279,12 @@ impl<'a> Group<'a> {
             Deed::Put(put) => {
                 self.index.agrees(&put.descriptor)?;
                 self.check_references(put)?;
-                self.facts.push(&put.fact);
-                Arc::make_mut(&mut self.index).put(&put.descriptor, &put.tags)
+                let changes = Arc::make_mut(&mut self.index).put(&put.descriptor, &put.tags);
+                // Of a manifest that was there the facts are known: a tag says nothing new.
+                if changes.iter().any(|change| change.what == What::Push) {
+                    self.facts.push(&put.fact);
+                }
+                changes
             }
             Deed::Untag(tag) => {
                 let change = Arc::make_mut(&mut self.index).untag(tag);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::commit::{Deed, Refusal};
 use super::indexes::Meanwhile;
-use super::{Actor, Error, Inner, Registry, Result, locked};
+use super::{Actor, Error, Inner, Registry, Result};
 use crate::graph;
 use crate::layout::blobs::{self, Presence, Target};
 use crate::layout::facts::Fact;
@@ -172,10 +172,7 @@ impl Inner {
         if blobs::stat(dir, digest)?.is_none() {
             return Ok(None);
         }
-        let knowledge = self.knowledge(repo);
-        let mut knowledge = locked(&knowledge);
-        knowledge.refresh(&self.tree, dir, index)?;
-        Ok(knowledge.contained(digest).cloned())
+        self.with_knowledge(repo, dir, index, |known| known.contained(digest).cloned())
     }
 
     /// Makes sure that all a manifest needs is there, and stores the manifest's own bytes.

@@ -1,6 +1,7 @@
 //! The deeds on a real tree, without a wire.
 
 mod commits;
+mod facts;
 mod kinds;
 mod outsiders;
 mod sessions;
