@@ -312,6 +312,9 @@ impl<'a> Group<'a> {
         for descriptor in all() {
             match blobs::presence(tree, self.dir, &descriptor.digest, descriptor.size)? {
                 Presence::Ours => {}
+                Presence::Foreign if put.bad.contains(&descriptor.digest) => {
+                    absent.push(descriptor.digest.clone());
+                }
                 Presence::Foreign => return Err(Refusal::LookAgain),
                 Presence::Absent if descriptor.digest == put.descriptor.digest => {
                     return Err(Refusal::LookAgain);

@@ -74,3 +74,16 @@ async fn a_damaged_manifest_might_refer_to_anything() {
     let refused = f.delete(&free).await.unwrap_err();
     assert!(matches!(refused, Error::Layout(layout::Error::Damaged { .. })), "{refused}");
 }
+
+#[tokio::test]
+async fn a_sparse_push_takes_a_planted_file_for_absent() {
+    let temp = tempfile::tempdir().unwrap();
+    let registry = Registry::open(temp.path(), Settings { allow_sparse: true }).unwrap();
+    let f = Fixture { temp, registry };
+    f.blob("a", b"{}").await;
+    let layer = f.blob_path("a", &sha256(b"layer"));
+    std::fs::write(&layer, b"LAYER").unwrap();
+    f.push("a", tag("t"), image(b"{}", b"layer")).await.unwrap();
+    assert_eq!(f.tags("a").await, ["t"]);
+    assert_eq!(std::fs::read(&layer).unwrap(), b"LAYER");
+}
