@@ -24,13 +24,31 @@ pub fn read_manifest_bytes(repo: &Dir, digest: &Digest) -> Result<Option<Vec<u8>
     Ok(Some(bytes))
 }
 
-/// Reads and parses a manifest; `None` if it is not there.
+/// Reads and parses what a descriptor names; `None` if it is not there, or is no manifest but a
+/// plain blob, as in BuildKit's caches. What has no type is a manifest if it has the shape of one.
+///
+/// # Errors
+/// What is called a manifest and cannot be read as one is damage, never a plain blob.
 pub fn read_manifest(repo: &Dir, descriptor: &Descriptor) -> Result<Option<(Manifest, u64)>> {
-    let digest = &descriptor.digest;
+    let Descriptor { digest, media_type, size, .. } = descriptor;
+    let untyped = media_type.is_empty();
+    let plain = if untyped {
+        *size > MAX_MANIFEST as u64
+    } else {
+        Kind::of_media_type(media_type).is_none()
+    };
+    if plain {
+        return Ok(None);
+    }
     let Some(bytes) = read_manifest_bytes(repo, digest)? else {
         return Ok(None);
     };
-    let manifest = Manifest::parse(&bytes, Some(&descriptor.media_type))
+    if untyped {
+        // The content is what the digest says: if it has no manifest's shape, it refers to nothing.
+        let manifest = Manifest::parse_untyped(&bytes).ok();
+        return Ok(manifest.map(|manifest| (manifest, bytes.len() as u64)));
+    }
+    let manifest = Manifest::parse(&bytes, Some(media_type))
         .map_err(|error| Error::damaged(repo.at(&path::blob(digest)), error))?;
     Ok(Some((manifest, bytes.len() as u64)))
 }
@@ -40,13 +58,14 @@ pub fn read_manifest(repo: &Dir, descriptor: &Descriptor) -> Result<Option<(Mani
 /// # Errors
 /// It fails closed: a manifest that cannot be read might refer to anything.
 pub fn referrer_of_blob(repo: &Dir, index: &Index, digest: &Digest) -> Result<Option<Digest>> {
-    let mut seen: HashSet<Digest> = HashSet::new();
+    let mut seen: HashSet<(Digest, String)> = HashSet::new();
     let mut next: Vec<Descriptor> = index.entries().cloned().collect();
     while let Some(descriptor) = next.pop() {
         if descriptor.digest == *digest {
             return Ok(Some(descriptor.digest));
         }
-        if !seen.insert(descriptor.digest.clone()) {
+        // One content may be listed as a blob here and as a manifest there.
+        if !seen.insert((descriptor.digest.clone(), descriptor.media_type.clone())) {
             continue;
         }
         // Sparse indexes name manifests that are not here.
@@ -56,7 +75,7 @@ pub fn referrer_of_blob(repo: &Dir, index: &Index, digest: &Digest) -> Result<Op
         if manifest.references().any(|reference| reference.digest == *digest) {
             return Ok(Some(descriptor.digest));
         }
-        next.extend(manifest.children().cloned());
+        next.extend(manifest.manifests);
     }
     Ok(None)
 }
@@ -73,6 +92,7 @@ pub struct Knowledge {
     stamp: Option<Stamp>,
     by_subject: HashMap<Digest, Vec<Digest>>,
     contained: HashMap<Digest, Descriptor>,
+    weight: usize,
 }
 
 impl Knowledge {
@@ -84,6 +104,7 @@ impl Knowledge {
         self.position = facts::read(repo, self.position, &mut self.facts)?;
         let found = self.reconcile(repo, &index.index)?;
         self.stamp = Some(index.stamp);
+        self.weight = self.facts.values().map(|fact| 2 * fact.weight()).sum();
         if !found.is_empty() {
             remember(tree, repo, &found);
         }
@@ -100,6 +121,11 @@ impl Knowledge {
     /// The descriptor by which an index of the repository lists a manifest.
     pub fn contained(&self, digest: &Digest) -> Option<&Descriptor> {
         self.contained.get(digest)
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn weight(&self) -> usize {
+        self.weight
     }
 
     /// Walks from the entries to all that indexes contain; gives the facts that were not known.
@@ -138,10 +164,6 @@ impl Knowledge {
         if let Some(fact) = self.facts.get(&descriptor.digest) {
             return Ok(Some(Arc::clone(fact)));
         }
-        let manifest_type = Kind::of_media_type(&descriptor.media_type).is_some();
-        if !manifest_type && !descriptor.media_type.is_empty() {
-            return Ok(None);
-        }
         let (manifest, size) = match read_manifest(repo, descriptor) {
             Ok(Some(read)) => read,
             Ok(None) => return Ok(None),
@@ -157,6 +179,22 @@ impl Knowledge {
         found.push(Arc::clone(&fact));
         Ok(Some(fact))
     }
+}
+
+/// The entry that the referrers API lists for a manifest, with what its fact leaves out.
+///
+/// # Errors
+/// The manifest cannot be read; a plain `None` means that it is gone.
+pub fn referrer(repo: &Dir, fact: &Fact) -> Result<Option<Descriptor>> {
+    let descriptor = fact.descriptor();
+    if !fact.more {
+        return Ok(Some(descriptor));
+    }
+    let Some((manifest, _)) = read_manifest(repo, &descriptor)? else {
+        return Ok(None);
+    };
+    let Manifest { artifact_type, annotations, .. } = manifest;
+    Ok(Some(Descriptor { artifact_type, annotations, ..descriptor }))
 }
 
 /// Writes down what had to be read from manifests that another tool put there. If somebody holds

@@ -39,7 +39,7 @@ impl Visit {
         artifact_type: Option<&str>,
         last: Option<&Digest>,
     ) -> Result<Response, Failure> {
-        let found = self.registry().referrers(repo, subject, artifact_type).await?;
+        let found = self.registry().referrers(repo, subject, artifact_type, last).await?;
         let (page, more) = cut(found, last, MAX_MANIFEST);
         let next = page.last().filter(|_| more).map(|end| {
             let filter = artifact_type.map(|text| format!("&artifactType={}", encode(text)));

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -17,6 +18,14 @@ use super::inherit::{self, Purpose};
 use super::path;
 use super::tree::Tree;
 use crate::oci::{Annotations, Descriptor, Digest, Manifest};
+
+/// Annotations that take more bytes than this as JSON, and artifact types that are longer, are left
+/// in their manifest: a repository may have 100,000 manifests of 4 MiB each.
+const MOST_KEPT: usize = 4096;
+
+/// Longer lines are passed over. The facts of the largest index, which may list tens of thousands of
+/// manifests, are not longer than that index.
+const MAX_LINE: u64 = 8 * 1024 * 1024;
 
 /// What one manifest says of itself and of others: a line of `_referrers/facts.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +40,10 @@ pub struct Fact {
     /// The manifest that it refers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Digest>,
+    /// Whether annotations or artifact type are so long that they are not kept here: ask the
+    /// manifest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
     /// The type of the artifact; only kept where there is a subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
@@ -50,19 +63,47 @@ impl Fact {
         let bare = |child: &Descriptor| {
             Descriptor::new(&child.media_type, child.digest.clone(), child.size)
         };
-        Fact {
+        let fact = Fact {
             digest,
             media_type: manifest.kind.media_type().to_owned(),
             size,
             subject,
+            more: false,
             artifact_type: manifest.artifact_type.clone().filter(|_| refers),
             annotations: if refers { manifest.annotations.clone() } else { Annotations::new() },
             children: manifest.children().map(bare).collect(),
+        };
+        fact.shortened()
+    }
+
+    /// Reads one line of the file, without its newline; `None` if it does not parse.
+    pub fn parse(line: &[u8]) -> Option<Fact> {
+        serde_json::from_slice::<Fact>(line).ok().map(Fact::shortened)
+    }
+
+    fn shortened(mut self) -> Fact {
+        if self.artifact_type.as_ref().is_some_and(|text| text.len() > MOST_KEPT) {
+            self.artifact_type = None;
+            self.more = true;
         }
+        if serde_json::to_vec(&self.annotations).map_or(0, |json| json.len()) > MOST_KEPT {
+            self.annotations = Annotations::new();
+            self.more = true;
+        }
+        self
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn weight(&self) -> usize {
+        let notes = self.annotations.iter().map(|(key, value)| key.len() + value.len() + 64);
+        let children = self.children.iter().map(|child| child.media_type.len() + 160);
+        let own = self.media_type.len() + self.artifact_type.as_ref().map_or(0, String::len);
+        let children: usize = children.map(|text| text + size_of::<Descriptor>()).sum();
+        size_of::<Fact>() + 320 + own + notes.sum::<usize>() + children
     }
 
     /// The entry that the referrers API lists for this manifest (distribution specification,
-    /// "Listing Referrers").
+    /// "Listing Referrers"); where there is `more`, it lacks that.
     pub fn descriptor(&self) -> Descriptor {
         Descriptor {
             artifact_type: self.artifact_type.clone(),
@@ -96,21 +137,47 @@ pub fn read(
         Some(Position { inode: old, end }) if old == inode && end <= len => end,
         _ => 0,
     };
-    let bytes = read_part(&file, begin, len).at(|| repo.at(&name))?;
-    // A last line without its newline is still being written.
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-    for line in bytes[..whole].split(|byte| *byte == b'\n') {
-        if let Ok(fact) = serde_json::from_slice::<Fact>(line) {
+    let end = each_line(&file, begin, len, |line| {
+        if let Some(fact) = Fact::parse(line) {
             known.insert(fact.digest.clone(), Arc::new(fact));
         }
-    }
-    Ok(Some(Position { inode, end: begin + whole as u64 }))
+    });
+    Ok(Some(Position { inode, end: end.at(|| repo.at(&name))? }))
 }
 
-fn read_part(file: &File, begin: u64, end: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0u8; usize::try_from(end - begin).map_err(std::io::Error::other)?];
-    file.read_exact_at(&mut bytes, begin)?;
-    Ok(bytes)
+/// Gives each whole line between two offsets to `each`, without its newline; gives the end of the
+/// last one. A last line without its newline is still being written.
+fn each_line(
+    mut file: &File,
+    begin: u64,
+    end: u64,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<u64> {
+    file.seek(SeekFrom::Start(begin))?;
+    let mut reader = BufReader::with_capacity(1 << 16, file.take(end.saturating_sub(begin)));
+    let mut line = Vec::new();
+    let mut at = begin;
+    loop {
+        line.clear();
+        let mut read = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line)? as u64;
+        if line.last() == Some(&b'\n') {
+            each(&line[..line.len() - 1]);
+        } else if read < MAX_LINE {
+            return Ok(at);
+        } else {
+            read += reader.skip_until(b'\n')? as u64;
+        }
+        at += read;
+    }
+}
+
+/// Whether a file that ends at `end` ends in the middle of a line, as after a crash.
+pub(super) fn is_torn(file: &File, end: u64) -> io::Result<bool> {
+    let mut last = [b'\n'];
+    if end > 0 {
+        file.read_exact_at(&mut last, end - 1)?;
+    }
+    Ok(last != *b"\n")
 }
 
 /// Appends facts; call it under the repository's lock. Nothing is synced: what a crash takes is
@@ -128,17 +195,68 @@ pub fn append<'a>(
     }
     let end = dir::size_of(&dir::stat_file(&file, at)?);
     let mut lines = Vec::new();
-    if end > 0 {
-        // Ends a line that a crash may have torn; an empty line is passed over.
-        let mut last = [0u8; 1];
-        file.read_exact_at(&mut last, end - 1).at(at)?;
-        if last != *b"\n" {
-            lines.push(b'\n');
-        }
+    if is_torn(&file, end).at(at)? {
+        // An empty line, if the crash left a whole one without its newline, is passed over.
+        lines.push(b'\n');
     }
     for fact in facts {
-        serde_json::to_writer(&mut lines, fact).map_err(std::io::Error::from).at(at)?;
+        serde_json::to_writer(&mut lines, fact).map_err(io::Error::from).at(at)?;
         lines.push(b'\n');
     }
     tree.disk.write(&file, &lines, end).at(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(notes: usize, artifact_type: usize) -> Fact {
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"");
+        let mut annotations = Annotations::new();
+        annotations.insert("k".to_owned(), "v".repeat(notes));
+        let fact = Fact {
+            digest: digest.clone(),
+            media_type: "m".to_owned(),
+            size: 1,
+            subject: Some(digest),
+            more: false,
+            artifact_type: Some("a".repeat(artifact_type)),
+            annotations,
+            children: Vec::new(),
+        };
+        Fact::parse(&serde_json::to_vec(&fact).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn long_texts_are_left_in_their_manifest() {
+        let short = fact(4000, 4000);
+        assert!(!short.more && short.annotations.len() == 1 && short.artifact_type.is_some());
+        assert!(short.weight() > 8000);
+        let noted = fact(4096, 1);
+        assert!(noted.more && noted.annotations.is_empty() && noted.artifact_type.is_some());
+        let typed = fact(1, 4097);
+        assert!(typed.more && typed.annotations.len() == 1 && typed.artifact_type.is_none());
+        let line = String::from_utf8(serde_json::to_vec(&noted).unwrap()).unwrap();
+        assert!(line.contains(r#""more":true"#), "{line}");
+    }
+
+    #[test]
+    fn lines_are_read_from_anywhere_and_endless_ones_are_passed_over() {
+        let temp = tempfile::NamedTempFile::new().unwrap();
+        let read = |bytes: &[u8], begin: u64| {
+            std::fs::write(temp.path(), bytes).unwrap();
+            let file = File::open(temp.path()).unwrap();
+            let mut lines = Vec::new();
+            let len = bytes.len() as u64;
+            let end = each_line(&file, begin, len, |line| lines.push(line.to_vec())).unwrap();
+            (lines, end)
+        };
+        assert_eq!(read(b"", 0), (vec![], 0));
+        assert_eq!(read(b"ab\n\ntorn", 0), (vec![b"ab".to_vec(), vec![]], 4));
+        assert_eq!(read(b"ab\nc\n", 3), (vec![b"c".to_vec()], 5));
+        let mut long = vec![b'x'; 9 << 20];
+        assert_eq!(read(&long, 0).0, Vec::<Vec<u8>>::new());
+        long.extend(b"\nz\n");
+        assert_eq!(read(&long, 0), (vec![b"z".to_vec()], long.len() as u64));
+    }
 }

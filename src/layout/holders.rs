@@ -11,8 +11,8 @@ use rustix::fs::Mode;
 
 use super::dir;
 use super::error::{At, OrAbsent, Result};
-use super::path;
 use super::tree::Tree;
+use super::{facts, path};
 use crate::oci::{Algorithm, Digest, RepoName};
 
 /// Lengths are remembered for this many blobs.
@@ -74,7 +74,10 @@ fn append(tree: &Tree, digest: &Digest, size: u64, repo: &RepoName) -> Result<()
     if end > MAX_FILE {
         return Ok(());
     }
-    let line = format!("{} {size} {repo}\n", digest.hex());
+    // A line that a crash has torn must not take this one with it.
+    let torn = facts::is_torn(&file, end).at(|| dir.at(name))?;
+    let begin = if torn { "\n" } else { "" };
+    let line = format!("{begin}{} {size} {repo}\n", digest.hex());
     tree.disk.write(&file, line.as_bytes(), end).at(|| dir.at(name))
 }
 
@@ -114,5 +117,33 @@ impl Hint {
             size: size.parse().ok()?,
             repository: RepoName::parse(repository).ok()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use super::super::disk::RealDisk;
+    use super::*;
+
+    #[test]
+    fn a_torn_hint_does_not_take_the_next_one_with_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let tree = Tree::open(temp.path(), Arc::new(RealDisk)).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        let note = |name: &str| {
+            Holders::default().note(&tree, &digest, 7, &RepoName::parse(name).unwrap());
+        };
+        note("a");
+        let file =
+            format!("{}/{}", path::holders_dir(digest.algorithm()), path::holders_name(&digest));
+        let file = temp.path().join(path::ROOM).join(file);
+        let mut file = std::fs::File::options().append(true).open(file).unwrap();
+        file.write_all(digest.hex()[..20].as_bytes()).unwrap();
+        note("b");
+        let names = Holders::default().of(&tree, &digest).unwrap();
+        assert_eq!(names.iter().map(RepoName::as_str).collect::<Vec<_>>(), ["b", "a"]);
     }
 }

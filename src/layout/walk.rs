@@ -8,9 +8,11 @@ use super::path;
 use crate::oci::RepoName;
 
 /// Repositories after a given name, in the byte order of whole names. A directory is read only
-/// when the walk comes to it, and the walk holds one list of names per level.
+/// when the walk comes to it, and the walk holds one list of names per level. It goes no deeper
+/// than a repository's name reaches, and holds no directory but ROOT open on the way.
 #[derive(Debug)]
 pub struct Walk {
+    root: Dir,
     last: Option<String>,
     levels: Vec<Level>,
 }
@@ -18,7 +20,6 @@ pub struct Walk {
 /// A directory on the way: what is still to be visited in it, last first.
 #[derive(Debug)]
 struct Level {
-    dir: Dir,
     prefix: String,
     rest: Vec<Visit>,
 }
@@ -43,16 +44,18 @@ impl Visit {
 impl Walk {
     /// A walk over what comes after `last` beneath `root`.
     pub fn after(root: &Dir, last: Option<&str>) -> Result<Walk> {
-        let mut walk = Walk { last: last.map(str::to_owned), levels: Vec::new() };
-        walk.enter(root.clone(), String::new())?;
+        let last = last.map(str::to_owned);
+        let mut walk = Walk { root: root.clone(), last, levels: Vec::new() };
+        walk.enter(root, String::new())?;
         Ok(walk)
     }
 
-    fn enter(&mut self, dir: Dir, prefix: String) -> Result<()> {
+    fn enter(&mut self, dir: &Dir, prefix: String) -> Result<()> {
         let mut rest = Vec::new();
         for (name, kind) in dir.names()? {
-            // What cannot be part of a repository's name is not ours: lost+found, editors' files.
-            if kind != FileType::Directory || RepoName::parse(&name).is_err() {
+            // What cannot be a repository's name is not ours: lost+found, editors' files, and
+            // whatever lies so deep that its name is too long.
+            if kind != FileType::Directory || RepoName::parse(&format!("{prefix}{name}")).is_err() {
                 continue;
             }
             let visits = [Visit::Repository(name.clone()), Visit::Beneath(name)];
@@ -63,7 +66,7 @@ impl Walk {
             format!("{name}{slash}")
         };
         rest.sort_by_cached_key(|visit| std::cmp::Reverse(joined(visit)));
-        self.levels.push(Level { dir, prefix, rest });
+        self.levels.push(Level { prefix, rest });
         Ok(())
     }
 
@@ -93,16 +96,16 @@ impl Walk {
                 let Ok(repo) = RepoName::parse(&whole) else {
                     return Ok(Some(None));
                 };
-                let Some(dir) = level.dir.dir(&name).or_absent()? else {
+                let Some(dir) = self.root.dir(&whole).or_absent()? else {
                     return Ok(Some(None));
                 };
                 let found = dir.stat_name(path::INDEX)?.is_some();
                 Ok(Some(found.then_some((repo, dir))))
             }
             Visit::Beneath(name) => {
-                if let Some(dir) = level.dir.dir(&name).or_absent()? {
-                    let prefix = format!("{}{name}/", level.prefix);
-                    self.enter(dir, prefix)?;
+                let whole = format!("{}{name}", level.prefix);
+                if let Some(dir) = self.root.dir(&whole).or_absent()? {
+                    self.enter(&dir, whole + "/")?;
                 }
                 Ok(Some(None))
             }
@@ -158,5 +161,27 @@ mod tests {
             let expected: Vec<_> = names.iter().filter(|name| **name > last).collect();
             assert_eq!(walk(Some(last)).iter().collect::<Vec<_>>(), expected, "after {last:?}");
         }
+    }
+
+    #[test]
+    fn a_walk_goes_no_deeper_than_names_reach() {
+        let temp = tempfile::tempdir().unwrap();
+        let deep = vec!["a"; 400].join("/");
+        std::fs::create_dir_all(temp.path().join(&deep)).unwrap();
+        // 128 components are 255 bytes, the longest name.
+        for levels in [1, 128, 129, 400] {
+            std::fs::write(temp.path().join(&deep[..2 * levels - 1]).join("index.json"), "")
+                .unwrap();
+        }
+        let root = Dir::open_root(temp.path()).unwrap();
+        let mut walk = Walk::after(&root, None).unwrap();
+        let mut found = Vec::new();
+        let mut deepest = 0;
+        while let Some(step) = walk.step().unwrap() {
+            deepest = deepest.max(walk.levels.len());
+            found.extend(step.map(|(name, _)| name.as_str().len()));
+        }
+        assert_eq!(found, [1, 255]);
+        assert_eq!(deepest, 129, "the last level is known to be too deep for any name");
     }
 }

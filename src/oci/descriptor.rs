@@ -54,15 +54,6 @@ impl Descriptor {
     }
 }
 
-/// Go writes an empty list or map as `null`.
-pub(super) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
-}
-
 /// Read by hand: serde's own way with unknown fields goes through a buffer of every value, and an
 /// index.json may have 100,000 of these. No key may stand twice.
 impl<'de> Deserialize<'de> for Descriptor {
@@ -118,7 +109,11 @@ impl<'de> Visitor<'de> for Fields {
     }
 }
 
-fn once<T, E: Error>(slot: &mut Option<T>, name: &'static str, value: T) -> Result<(), E> {
+pub(super) fn once<T, E: Error>(
+    slot: &mut Option<T>,
+    name: &'static str,
+    value: T,
+) -> Result<(), E> {
     match slot.replace(value) {
         None => Ok(()),
         Some(_) => Err(E::duplicate_field(name)),
@@ -135,10 +130,10 @@ fn size<E: Error>(size: u64) -> Result<u64, E> {
 
 /// Annotations as they stand in a descriptor.
 #[derive(Deserialize)]
-struct Notes(#[serde(deserialize_with = "annotations")] Annotations);
+pub(super) struct Notes(#[serde(deserialize_with = "annotations")] pub(super) Annotations);
 
 /// Annotations in which no key stands twice; `null` is none.
-pub(super) fn annotations<'de, D: Deserializer<'de>>(d: D) -> Result<Annotations, D::Error> {
+fn annotations<'de, D: Deserializer<'de>>(d: D) -> Result<Annotations, D::Error> {
     struct Unique;
 
     impl<'de> Visitor<'de> for Unique {

@@ -1,15 +1,18 @@
 //! index.json: the one truth about a repository (image-spec, image-layout.md).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use super::descriptor::or_default;
-use super::{Descriptor, Digest, Kind, Tag};
+use super::descriptor::once;
+use super::{Descriptor, Digest, Kind, ManifestError, Tag, essence};
 
 /// The annotation that makes a descriptor of index.json a tag.
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -40,11 +43,11 @@ pub struct Index {
 }
 
 /// The document's fields other than `manifests`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Head {
     schema_version: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
     #[serde(flatten)]
     extra: Map<String, Value>,
@@ -57,15 +60,48 @@ impl Default for Head {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Document {
-    schema_version: u64,
-    media_type: Option<String>,
-    #[serde(default, deserialize_with = "or_default")]
+    head: Head,
     manifests: Vec<Descriptor>,
-    #[serde(flatten)]
-    extra: Map<String, Value>,
+}
+
+/// Read by hand, so that a key that stands twice is refused whether Stillage knows it or not.
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Document;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an image index")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+        let (mut schema_version, mut media_type, mut manifests) = (None, None, None);
+        let mut extra = Map::new();
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            match key.as_ref() {
+                "schemaVersion" => once(&mut schema_version, "schemaVersion", map.next_value()?)?,
+                "mediaType" => once(&mut media_type, "mediaType", map.next_value::<Option<_>>()?)?,
+                "manifests" => once(&mut manifests, "manifests", map.next_value::<Option<_>>()?)?,
+                _ => {
+                    let value = map.next_value()?;
+                    if extra.insert(key.clone().into_owned(), value).is_some() {
+                        return Err(A::Error::custom(format!("duplicate field {key:?}")));
+                    }
+                }
+            }
+        }
+        let schema_version =
+            schema_version.ok_or_else(|| A::Error::missing_field("schemaVersion"))?;
+        let head = Head { schema_version, media_type: media_type.flatten(), extra };
+        Ok(Document { head, manifests: manifests.flatten().unwrap_or_default() })
+    }
 }
 
 #[derive(Serialize)]
@@ -121,12 +157,10 @@ impl Index {
     /// Reads an index.json.
     pub fn parse(bytes: &[u8]) -> Result<Index, IndexError> {
         let document: Document = serde_json::from_slice(bytes)?;
-        if document.schema_version != 2 {
-            return Err(IndexError::SchemaVersion(document.schema_version));
+        if document.head.schema_version != 2 {
+            return Err(IndexError::SchemaVersion(document.head.schema_version));
         }
-        let head =
-            Head { schema_version: 2, media_type: document.media_type, extra: document.extra };
-        let mut index = Index { head, ..Index::default() };
+        let mut index = Index { head: document.head, ..Index::default() };
         for descriptor in document.manifests {
             index.append(descriptor);
         }
@@ -176,6 +210,21 @@ impl Index {
     /// Tags that stand on more than one entry: only the first of each counts.
     pub fn doubled_tags(&self) -> impl Iterator<Item = &Tag> {
         self.by_tag.iter().filter(|(_, slots)| slots.len() > 1).map(|(tag, _)| tag)
+    }
+
+    /// Fails if the content is listed already as something else: who pulls it by its digest could
+    /// be told either. An entry without a type agrees with any.
+    pub fn agrees(&self, pushed: &Descriptor) -> Result<(), ManifestError> {
+        let slots = self.by_digest.get(&pushed.digest).into_iter().flatten();
+        let mut there = slots.filter_map(|slot| self.at(*slot)).map(|entry| &entry.media_type);
+        let wanted = essence(&pushed.media_type);
+        match there.find(|there| !there.is_empty() && essence(there) != wanted) {
+            None => Ok(()),
+            Some(there) => Err(ManifestError::OtherType {
+                there: there.clone(),
+                pushed: pushed.media_type.clone(),
+            }),
+        }
     }
 
     /// Adds a manifest, and lets every tag of `tags` name it. Gives the changes; none when all
@@ -373,6 +422,8 @@ mod tests {
             "[]",
             r#"{"schemaVersion":1,"manifests":[]}"#,
             r#"{"schemaVersion":2,"manifests":[{}]}"#,
+            r#"{"schemaVersion":2,"manifests":[],"x":1,"x":2}"#,
+            r#"{"schemaVersion":2,"manifests":[],"manifests":[]}"#,
         ] {
             assert!(Index::parse(bad.as_bytes()).is_err(), "{bad}");
         }

@@ -1,10 +1,14 @@
 //! Manifests: what a push says an image, an index or an artifact consists of.
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-use super::descriptor::{annotations, or_default};
+use super::descriptor::{Notes, once};
 use super::json::{self, StrictJsonError};
 use super::{Annotations, Descriptor, Kind, essence};
 
@@ -79,36 +83,93 @@ pub enum ManifestError {
         /// The field that is missing.
         field: &'static str,
     },
+    /// The repository has these bytes as something else: one content has one meaning.
+    #[error(
+        "the repository lists these bytes as {there:?} and this push calls them {pushed:?}: write the mediaType into the manifest"
+    )]
+    OtherType {
+        /// As what the repository lists them.
+        there: String,
+        /// As what they were pushed.
+        pushed: String,
+    },
     /// A key that some readers take for a known one because they ignore case.
     #[error("the key {0:?} differs from a known one by case only")]
     CaseVariant(String),
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// A manifest's fields, before anything is made of them.
+#[derive(Default)]
 struct Body {
     schema_version: u64,
     media_type: Option<String>,
     artifact_type: Option<String>,
     config: Option<Descriptor>,
-    #[serde(default)]
-    layers: Present<Vec<Descriptor>>,
-    #[serde(default)]
-    manifests: Present<Vec<Descriptor>>,
+    /// `null`, as Go writes an empty list, is a list that is there.
+    layers: Option<Vec<Descriptor>>,
+    manifests: Option<Vec<Descriptor>>,
     subject: Option<Descriptor>,
-    #[serde(default, deserialize_with = "annotations")]
     annotations: Annotations,
-    #[serde(flatten)]
-    extra: Map<String, Value>,
+    /// The names of all other fields.
+    others: HashSet<String>,
 }
 
-/// A list that is there, `null` (as Go writes an empty one) or absent: only absence is told apart.
-#[derive(Default)]
-struct Present<T>(Option<T>);
+/// Read by hand: serde's own way with unknown fields keeps a copy of every value, and a body may
+/// consist of little else. No key may stand twice.
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Fields)
+    }
+}
 
-impl<'de, T: Default + Deserialize<'de>> Deserialize<'de> for Present<T> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        or_default(deserializer).map(|value| Present(Some(value)))
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Body;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a manifest")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Body, A::Error> {
+        let mut schema_version = None;
+        let (mut media_type, mut artifact_type) = (None, None);
+        let (mut config, mut subject) = (None, None);
+        let (mut layers, mut manifests) = (None, None);
+        let mut notes = None;
+        let mut others = HashSet::new();
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            match key.as_ref() {
+                "schemaVersion" => once(&mut schema_version, "schemaVersion", map.next_value()?)?,
+                "mediaType" => once(&mut media_type, "mediaType", map.next_value::<Option<_>>()?)?,
+                "artifactType" => {
+                    once(&mut artifact_type, "artifactType", map.next_value::<Option<_>>()?)?;
+                }
+                "config" => once(&mut config, "config", map.next_value::<Option<_>>()?)?,
+                "layers" => once(&mut layers, "layers", map.next_value::<Option<_>>()?)?,
+                "manifests" => once(&mut manifests, "manifests", map.next_value::<Option<_>>()?)?,
+                "subject" => once(&mut subject, "subject", map.next_value::<Option<_>>()?)?,
+                "annotations" => once(&mut notes, "annotations", map.next_value::<Notes>()?)?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    if !others.insert(key.clone().into_owned()) {
+                        return Err(A::Error::custom(format!("duplicate field {key:?}")));
+                    }
+                }
+            }
+        }
+        Ok(Body {
+            schema_version: schema_version
+                .ok_or_else(|| A::Error::missing_field("schemaVersion"))?,
+            media_type: media_type.flatten(),
+            artifact_type: artifact_type.flatten(),
+            config: config.flatten(),
+            layers: layers.map(Option::unwrap_or_default),
+            manifests: manifests.map(Option::unwrap_or_default),
+            subject: subject.flatten(),
+            annotations: notes.map(|Notes(notes)| notes).unwrap_or_default(),
+            others,
+        })
     }
 }
 
@@ -141,11 +202,19 @@ impl Manifest {
             kind,
             artifact_type: artifact_type.or(config_type),
             config: body.config,
-            layers: body.layers.0.unwrap_or_default(),
-            manifests: body.manifests.0.unwrap_or_default(),
+            layers: body.layers.unwrap_or_default(),
+            manifests: body.manifests.unwrap_or_default(),
             subject: body.subject,
             annotations: body.annotations,
         })
+    }
+
+    /// Reads a body that lies in a layout and that nobody gave a type, as some old tools leave it
+    /// out of index.json: the body itself says it, or shows it by its shape.
+    pub fn parse_untyped(bytes: &[u8]) -> Result<Manifest, ManifestError> {
+        Manifest::parse(bytes, None)
+            .or_else(|_| Manifest::parse(bytes, Some(Kind::OciImage.media_type())))
+            .or_else(|_| Manifest::parse(bytes, Some(Kind::OciIndex.media_type())))
     }
 
     /// Everything that must be in the repository for this manifest to be whole: configuration,
@@ -180,7 +249,7 @@ fn parse_body(bytes: &[u8]) -> Result<Body, ManifestError> {
         _ => return Err(ManifestError::SchemaVersion),
     }
     let variant = |key: &&String| KNOWN.iter().any(|known| key.eq_ignore_ascii_case(known));
-    match body.extra.keys().find(variant) {
+    match body.others.iter().find(variant) {
         Some(key) => Err(ManifestError::CaseVariant(key.clone())),
         None => Ok(body),
     }
@@ -206,28 +275,28 @@ fn shape(kind: Kind, body: &Body) -> Result<(), ManifestError> {
     let confusing = |field| Err(ManifestError::Confusing { kind, field });
     let missing = |field| Err(ManifestError::Missing { kind, field });
     if kind.is_index() {
-        if body.layers.0.is_some() {
+        if body.layers.is_some() {
             return confusing("layers");
         }
         if body.config.is_some() {
             return confusing("config");
         }
-        if body.manifests.0.is_none() {
+        if body.manifests.is_none() {
             return missing("manifests");
         }
     } else {
-        if body.manifests.0.is_some() {
+        if body.manifests.is_some() {
             return confusing("manifests");
         }
         if body.config.is_none() {
             return missing("config");
         }
-        if body.layers.0.is_none() {
+        if body.layers.is_none() {
             return missing("layers");
         }
     }
     for foreign in ["fsLayers", "history", "signatures"] {
-        if body.extra.contains_key(foreign) {
+        if body.others.contains(foreign) {
             return confusing(match foreign {
                 "fsLayers" => "fsLayers",
                 "history" => "history",
@@ -305,6 +374,22 @@ mod tests {
         let manifest = parse(&image(&layers), Some(IMAGE)).unwrap();
         assert_eq!(manifest.required().count(), 1);
         assert_eq!(manifest.references().count(), 2);
+    }
+
+    #[test]
+    fn what_is_not_known_is_passed_over_but_not_twice() {
+        let unknown = r#","layers":[],"x":{"y":[1,{"z":null}]},"mediaType":null,"subject":null"#;
+        assert!(parse(&image(unknown), Some(IMAGE)).is_ok());
+        let read = |rest: &str| serde_json::from_str::<Body>(&image(rest));
+        assert_eq!(read(r#","x":1,"z":[]"#).unwrap().others.len(), 2);
+        for twice in [r#","x":1,"x":2"#, r#","config":null"#, r#","layers":null,"layers":[]"#] {
+            assert!(read(twice).is_err(), "{twice}");
+        }
+        let index = r#"{"schemaVersion":2,"manifests":null}"#;
+        assert_eq!(Manifest::parse_untyped(index.as_bytes()).unwrap().kind, Kind::OciIndex);
+        let plain = image(r#","layers":null"#);
+        assert_eq!(Manifest::parse_untyped(plain.as_bytes()).unwrap().kind, Kind::OciImage);
+        assert!(Manifest::parse_untyped(b"{}").is_err());
     }
 
     proptest! {

@@ -20,7 +20,7 @@ use crate::layout::journal::{self, Record};
 use crate::layout::{
     Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, lock, notes, path,
 };
-use crate::oci::{Algorithm, Change, Digest, Index, Reference, RepoName, Tag};
+use crate::oci::{Algorithm, Change, Digest, Index, Reference, RepoName, Tag, What};
 
 /// How long the lock stays free after a commit if another process waits for it.
 const LEAVE_FREE: Duration = Duration::from_millis(5);
@@ -301,9 +301,14 @@ impl<'a> Group<'a> {
         let unknown = |reference| Error::ManifestUnknown { repo: self.repo.clone(), reference };
         let changes = match &member.deed {
             Deed::Put(put) => {
+                self.index.agrees(&put.descriptor)?;
                 self.check_references(put)?;
-                self.facts.push(&put.fact);
-                Arc::make_mut(&mut self.index).put(&put.descriptor, &put.tags)
+                let changes = Arc::make_mut(&mut self.index).put(&put.descriptor, &put.tags);
+                // Of a manifest that was there the facts are known: a tag says nothing new.
+                if changes.iter().any(|change| change.what == What::Push) {
+                    self.facts.push(&put.fact);
+                }
+                changes
             }
             Deed::Untag(tag) => {
                 let change = Arc::make_mut(&mut self.index).untag(tag);
@@ -350,6 +355,9 @@ impl<'a> Group<'a> {
         for descriptor in all() {
             match blobs::presence(tree, self.dir, &descriptor.digest, descriptor.size)? {
                 Presence::Ours => {}
+                Presence::Foreign if put.bad.contains(&descriptor.digest) => {
+                    absent.push(descriptor.digest.clone());
+                }
                 Presence::Foreign => return Err(Refusal::LookAgain),
                 Presence::Absent if descriptor.digest == put.descriptor.digest => {
                     return Err(Refusal::LookAgain);

@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use super::indexes::Meanwhile;
 use super::{Error, Inner, MayRead, Registry, Result, locked};
-use crate::graph::Knowledge;
-use crate::layout::Walk;
-use crate::oci::{Descriptor, Digest, RepoName, Tag};
+use crate::graph::{self, Knowledge};
+use crate::layout::facts::Fact;
+use crate::layout::{Dir, IndexFile, Walk};
+use crate::oci::{Descriptor, Digest, MAX_MANIFEST, RepoName, Tag};
 
 /// Part of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +28,9 @@ impl<T> Page<T> {
     }
 }
 
-/// Knowledge is kept for this many repositories.
+/// Knowledge is kept for this many repositories, and for as many bytes in all.
 const MOST_KNOWN: usize = 64;
+const MOST_KNOWN_BYTES: usize = 64 * 1024 * 1024;
 
 impl Registry {
     /// A repository's tags after `last`, in lexical order ("Listing Tags").
@@ -37,17 +39,22 @@ impl Registry {
         self.blocking(move |inner| inner.tags(&repo, last.as_deref(), n)).await
     }
 
-    /// The manifests that refer to `subject`, of one artifact type or of all ("Listing
-    /// Referrers"). For what is unknown the list is empty.
+    /// The manifests after `last` that refer to `subject`, of one artifact type or of all ("Listing
+    /// Referrers"), in the order of their digests. For what is unknown the list is empty. It ends
+    /// one descriptor after the first that makes it longer than a manifest may be.
     pub async fn referrers(
         &self,
         repo: &RepoName,
         subject: &Digest,
         artifact_type: Option<&str>,
+        last: Option<&Digest>,
     ) -> Result<Vec<Descriptor>> {
-        let (repo, subject) = (repo.clone(), subject.clone());
+        let (repo, subject, last) = (repo.clone(), subject.clone(), last.cloned());
         let artifact_type = artifact_type.map(str::to_owned);
-        self.blocking(move |inner| inner.referrers(&repo, &subject, artifact_type.as_deref())).await
+        self.blocking(move |inner| {
+            inner.referrers(&repo, &subject, artifact_type.as_deref(), last.as_ref())
+        })
+        .await
     }
 
     /// The repositories after `last` that the caller may pull from, in the order of their names.
@@ -78,6 +85,7 @@ impl Inner {
         repo: &RepoName,
         subject: &Digest,
         artifact_type: Option<&str>,
+        last: Option<&Digest>,
     ) -> Result<Vec<Descriptor>> {
         let Some(dir) = self.tree.repository(repo)? else {
             return Ok(Vec::new());
@@ -85,22 +93,52 @@ impl Inner {
         let Some(index) = self.index(repo, &dir, Meanwhile::LastGood)? else {
             return Ok(Vec::new());
         };
-        let knowledge = self.knowledge(repo);
-        let mut knowledge = locked(&knowledge);
-        knowledge.refresh(&self.tree, &dir, &index)?;
-        let wanted = |fact: &&Arc<crate::layout::facts::Fact>| {
-            artifact_type.is_none() || fact.artifact_type.as_deref() == artifact_type
+        let wanted = |fact: &Fact| {
+            let unsaid = fact.more && fact.artifact_type.is_none();
+            artifact_type.is_none() || unsaid || fact.artifact_type.as_deref() == artifact_type
         };
-        Ok(knowledge.referrers(subject).filter(wanted).map(|fact| fact.descriptor()).collect())
+        let facts: Vec<Arc<Fact>> = self.with_knowledge(repo, &dir, &index, |known| {
+            let after = known.referrers(subject).filter(|f| last.is_none_or(|l| f.digest > *l));
+            after.filter(|fact| wanted(fact)).cloned().collect()
+        })?;
+        let found = facts.iter().filter_map(|fact| listed(&dir, fact));
+        Ok(cut(found
+            .filter(|d| artifact_type.is_none() || d.artifact_type.as_deref() == artifact_type)))
     }
 
-    /// What is known of a repository's manifests; one at a time brings it up to date.
-    pub(super) fn knowledge(&self, repo: &RepoName) -> Arc<Mutex<Knowledge>> {
+    /// Looks at what is known of a repository's manifests, brought up to date with its index.json;
+    /// one at a time does that.
+    pub(super) fn with_knowledge<T>(
+        &self,
+        repo: &RepoName,
+        dir: &Dir,
+        index: &IndexFile,
+        look: impl FnOnce(&Knowledge) -> T,
+    ) -> Result<T> {
+        let knowledge = self.knowledge(repo);
+        let mut known = locked(&knowledge);
+        known.refresh(&self.tree, dir, index)?;
+        let seen = look(&known);
+        drop(known);
+        self.forget_too_much();
+        Ok(seen)
+    }
+
+    fn knowledge(&self, repo: &RepoName) -> Arc<Mutex<Knowledge>> {
         let mut known = locked(&self.knowledge);
         if known.len() >= MOST_KNOWN && !known.contains_key(repo) {
             known.clear();
         }
         Arc::clone(known.entry(repo.clone()).or_default())
+    }
+
+    /// Whoever is busy with theirs comes here afterwards, and it counts then.
+    fn forget_too_much(&self) {
+        let mut known = locked(&self.knowledge);
+        let weights = known.values().filter_map(|one| one.try_lock().ok().map(|k| k.weight()));
+        if weights.sum::<usize>() > MOST_KNOWN_BYTES {
+            known.clear();
+        }
     }
 
     fn catalog(&self, last: Option<&str>, n: usize, may_read: &MayRead) -> Result<Page<RepoName>> {
@@ -117,7 +155,7 @@ impl Inner {
 
     /// Whether an index.json has an entry. One that cannot be read is listed: whoever asks for the
     /// repository then learns that it is damaged.
-    fn has_entries(&self, name: &RepoName, dir: &crate::layout::Dir) -> bool {
+    fn has_entries(&self, name: &RepoName, dir: &Dir) -> bool {
         match self.index(name, dir, Meanwhile::LastGood) {
             Ok(file) => file.is_some_and(|file| !file.index.is_empty()),
             Err(error) => {
@@ -126,4 +164,27 @@ impl Inner {
             }
         }
     }
+}
+
+/// One broken manifest must not hide the others; `check` reports it.
+fn listed(dir: &Dir, fact: &Fact) -> Option<Descriptor> {
+    graph::referrer(dir, fact).unwrap_or_else(|error| {
+        tracing::error!(%error, "a manifest cannot be read and is left out");
+        None
+    })
+}
+
+/// Takes what one answer can hold and one more, so that it shows whether that was all.
+fn cut(found: impl Iterator<Item = Descriptor>) -> Vec<Descriptor> {
+    let mut items = Vec::new();
+    let (mut size, mut full) = (0, false);
+    for descriptor in found {
+        size += serde_json::to_vec(&descriptor).map_or(0, |json| json.len());
+        items.push(descriptor);
+        if full {
+            break;
+        }
+        full = size > MAX_MANIFEST;
+    }
+    items
 }

@@ -6,12 +6,12 @@ use bytes::Bytes;
 
 use super::commit::{Deed, Refusal};
 use super::indexes::Meanwhile;
-use super::{Actor, Error, Inner, Registry, Result, locked};
+use super::{Actor, Error, Inner, Registry, Result};
 use crate::graph;
 use crate::layout::blobs::{self, Presence, Target};
 use crate::layout::facts::Fact;
 use crate::layout::{self, Dir, IndexFile, notes, path};
-use crate::oci::{Algorithm, Descriptor, Digest, Kind, Manifest, Reference, RepoName, Tag};
+use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Reference, RepoName, Tag};
 
 /// A manifest as it was pushed, byte for byte.
 #[derive(Clone, Debug)]
@@ -63,24 +63,14 @@ impl Registry {
     /// When this returns, manifest and tags survive a power cut, with all that the manifest refers
     /// to. On an error no reader sees anything of it.
     pub async fn put_manifest(&self, repo: &RepoName, push: Push, actor: &Actor) -> Result<Pushed> {
-        let manifest = Manifest::parse(&push.bytes, push.content_type.as_deref())?;
-        let digest = digest_of(&push)?;
-        let mut tags = push.tags.clone();
-        if let Reference::Tag(tag) = &push.reference {
-            tags.push(tag.clone());
-        }
-        let size = push.bytes.len() as u64;
-        let put = Put {
-            descriptor: describe(&manifest, digest.clone(), size),
-            fact: Fact::of(digest.clone(), size, &manifest),
-            required: manifest.required().cloned().collect(),
-            tags,
-        };
+        // A manifest of 4 MiB takes a while to read and to hash.
+        let (mut put, push) = self.blocking(move |_| Put::of(&push).map(|put| (put, push))).await?;
         for _ in 0..TRIES {
-            self.store(repo, &put, &push.bytes).await?;
+            put.bad = self.store(repo, &put, &push.bytes).await?;
             match self.commit(repo, Deed::Put(Box::new(put.clone())), actor).await {
                 Ok(()) => {
-                    let subject = manifest.subject.map(|subject| subject.digest);
+                    let Put { descriptor, fact, .. } = put;
+                    let (digest, subject) = (descriptor.digest, fact.subject);
                     return Ok(Pushed { digest, subject, tags: push.tags });
                 }
                 // Collected, replaced or dropped in between the look and the lock: look again.
@@ -91,7 +81,7 @@ impl Registry {
         Err(Error::Moved(repo.clone()))
     }
 
-    async fn store(&self, repo: &RepoName, put: &Put, bytes: &Bytes) -> Result<()> {
+    async fn store(&self, repo: &RepoName, put: &Put, bytes: &Bytes) -> Result<HashSet<Digest>> {
         let (repo, put, bytes) = (repo.clone(), put.clone(), bytes.clone());
         self.blocking(move |inner| inner.store(&repo, &put, &bytes)).await
     }
@@ -104,6 +94,28 @@ pub(super) struct Put {
     pub(super) fact: Fact,
     pub(super) required: Vec<Descriptor>,
     pub(super) tags: Vec<Tag>,
+    /// Files under the names of required blobs whose content was found to be something else: they
+    /// count as absent.
+    pub(super) bad: HashSet<Digest>,
+}
+
+impl Put {
+    fn of(push: &Push) -> Result<Put> {
+        let manifest = Manifest::parse(&push.bytes, push.content_type.as_deref())?;
+        let digest = digest_of(push)?;
+        let mut tags = push.tags.clone();
+        if let Reference::Tag(tag) = &push.reference {
+            tags.push(tag.clone());
+        }
+        let size = push.bytes.len() as u64;
+        Ok(Put {
+            descriptor: describe(&manifest, digest.clone(), size),
+            fact: Fact::of(digest, size, &manifest),
+            required: manifest.required().cloned().collect(),
+            tags,
+            bad: HashSet::new(),
+        })
+    }
 }
 
 /// The digest under which the manifest is stored: the one it was pushed by.
@@ -172,16 +184,16 @@ impl Inner {
         if blobs::stat(dir, digest)?.is_none() {
             return Ok(None);
         }
-        let knowledge = self.knowledge(repo);
-        let mut knowledge = locked(&knowledge);
-        knowledge.refresh(&self.tree, dir, index)?;
-        Ok(knowledge.contained(digest).cloned())
+        self.with_knowledge(repo, dir, index, |known| known.contained(digest).cloned())
     }
 
-    /// Makes sure that all a manifest needs is there, and stores the manifest's own bytes.
-    fn store(&self, repo: &RepoName, put: &Put, bytes: &[u8]) -> Result<()> {
+    /// Makes sure that all a manifest needs is there, and stores the manifest's own bytes. Gives
+    /// what lies there under a wrong name.
+    fn store(&self, repo: &RepoName, put: &Put, bytes: &[u8]) -> Result<HashSet<Digest>> {
+        let mut bad = HashSet::new();
         if let Some(dir) = self.tree.repository(repo)? {
-            let absent = self.absent(Target { name: repo, dir: &dir }, &put.required)?;
+            let target = Target { name: repo, dir: &dir };
+            let absent = self.absent(target, &put.required, &mut bad)?;
             self.refuse_absent(absent)?;
         } else {
             self.refuse_absent(put.required.iter().map(|r| r.digest.clone()).collect())?;
@@ -190,26 +202,39 @@ impl Inner {
         let digest = &put.descriptor.digest;
         notes::promise(&self.tree, repo, &dir, digest)?;
         let target = Target { name: repo, dir: &dir };
-        Ok(blobs::admit_bytes(&self.tree, &self.holders, target, bytes, digest)?)
+        blobs::admit_bytes(&self.tree, &self.holders, target, bytes, digest)?;
+        Ok(bad)
     }
 
-    /// Which of the references the repository does not have. Foreign files are adopted on the way.
-    fn absent(&self, target: Target<'_>, required: &[Descriptor]) -> Result<Vec<Digest>> {
+    /// Which of the references the repository does not have. Foreign files are adopted on the way;
+    /// those that are not what their name says are absent, and `bad`.
+    fn absent(
+        &self,
+        target: Target<'_>,
+        required: &[Descriptor],
+        bad: &mut HashSet<Digest>,
+    ) -> Result<Vec<Digest>> {
         let mut absent = Vec::new();
+        // Each once, in the order of the manifest; there may be tens of thousands.
+        let mut seen = HashSet::new();
         for Descriptor { digest, size, .. } in required {
             notes::promise(&self.tree, target.name, target.dir, digest)?;
             let there = match blobs::presence(&self.tree, target.dir, digest, *size)? {
                 Presence::Ours => true,
                 Presence::Absent => false,
-                Presence::Foreign => blobs::adopt(&self.tree, &self.holders, target, digest)?,
+                Presence::Foreign if bad.contains(digest) => false,
+                Presence::Foreign => {
+                    let adopted = blobs::adopt(&self.tree, &self.holders, target, digest)?;
+                    if !adopted {
+                        bad.insert(digest.clone());
+                    }
+                    adopted
+                }
             };
-            if !there {
+            if !there && seen.insert(digest.clone()) {
                 absent.push(digest.clone());
             }
         }
-        // Each once, in the order of the manifest; there may be tens of thousands.
-        let mut seen = HashSet::new();
-        absent.retain(|digest| seen.insert(digest.clone()));
         Ok(absent)
     }
 
@@ -222,13 +247,9 @@ impl Inner {
     }
 }
 
-/// Some old tools leave the media type out of index.json: the manifest itself says it, or shows it
-/// by its shape.
+/// The type of a manifest that index.json lists without one.
 fn untyped(dir: &Dir, digest: &Digest, bytes: &[u8]) -> Result<String> {
-    let parsed = Manifest::parse(bytes, None)
-        .or_else(|_| Manifest::parse(bytes, Some(Kind::OciImage.media_type())))
-        .or_else(|_| Manifest::parse(bytes, Some(Kind::OciIndex.media_type())));
-    match parsed {
+    match Manifest::parse_untyped(bytes) {
         Ok(manifest) => Ok(manifest.kind.media_type().to_owned()),
         Err(error) => Err(layout::Error::damaged(dir.at(&path::blob(digest)), error).into()),
     }

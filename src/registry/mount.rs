@@ -1,8 +1,10 @@
 //! Mounting: a blob of one repository becomes a blob of another by a link.
 
+use rustix::io::Errno;
+
 use super::{Actor, Inner, MayRead, Registry, Result};
 use crate::layout::blobs::{self, Target};
-use crate::layout::{Dir, notes};
+use crate::layout::{self, Dir, notes, path};
 use crate::oci::{Digest, RepoName};
 
 /// Where a mount takes the blob from.
@@ -37,14 +39,21 @@ impl Registry {
 }
 
 impl Inner {
+    /// A source that cannot be read has nothing to give: it is logged, and the client is not told.
     fn mount(&self, repo: &RepoName, digest: &Digest, source: &RepoName) -> Result<bool> {
-        let Some(source) = self.tree.repository(source)? else {
-            return Ok(false);
-        };
-        if blobs::stat(&source, digest)?.is_none() {
-            return Ok(false);
+        match self.source(source, digest) {
+            Ok(Some(dir)) => self.mount_from(repo, digest, &dir),
+            Ok(None) => Ok(false),
+            Err(error) => Ok(passed_over(&error)),
         }
-        self.mount_from(repo, digest, &source)
+    }
+
+    /// The source's directory, if the blob is there.
+    fn source(&self, name: &RepoName, digest: &Digest) -> layout::Result<Option<Dir>> {
+        let Some(dir) = self.tree.repository(name)? else {
+            return Ok(None);
+        };
+        Ok(blobs::stat(&dir, digest)?.map(|_| dir))
     }
 
     fn mount_anywhere(&self, repo: &RepoName, digest: &Digest, may_read: &MayRead) -> Result<bool> {
@@ -61,6 +70,22 @@ impl Inner {
         let dir = self.tree.make_repository(repo)?;
         notes::promise(&self.tree, repo, &dir, digest)?;
         let target = Target { name: repo, dir: &dir };
-        Ok(blobs::mount(&self.tree, &self.holders, target, source, digest)?)
+        match blobs::mount(&self.tree, &self.holders, target, source, digest) {
+            Err(error) if is_of(source, &error) => Ok(passed_over(&error)),
+            done => Ok(done?),
+        }
     }
+}
+
+/// Whether it was the source's blob that could not be read. A full disk is nobody's but ours,
+/// whatever was being copied when it was found.
+fn is_of(source: &Dir, error: &layout::Error) -> bool {
+    let full = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS, Errno::FBIG];
+    error.path().starts_with(source.at(path::BLOBS))
+        && !error.errno().is_some_and(|errno| full.contains(&errno))
+}
+
+fn passed_over(error: &layout::Error) -> bool {
+    tracing::warn!(%error, "a mount's source cannot be read and is passed over");
+    false
 }

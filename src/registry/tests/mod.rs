@@ -1,8 +1,11 @@
 //! The deeds on a real tree, without a wire.
 
 mod commits;
+mod facts;
+mod kinds;
 mod outsiders;
 mod sessions;
+mod sources;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -128,14 +128,16 @@ async fn referrers_survive_the_loss_of_all_that_is_derived() {
         if !lost.is_empty() {
             std::fs::remove_dir_all(f.path(lost)).unwrap();
         }
-        let found = f.reopened().referrers(&repo("a"), &subject, Some("x/y")).await.unwrap();
+        let found = f.reopened().referrers(&repo("a"), &subject, Some("x/y"), None).await.unwrap();
         assert_eq!(found.len(), 1, "without {lost:?}");
         assert_eq!(found[0].annotations["k"], "v");
-        assert!(f.registry.referrers(&repo("a"), &subject, Some("z")).await.unwrap().is_empty());
+        assert!(
+            f.registry.referrers(&repo("a"), &subject, Some("z"), None).await.unwrap().is_empty()
+        );
     }
     assert!(f.path("a/_referrers/facts.jsonl").exists(), "written down again");
     f.registry.delete_manifest(&repo("a"), &by, &Actor::default()).await.unwrap();
-    assert!(f.registry.referrers(&repo("a"), &subject, None).await.unwrap().is_empty());
+    assert!(f.registry.referrers(&repo("a"), &subject, None, None).await.unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ pub(super) fn check(repo: &Dir, blobs: &Blobs, findings: &mut Findings) {
     };
     let at = dir.at(path::FACTS);
     let read = lines::each(&file, |number, line| {
-        let Some(fact) = line.and_then(|line| serde_json::from_slice::<Fact>(line).ok()) else {
+        let Some(fact) = line.and_then(Fact::parse) else {
             return;
         };
         if !blobs.bad.contains(&fact.digest)
