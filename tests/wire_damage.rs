@@ -170,7 +170,7 @@ fn an_index_that_may_not_be_read() {
     registry.expect_damage();
     let index = registry.root().join("closed/index.json");
     let text = fs::read(&index).expect("index.json");
-    fs::set_permissions(&index, Permissions::from_mode(0)).expect("chmod");
+    fs::set_permissions(&index, Permissions::from_mode(0o000)).expect("chmod");
     expect_broken(&registry, "closed", &image);
     let log = registry.stderr();
     assert!(log.contains("Permission denied") && log.contains("setfacl"), "{log}");
