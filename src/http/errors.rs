@@ -4,7 +4,6 @@
 //! paths and causes go to the log.
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use axum::response::Response;
@@ -16,6 +15,7 @@ use serde_json::json;
 use super::reply::{Code, Problem, value};
 use super::route::RouteError;
 use crate::auth::{self, AuthError};
+use crate::layout;
 use crate::oci::{Digest, MAX_MANIFEST, RepoName};
 use crate::registry::{self, UploadId};
 
@@ -244,7 +244,7 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, &error)
         }
         Error::Layout(source) => match source.errno() {
-            Some(Errno::ACCESS | Errno::PERM) => locked_out(source.path()),
+            Some(Errno::ACCESS | Errno::PERM) => locked_out(source),
             errno => {
                 log(&error);
                 of_errno(errno)
@@ -277,13 +277,20 @@ fn log(error: &registry::Error) {
 }
 
 /// The files belong to somebody who did not let the server in: only an administrator can mend that.
-fn locked_out(path: &Path) -> Problem {
+///
+/// A repository whose index.json cannot be read is broken for everybody, whatever they may do; only
+/// where the server may not go on with something else is it as if the client may not.
+fn locked_out(error: &layout::Error) -> Problem {
+    let path = error.path();
     let uid = rustix::process::geteuid().as_raw();
     tracing::error!(
-        ?path,
+        cause = ?error.to_string(),
         mend = ?format!("setfacl -m u:{uid}:rwX {}", path.display()),
         "the server's own account may not use this"
     );
+    if path.ends_with(layout::path::INDEX) {
+        return broken();
+    }
     let message =
         "the server itself may not do this: its administrator finds the reason in its log";
     Problem::new(StatusCode::FORBIDDEN, Code::Denied, message)

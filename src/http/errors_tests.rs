@@ -31,9 +31,13 @@ fn route(method: &str, path: &str) -> Failure {
 }
 
 fn io(errno: Errno) -> Failure {
-    let path = PathBuf::from("/secret/place\nforged");
+    io_at("/secret/place\nforged", errno)
+}
+
+fn io_at(path: &str, errno: Errno) -> Failure {
+    let path = PathBuf::from(path);
     let source = Arc::new(io::Error::from(errno));
-    registry::Error::Layout(crate::layout::Error::Io { path, source }).into()
+    registry::Error::Layout(layout::Error::Io { path, source }).into()
 }
 
 async fn answer(failure: Failure) -> (u16, HeaderMap, Value) {
@@ -48,7 +52,7 @@ fn all() -> Vec<(Failure, u16, Code)> {
     use registry::Error as E;
     let wait = Duration::from_millis(1500);
     let unread = Manifest::parse(b"{", None).unwrap_err();
-    let damaged = crate::layout::Error::damaged("/secret/place", "cut\nforged");
+    let damaged = layout::Error::damaged("/secret/place", "cut\nforged");
     let sent = ContentRange { first: 5, last: 9 };
     let reference = Reference::parse("v1").unwrap();
     vec![
@@ -131,6 +135,7 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (io(Errno::ROFS), 503, Code::Unavailable),
         (io(Errno::MFILE), 503, Code::Unavailable),
         (io(Errno::ACCESS), 403, Code::Denied),
+        (io_at("/secret/place/index.json", Errno::ACCESS), 500, Code::Unknown),
         (io(Errno::IO), 500, Code::Unknown),
     ]
 }

@@ -1,7 +1,6 @@
 //! Directories by descriptor. Every open beneath ROOT refuses symlinks and special files.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -177,14 +176,16 @@ pub fn stat_file(file: &File, path: impl FnOnce() -> PathBuf) -> Result<Stat> {
 }
 
 /// Reads a whole small file, at most `limit` bytes.
+///
+/// # Errors
+/// A larger one is not what it has to be: damage, as if its content were wrong.
 pub fn read_all(file: &File, limit: u64, path: impl Fn() -> PathBuf) -> Result<Vec<u8>> {
     use std::io::Read;
     let stat = stat_file(file, &path)?;
     let mut bytes = Vec::with_capacity(usize::try_from(size_of(&stat).min(limit)).unwrap_or(0) + 1);
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).at(&path)?;
     if bytes.len() as u64 > limit {
-        let source = io::Error::new(io::ErrorKind::FileTooLarge, format!("over {limit} bytes"));
-        return Err(source).at(path);
+        return Err(Error::damaged(path(), format!("is larger than {limit} bytes")));
     }
     Ok(bytes)
 }

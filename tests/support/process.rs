@@ -1,0 +1,50 @@
+//! What a running server holds and has read, as the kernel counts it.
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// RssAnon in bytes: what the process holds itself, without the pages of files.
+pub(crate) fn memory(pid: u32) -> u64 {
+    figure(pid, "status", "RssAnon:") * 1024
+}
+
+/// How many bytes the process has read from files since its start.
+pub(crate) fn read_so_far(pid: u32) -> u64 {
+    figure(pid, "io", "rchar:")
+}
+
+/// The most that the process held at any look while `deed` ran.
+pub(crate) fn most_memory_during<T>(pid: u32, deed: impl FnOnce() -> T) -> (T, u64) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut most = memory(pid);
+            while !over.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(1));
+                most = most.max(memory(pid));
+            }
+            most
+        });
+        // A deed that fails its test must not leave the watch running for ever.
+        struct Over<'a>(&'a AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let end = Over(&over);
+        let done = deed();
+        drop(end);
+        (done, watch.join().expect("the watch"))
+    })
+}
+
+fn figure(pid: u32, file: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).expect("the server runs");
+    let line = text.lines().find(|line| line.starts_with(name)).expect("a line of that name");
+    let number = line.split_whitespace().nth(1).and_then(|number| number.parse().ok());
+    number.expect("a number")
+}
