@@ -141,7 +141,7 @@ mod tests {
             format!("{}/{}", path::holders_dir(digest.algorithm()), path::holders_name(&digest));
         let file = temp.path().join(path::ROOM).join(file);
         let mut file = std::fs::File::options().append(true).open(file).unwrap();
-        file.write_all(digest.hex()[..20].as_bytes()).unwrap();
+        file.write_all(&digest.hex().as_bytes()[..20]).unwrap();
         note("b");
         let names = Holders::default().of(&tree, &digest).unwrap();
         assert_eq!(names.iter().map(RepoName::as_str).collect::<Vec<_>>(), ["b", "a"]);
