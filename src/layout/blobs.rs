@@ -207,7 +207,9 @@ fn adopt_from(
     };
     let incoming = Incoming::create(tree)?;
     let at = || source.at(&path::blob(digest));
-    let copy = |piece: &[u8], offset| tree.disk.write(&incoming.file, piece, offset).at(at);
+    let copy = |piece: &[u8], offset| {
+        tree.disk.write(&incoming.file, piece, offset).at(|| incoming.path(tree))
+    };
     match read_hashed(&file, digest, at, copy)? {
         Some(size) => admit(tree, holders, target, &incoming, digest, size).map(|()| true),
         None => Ok(false),

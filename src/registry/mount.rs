@@ -1,6 +1,5 @@
 //! Mounting: a blob of one repository becomes a blob of another by a link.
 
-use rustix::io::Errno;
 
 use super::{Actor, Inner, MayRead, Registry, Result};
 use crate::layout::blobs::{self, Target};
@@ -77,12 +76,9 @@ impl Inner {
     }
 }
 
-/// Whether it was the source's blob that could not be read. A full disk is nobody's but ours,
-/// whatever was being copied when it was found.
+/// Whether it was the source's blob that could not be read.
 fn is_of(source: &Dir, error: &layout::Error) -> bool {
-    let full = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS, Errno::FBIG];
     error.path().starts_with(source.at(path::BLOBS))
-        && !error.errno().is_some_and(|errno| full.contains(&errno))
 }
 
 fn passed_over(error: &layout::Error) -> bool {
