@@ -108,7 +108,8 @@ enum AnonymousMode {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    let found = text.to_socket_addrs().map_err(|error| error.to_string())?;
+    let wanted = |error| format!("{error}: write ADDR:PORT, such as 127.0.0.1:5001");
+    let found = text.to_socket_addrs().map_err(wanted)?;
     let mut found = found.collect::<Vec<_>>().into_iter();
     found.next().ok_or_else(|| format!("{text} names no address"))
 }
@@ -127,6 +128,9 @@ pub enum ConfigError {
         "{0} is not loopback, and with --auth none everyone who reaches it may do everything: add --open-to-all to say so"
     )]
     OpenToAll(SocketAddr),
+    /// Who has no logins cannot ask for one.
+    #[error("--auth none lets everyone in: --anonymous none contradicts it")]
+    Anonymous,
     /// A relative directory would depend on where the workers were started.
     #[error("--pam-confdir {0:?} is not an absolute path")]
     PamConfdir(PathBuf),
@@ -165,6 +169,9 @@ impl ServeArgs {
         let open = self.auth == AuthMode::None;
         if !loopback && open && !self.open_to_all {
             return Err(ConfigError::OpenToAll(self.listen));
+        }
+        if open && self.anonymous == Some(AnonymousMode::None) {
+            return Err(ConfigError::Anonymous);
         }
         if let Some(path) = self.pam_confdir.as_ref().filter(|path| path.is_relative()) {
             return Err(ConfigError::PamConfdir(path.clone()));

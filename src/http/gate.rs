@@ -57,7 +57,15 @@ pub(super) fn admit(
     origin: &Origin,
     action: &Action,
 ) -> Result<(), Failure> {
-    let log_in = || challenge(app, origin, action, None, "log in first".to_owned());
+    let log_in = || {
+        challenge(
+            app,
+            origin,
+            action,
+            None,
+            "no token: log in, or fetch one from /token".to_owned(),
+        )
+    };
     match action {
         Action::Repo(repo, deed) => match app.auth.decide(caller, repo, deed.right()) {
             Verdict::Allowed => Ok(()),
@@ -67,7 +75,7 @@ pub(super) fn admit(
                 origin,
                 action,
                 Some(ChallengeError::InsufficientScope),
-                beyond(caller, repo),
+                beyond(caller, repo, deed),
             )),
             Verdict::Denied => Err(denied(repo, deed)),
         },
@@ -76,9 +84,12 @@ pub(super) fn admit(
     }
 }
 
-fn beyond(caller: &Caller, repo: &RepoName) -> String {
+fn beyond(caller: &Caller, repo: &RepoName, deed: &Deed) -> String {
     match caller.who.name() {
-        None => format!("{repo} is not for everybody: log in first"),
+        None if deed.right() == auth::Action::Pull => {
+            format!("{repo} is not for everybody: log in first")
+        }
+        None => format!("changing {repo} needs a login: log in first"),
         Some(user) => format!("the token of {user} does not name {repo}: ask for one that does"),
     }
 }

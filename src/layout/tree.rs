@@ -38,7 +38,12 @@ impl Tree {
     /// # Errors
     /// A room that others may enter, or one of an unknown version, is refused, saying what to do.
     pub fn open(root: &Path, disk: Arc<dyn Disk>) -> Result<Tree> {
-        std::fs::create_dir_all(root).at(|| root.to_owned())?;
+        if let Err(error) = std::fs::create_dir_all(root) {
+            if root.exists() && !root.is_dir() {
+                return Err(Error::damaged(root, "is not a directory"));
+            }
+            return Err(error).at(|| root.to_owned());
+        }
         let root = Dir::open_root(root)?;
         let room = make_dirs(&*disk, &root, path::ROOM, PRIVATE)?;
         check_room(&room)?;

@@ -1,6 +1,5 @@
 //! Mounting: a blob of one repository becomes a blob of another by a link.
 
-
 use super::{Actor, Inner, MayRead, Registry, Result};
 use crate::layout::blobs::{self, Target};
 use crate::layout::{self, Dir, notes, path};
