@@ -1,7 +1,7 @@
 //! One repository: looked at until it held still.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::blobs::Blobs;
 use super::finding::Findings;
@@ -20,6 +20,10 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// So long a repository may keep changing under looks with the lock held, as other tools change it,
 /// before it is reported as it was seen last.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// So long ago the last name must have come or gone before a finding counts: who copies or removes a
+/// repository may pause in the middle of it.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// index.json as it was when the look began.
 enum Truth {
@@ -79,6 +83,18 @@ fn changed(dir: &Dir) -> Vec<Option<(i64, u64)>> {
     blobs.into_iter().chain([dir.dir(path::BLOBS), Ok(dir.clone())]).map(changed).collect()
 }
 
+/// How long it is until the last change is [`QUIET`] ago. A change in the future is no change: some
+/// clock is wrong.
+fn unrest(changed: &[Option<(i64, u64)>]) -> Duration {
+    let times = changed.iter().flatten();
+    let last = times.max().map_or(Duration::ZERO, |(seconds, nanoseconds)| {
+        let seconds = Duration::from_secs(u64::try_from(*seconds).unwrap_or(0));
+        seconds + Duration::from_nanos(*nanoseconds)
+    });
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::MAX);
+    now.checked_sub(last).map_or(Duration::ZERO, |age| QUIET.saturating_sub(age))
+}
+
 /// Checks one repository and hands on what is true of it at rest.
 pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
     let mut dir = dir.clone();
@@ -94,7 +110,7 @@ pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
         let named = still_named(run, name, &dir);
         let held_still = || changed(&dir) == before && truth.key() == Truth::now(&dir).key();
         if let Named::Same = named
-            && (findings.is_empty() || last || held_still())
+            && (findings.is_empty() || last || (held_still() && unrest(&before).is_zero()))
         {
             run.summary.repositories += 1;
             run.summary.manifests += manifests;
@@ -107,7 +123,10 @@ pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
             Named::Another(now) => dir = now,
             // What was found may be half of one state and half of the next: it is looked at again,
             // after a moment that most copies and removals need no longer than.
-            Named::Same => std::thread::sleep(Duration::from_millis(20) * 4u32.pow(attempt.min(3))),
+            Named::Same => {
+                let pause = Duration::from_millis(20) * 4u32.pow(attempt.min(3));
+                std::thread::sleep(pause.max(unrest(&before)));
+            }
         }
     }
 }
