@@ -135,6 +135,11 @@ impl Dir {
         &self.path
     }
 
+    /// The descriptor, shared.
+    pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
     /// Its identity, to be compared also after it was closed.
     pub fn id(&self) -> Result<DirId> {
         let flags = AtFlags::EMPTY_PATH;

@@ -6,8 +6,9 @@
 //!   the one writer of files that are replaced.
 //! - [`Tree`] is ROOT with the registry's own room. [`blobs`], [`IndexFile`], [`journal`],
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
-//!   [`Walk`] goes over all repositories.
+//!   [`Walk`] goes over all repositories, [`rights`] reads owners, modes and ACLs.
 
+pub mod acl;
 pub mod blobs;
 mod dir;
 mod disk;
@@ -22,6 +23,7 @@ pub mod journal;
 pub mod lock;
 pub mod notes;
 pub mod path;
+pub mod rights;
 mod stamp;
 mod tree;
 pub mod uploads;

@@ -31,6 +31,7 @@ pub use crate::layout::uploads::UploadId;
 
 use crate::graph::Knowledge;
 use crate::layout::holders::Holders;
+use crate::layout::rights::{Rights, Way};
 use crate::layout::{self, Disk, RealDisk, Tree};
 use crate::oci::RepoName;
 
@@ -63,6 +64,7 @@ pub struct Registry {
 struct Inner {
     tree: Tree,
     settings: Settings,
+    rights: Rights,
     holders: Holders,
     indexes: indexes::Indexes,
     queues: Mutex<HashMap<RepoName, Arc<commit::Queue>>>,
@@ -81,6 +83,7 @@ impl Registry {
         let inner = Inner {
             tree: Tree::open(root, disk)?,
             settings,
+            rights: Rights::default(),
             holders: Holders::default(),
             indexes: indexes::Indexes::default(),
             queues: Mutex::default(),
@@ -93,6 +96,16 @@ impl Registry {
     /// The key that signs tokens (`.stillage/token-key`), made at the first call.
     pub fn token_key(&self) -> Result<[u8; 32]> {
         Ok(self.inner.tree.token_key()?)
+    }
+
+    /// What lies on the way to a repository's directory now, for whoever decides on rights. On a
+    /// local file system that takes microseconds, so it does not go to the blocking pool; on a
+    /// network file system the thread's other tasks are moved away first.
+    pub fn way(&self, repo: &RepoName, write: bool) -> Result<Way> {
+        let look = || self.inner.rights.way(&self.inner.tree, repo, write);
+        let way =
+            if self.inner.tree.is_remote() { tokio::task::block_in_place(look) } else { look() };
+        Ok(way?)
     }
 
     /// Runs file work where it may block.
