@@ -22,8 +22,8 @@ impl Visit {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Response, Failure> {
-        let promise = self.may_push(repo);
-        let blob = self.registry().stat_blob(repo, digest, promise).await?;
+        let pusher = self.may_push(repo).then(|| self.actor());
+        let blob = self.registry().stat_blob(repo, digest, pusher.as_ref()).await?;
         if is_known(&self.headers, digest) {
             return Ok(not_modified(digest));
         }

@@ -7,32 +7,22 @@
 //! collection").
 
 use super::dir::Dir;
-use super::error::{At, OrAbsent, Result};
+use super::error::{OrAbsent, Result};
+use super::path;
 use super::tree::Tree;
-use super::{lock, path};
 use crate::oci::{Digest, RepoName};
 
-/// Makes sure that collection does not take `digest` from the repository: call it **before** the
-/// last look at the blob. Takes the repository's lock only if there is a note.
-///
-/// # Errors
-/// `WouldBlock` if somebody holds the lock for longer than a request waits.
-pub fn promise(tree: &Tree, name: &RepoName, repo: &Dir, digest: &Digest) -> Result<()> {
-    let Some(notes) = tree.room.dir(&path::notes(name)).or_absent()? else {
-        return Ok(());
-    };
-    if notes.stat_name(digest.as_str())?.is_none() {
-        return Ok(());
+/// Whether collection has seen the blob unreferenced, so that a promise needs the lock.
+pub fn is_noted(tree: &Tree, name: &RepoName, digest: &Digest) -> Result<bool> {
+    match tree.room.dir(&path::notes(name)).or_absent()? {
+        Some(notes) => Ok(notes.stat_name(digest.as_str())?.is_some()),
+        None => Ok(false),
     }
-    let Some(_held) = lock::exclusive_within(repo, path::LOCK, lock::REQUEST_WAIT)? else {
-        let held = std::io::Error::from(std::io::ErrorKind::WouldBlock);
-        return Err(held).at(|| repo.at(path::LOCK));
-    };
-    forget(tree, &notes, digest)
 }
 
-/// The same for somebody who holds the repository's lock already, for several blobs.
-pub fn promise_locked<'a>(
+/// Makes sure that collection takes none of `digests` from the repository: to be called by whoever
+/// holds the repository's lock, **before** the last look at the blobs.
+pub fn promise<'a>(
     tree: &Tree,
     name: &RepoName,
     digests: impl IntoIterator<Item = &'a Digest>,

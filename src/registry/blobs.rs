@@ -2,8 +2,8 @@
 
 use std::fs::File;
 
-use super::{Error, Inner, Registry, Result};
-use crate::layout::{self, Dir, blobs, notes, path, size_of, stat_file};
+use super::{Actor, Error, Inner, Registry, Result};
+use crate::layout::{self, Dir, blobs, path, size_of, stat_file};
 use crate::oci::{Digest, RepoName};
 
 /// What is told of a blob that is there.
@@ -25,15 +25,18 @@ pub struct OpenBlob {
 impl Registry {
     /// Whether a repository has a blob (distribution specification, "Checking if content exists").
     ///
-    /// With `promise` the caller may push here, and collection will not take what he is told of.
+    /// With a `pusher` the caller may push here, and collection will not take what he is told of.
     pub async fn stat_blob(
         &self,
         repo: &RepoName,
         digest: &Digest,
-        promise: bool,
+        pusher: Option<&Actor>,
     ) -> Result<BlobInfo> {
+        if let Some(pusher) = pusher {
+            self.promise(repo, digest, pusher).await?;
+        }
         let (repo, digest) = (repo.clone(), digest.clone());
-        self.blocking(move |inner| inner.stat_blob(&repo, &digest, promise)).await
+        self.blocking(move |inner| inner.stat_blob(&repo, &digest)).await
     }
 
     /// Opens a blob for a pull ("Pulling blobs").
@@ -44,12 +47,9 @@ impl Registry {
 }
 
 impl Inner {
-    fn stat_blob(&self, repo: &RepoName, digest: &Digest, promise: bool) -> Result<BlobInfo> {
+    fn stat_blob(&self, repo: &RepoName, digest: &Digest) -> Result<BlobInfo> {
         let unknown = || Error::BlobUnknown { repo: repo.clone(), digest: digest.clone() };
         let dir = self.tree.repository(repo)?.ok_or_else(unknown)?;
-        if promise {
-            notes::promise(&self.tree, repo, &dir, digest)?;
-        }
         let stat = blobs::stat(&dir, digest)?.ok_or_else(unknown)?;
         if !layout::is_regular(&stat) {
             let path = dir.at(&path::blob(digest));

@@ -40,6 +40,8 @@ pub(super) enum Deed {
     /// A blob's name goes; the requester holds gc.lock. No manifest of the index.json with the stamp
     /// refers to it.
     Unlink(Digest, Option<Stamp>),
+    /// Collection forgets that it has seen a blob unreferenced.
+    Promise(Digest),
 }
 
 impl Deed {
@@ -47,7 +49,9 @@ impl Deed {
     fn patience(&self) -> Duration {
         match self {
             Deed::Unlink(..) => Duration::from_secs(2),
-            Deed::Put(_) | Deed::Untag(_) | Deed::Remove(_) => lock::REQUEST_WAIT,
+            Deed::Put(_) | Deed::Untag(_) | Deed::Remove(_) | Deed::Promise(_) => {
+                lock::REQUEST_WAIT
+            }
         }
     }
 }
@@ -325,6 +329,10 @@ impl<'a> Group<'a> {
                 self.unlink(digest, *looked)?;
                 Vec::new()
             }
+            Deed::Promise(digest) => {
+                notes::promise(&self.inner.tree, self.repo, [digest])?;
+                Vec::new()
+            }
         };
         self.changes.extend(changes.into_iter().map(|change| (change, member.actor.clone())));
         Ok(())
@@ -350,7 +358,7 @@ impl<'a> Group<'a> {
     fn check_references(&self, put: &Put) -> Outcome {
         let tree = &self.inner.tree;
         let all = || std::iter::once(&put.descriptor).chain(&put.required);
-        notes::promise_locked(tree, self.repo, all().map(|descriptor| &descriptor.digest))?;
+        notes::promise(tree, self.repo, all().map(|descriptor| &descriptor.digest))?;
         let mut absent = Vec::new();
         for descriptor in all() {
             match blobs::presence(tree, self.dir, &descriptor.digest, descriptor.size)? {

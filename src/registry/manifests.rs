@@ -10,7 +10,7 @@ use super::{Actor, Error, Inner, Registry, Result};
 use crate::graph;
 use crate::layout::blobs::{self, Presence, Target};
 use crate::layout::facts::Fact;
-use crate::layout::{self, Dir, IndexFile, notes, path};
+use crate::layout::{self, Dir, IndexFile, path};
 use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Reference, RepoName, Tag};
 
 /// A manifest as it was pushed, byte for byte.
@@ -200,7 +200,6 @@ impl Inner {
         }
         let dir = self.tree.make_repository(repo)?;
         let digest = &put.descriptor.digest;
-        notes::promise(&self.tree, repo, &dir, digest)?;
         let target = Target { name: repo, dir: &dir };
         blobs::admit_bytes(&self.tree, &self.holders, target, bytes, digest)?;
         Ok(bad)
@@ -218,7 +217,6 @@ impl Inner {
         // Each once, in the order of the manifest; there may be tens of thousands.
         let mut seen = HashSet::new();
         for Descriptor { digest, size, .. } in required {
-            notes::promise(&self.tree, target.name, target.dir, digest)?;
             let there = match blobs::presence(&self.tree, target.dir, digest, *size)? {
                 Presence::Ours => true,
                 Presence::Absent => false,

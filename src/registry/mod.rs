@@ -11,6 +11,7 @@ mod indexes;
 mod lists;
 mod manifests;
 mod mount;
+mod promise;
 #[cfg(test)]
 mod tests;
 mod uploads;

@@ -2,7 +2,7 @@
 
 use super::{Actor, Inner, MayRead, Registry, Result};
 use crate::layout::blobs::{self, Target};
-use crate::layout::{self, Dir, notes, path};
+use crate::layout::{self, Dir, path};
 use crate::oci::{Digest, RepoName};
 
 /// Where a mount takes the blob from.
@@ -25,8 +25,9 @@ impl Registry {
         repo: &RepoName,
         digest: &Digest,
         from: MountFrom,
-        _actor: &Actor,
+        actor: &Actor,
     ) -> Result<bool> {
+        self.promise(repo, digest, actor).await?;
         let (repo, digest) = (repo.clone(), digest.clone());
         self.blocking(move |inner| match from {
             MountFrom::Repo(source) => inner.mount(&repo, &digest, &source),
@@ -66,7 +67,6 @@ impl Inner {
 
     fn mount_from(&self, repo: &RepoName, digest: &Digest, source: &Dir) -> Result<bool> {
         let dir = self.tree.make_repository(repo)?;
-        notes::promise(&self.tree, repo, &dir, digest)?;
         let target = Target { name: repo, dir: &dir };
         match blobs::mount(&self.tree, &self.holders, target, source, digest) {
             Err(error) if is_of(source, &error) => Ok(passed_over(&error)),

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::{Actor, Error, Inner, Registry, Result, locked};
 use crate::layout::blobs::{self, Target};
 use crate::layout::uploads::{Owner, Session, SessionData, UploadId, reserve};
-use crate::layout::{self, At, Disk, Incoming, notes, path};
+use crate::layout::{self, At, Disk, Incoming, path};
 use crate::oci::{Algorithm, ContentRange, Digest, Hasher, RepoName};
 
 /// Where a session stands.
@@ -286,6 +286,7 @@ impl Registry {
     ) -> Result<()> {
         let session = self.session(repo, id, actor).await?;
         let (sink, data) = self.fill(session.clone(), id, range, digest.algorithm(), body).await?;
+        self.promise(repo, digest, actor).await?;
         let (repo, id, digest) = (repo.clone(), id.clone(), digest.clone());
         self.blocking(move |inner| inner.finish_session(&repo, &id, &session, data, sink, &digest))
             .await
@@ -307,7 +308,7 @@ impl Registry {
     pub async fn put_blob(
         &self,
         repo: &RepoName,
-        _actor: &Actor,
+        actor: &Actor,
         body: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
         digest: &Digest,
     ) -> Result<()> {
@@ -321,6 +322,7 @@ impl Registry {
             })
             .await?;
         let received = receive(sink, body).await;
+        self.promise(repo, digest, actor).await?;
         let (repo, digest) = (repo.clone(), digest.clone());
         self.blocking(move |inner| {
             let Received { sink, result } = received?;
@@ -445,7 +447,6 @@ impl Inner {
             return Err(Error::DigestMismatch { expected: digest.clone(), actual });
         }
         let dir = self.tree.make_repository(repo)?;
-        notes::promise(&self.tree, repo, &dir, digest)?;
         let target = Target { name: repo, dir: &dir };
         Ok(blobs::admit(&self.tree, &self.holders, target, incoming, digest, size)?)
     }

@@ -262,7 +262,7 @@ async fn a_blob_that_a_manifest_needs_is_not_deleted_and_a_free_one_is() {
     ));
     f.registry.delete_blob(&repo("a"), &layer, &actor).await.unwrap();
     assert!(matches!(
-        f.registry.stat_blob(&repo("a"), &layer, false).await,
+        f.registry.stat_blob(&repo("a"), &layer, None).await,
         Err(Error::BlobUnknown { .. })
     ));
     assert!(f.path(".stillage").join(path::pool(&layer)).exists(), "the pool keeps it");
@@ -278,9 +278,9 @@ async fn a_promise_takes_collections_note_away() {
         std::fs::write(&note, "").unwrap();
     };
     plant();
-    f.registry.stat_blob(&repo("a/b"), &digest, false).await.unwrap();
+    f.registry.stat_blob(&repo("a/b"), &digest, None).await.unwrap();
     assert!(note.exists(), "who may only pull is promised nothing");
-    f.registry.stat_blob(&repo("a/b"), &digest, true).await.unwrap();
+    f.registry.stat_blob(&repo("a/b"), &digest, Some(&Actor::default())).await.unwrap();
     assert!(!note.exists(), "HEAD by a pusher");
     plant();
     f.blob("a/b", b"layer").await;
@@ -293,6 +293,38 @@ async fn a_promise_takes_collections_note_away() {
     plant();
     f.push("a/b", tag("t"), image(b"{}", b"layer")).await.unwrap();
     assert!(!note.exists(), "manifest");
+}
+
+/// Far more requests than there are threads for file work wait for one lock, and others go on.
+#[tokio::test]
+async fn promises_that_wait_for_a_shells_lock_hold_up_nobody_else() {
+    let f = fixture();
+    let digest = f.blob("a", b"layer").await;
+    let other = f.blob("b", b"other").await;
+    let note = f.path(".stillage/unreferenced/a").join(digest.as_str());
+    std::fs::create_dir_all(note.parent().unwrap()).unwrap();
+    std::fs::write(&note, "").unwrap();
+    let held = lock::repository(&f.registry.inner.repository(&repo("a")).unwrap()).unwrap();
+    let waiting: Vec<_> = (0..600)
+        .map(|_| {
+            let (registry, digest) = (f.registry.clone(), digest.clone());
+            let look = async move {
+                registry.stat_blob(&repo("a"), &digest, Some(&Actor::default())).await
+            };
+            tokio::spawn(look)
+        })
+        .collect();
+    let queue = f.registry.inner.queue(&repo("a"));
+    while queue.waiting() < 600 {
+        tokio::task::yield_now().await;
+    }
+    f.registry.stat_blob(&repo("b"), &other, Some(&Actor::default())).await.unwrap();
+    assert!(note.exists());
+    held.release();
+    for looked in waiting {
+        looked.await.unwrap().unwrap();
+    }
+    assert!(!note.exists());
 }
 
 #[tokio::test]
