@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use futures_util::{Stream, stream};
+use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::auth::{self, Auth};
 use stillage::config::{CheckArgs, Cli, Command, Serve, ServeArgs};
@@ -75,6 +76,8 @@ fn serve(args: ServeArgs) -> Outcome {
         }
     };
     raise_file_limit();
+    // Every file and directory is made with the mode that it is to have.
+    rustix::process::umask(Mode::empty());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(settings))?;
     // Whatever the blocking pool still does was given up by those who asked for it.

@@ -200,7 +200,7 @@ fn a_writer_at_work_is_no_damage() {
 
 async fn push_and_delete(registry: &Registry, round: usize) {
     let repo = RepoName::parse("team/app").unwrap();
-    let actor = Actor { who: None, from: None };
+    let actor = Actor::default();
     let mut made = Repo::new("");
     let image = made.image(&format!("round {round}"));
     let digest = Digest::parse(image["digest"].as_str().unwrap()).unwrap();

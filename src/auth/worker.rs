@@ -36,6 +36,8 @@ pub fn run() -> ExitCode {
 
 fn serve() -> io::Result<()> {
     no_core_dumps()?;
+    // The server makes every file with its own mode; modules rely on what is usual.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // Orphans of modules become this process's children, where they can be found and ended.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let (mut requests, mut answers) = take_over_pipes()?;

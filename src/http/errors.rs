@@ -243,6 +243,14 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
             log(&error);
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, &error)
         }
+        // Whoever may create a repository and cannot have it for themselves is told why, without
+        // our paths.
+        Error::Layout(source @ layout::Error::NoAcls { .. }) => {
+            tracing::warn!(error = ?source.to_string(), "a repository was not created");
+            let text = "the new repository would shut you out, and the server's file system keeps \
+                no ACLs that would let you in: ask an administrator to make its directory";
+            Problem::new(StatusCode::FORBIDDEN, Code::Denied, text)
+        }
         Error::Layout(source) => match source.errno() {
             Some(Errno::ACCESS | Errno::PERM) => locked_out(source),
             errno => {

@@ -65,7 +65,11 @@ impl Visit {
     }
 
     pub(super) fn actor(&self) -> Actor {
-        Actor { who: self.caller.who.name().map(str::to_owned), from: Some(self.client) }
+        Actor {
+            who: self.caller.who.name().map(str::to_owned),
+            from: Some(self.client),
+            ..Actor::default()
+        }
     }
 
     /// Who may push is promised what he is told exists.

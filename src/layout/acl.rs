@@ -7,6 +7,8 @@ use rustix::io::Errno;
 
 /// The extended attribute with a file's own ACL.
 pub const ACCESS: &str = "system.posix_acl_access";
+/// The one with what a directory gives to those made in it.
+pub const DEFAULT: &str = "system.posix_acl_default";
 
 /// Whom an entry of an ACL is about (acl(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

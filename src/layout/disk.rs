@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Mode, OFlags, RenameFlags};
 
 use super::dir::Dir;
 use super::error::{At, Result};
@@ -36,6 +36,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn sync_dir(&self, dir: &Dir) -> Result<()>;
     /// rename(2), over whatever has the new name.
     fn rename(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()>;
+    /// renameat2(2) with RENAME_NOREPLACE: the new name must be free.
+    fn rename_new(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()>;
     /// link(2) of a name; the new name must be free.
     fn link(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()>;
     /// link(2) of an open file, named or not; the new name must be free.
@@ -96,6 +98,10 @@ impl Disk for RealDisk {
 
     fn rename(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {
         fs::renameat(from, old, to, new).at(|| to.at(new))
+    }
+
+    fn rename_new(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {
+        fs::renameat_with(from, old, to, new, RenameFlags::NOREPLACE).at(|| to.at(new))
     }
 
     fn link(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {

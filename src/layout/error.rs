@@ -26,6 +26,16 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A new directory would shut out the user for whom it is made.
+    #[error(
+        "{}: its rights would shut out whoever makes it, and this file system keeps no ACLs that \
+         would let them in: make the directory by hand, of a group that may write to it",
+        .path.display()
+    )]
+    NoAcls {
+        /// The directory.
+        path: PathBuf,
+    },
 }
 
 /// Results of this room.
@@ -37,6 +47,11 @@ impl Error {
         Error::Damaged { path: path.into(), why: why.to_string() }
     }
 
+    /// An ACL of a form that Linux does not have.
+    pub(super) fn unreadable_acl(path: &Path) -> Error {
+        Error::damaged(path, "has an ACL that cannot be read")
+    }
+
     /// The error number, if the operating system gave one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
@@ -45,7 +60,7 @@ impl Error {
                 io::ErrorKind::WouldBlock => Some(Errno::AGAIN),
                 _ => Errno::from_io_error(source),
             },
-            Error::Damaged { .. } => None,
+            Error::Damaged { .. } | Error::NoAcls { .. } => None,
         }
     }
 
@@ -57,7 +72,7 @@ impl Error {
     /// The path that the error is about.
     pub fn path(&self) -> &Path {
         match self {
-            Error::Io { path, .. } | Error::Damaged { path, .. } => path,
+            Error::Io { path, .. } | Error::Damaged { path, .. } | Error::NoAcls { path } => path,
         }
     }
 }

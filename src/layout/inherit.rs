@@ -64,20 +64,6 @@ pub fn apply(dir: &Dir, file: &File, purpose: Purpose) -> Result<()> {
     }
 }
 
-/// Gives a directory that was made inside a repository the repository's own group and mode, so
-/// that it is neither wider nor narrower.
-pub fn apply_to_dir(repo: &Dir, inner: &Dir) -> Result<()> {
-    let stat = repo.stat()?;
-    take_group(inner, &stat).at(|| inner.path().to_owned())?;
-    let mode = Mode::from_raw_mode(stat.st_mode & 0o2777);
-    fs::fchmod(inner, mode).at(|| inner.path().to_owned())?;
-    match read_acl(repo).at(|| repo.path().to_owned())? {
-        None => strip_acl(inner),
-        Some(acl) => fs::fsetxattr(inner, ACCESS_ACL, &acl, XattrFlags::empty()),
-    }
-    .at(|| inner.path().to_owned())
-}
-
 /// Removes an ACL, if there is one and the file system knows any.
 pub fn strip_acl(file: impl AsFd) -> std::result::Result<(), Errno> {
     match fs::fremovexattr(file, ACCESS_ACL) {

@@ -36,6 +36,23 @@ pub struct Level {
     pub acl: Option<Acl>,
 }
 
+impl Level {
+    /// Of an open directory, now.
+    pub fn of(dir: &Dir) -> Result<Level> {
+        let at = || dir.path().to_owned();
+        let stat = dir.stat()?;
+        let acl = match acl::read(dir, acl::ACCESS).at(at)? {
+            None => None,
+            Some(bytes) => {
+                Some(Acl::parse(&bytes).ok_or_else(|| Error::unreadable_acl(dir.path()))?)
+            }
+        };
+        let mode = u16::try_from(stat.st_mode & 0o7777).unwrap_or(0);
+        let (uid, gid) = (stat.st_uid, stat.st_gid);
+        Ok(Level { path: at(), inode: Inode::of(&stat), uid, gid, mode, acl })
+    }
+}
+
 /// What lies on the way from ROOT to a repository's directory.
 #[derive(Clone, Debug)]
 pub struct Way {
@@ -196,10 +213,7 @@ impl Reader<'_> {
         };
         let acl = match acl {
             None => None,
-            Some(bytes) => Some(
-                Acl::parse(&bytes)
-                    .ok_or_else(|| Error::damaged(path, "has an ACL that cannot be read"))?,
-            ),
+            Some(bytes) => Some(Acl::parse(&bytes).ok_or_else(|| Error::unreadable_acl(path))?),
         };
         let Facts { inode, uid, gid, mode, .. } = facts;
         let level = Arc::new(Level { path: at(), inode, uid, gid, mode, acl });

@@ -1,5 +1,6 @@
 //! A tree: ROOT, and the registry's own room in it.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use super::dir::{self, Dir};
 use super::disk::Disk;
 use super::error::{At, Error, OrAbsent, Result};
 use super::inherit::{self, Purpose};
+use super::make::{self, Maker};
 use super::verified::Verified;
 use super::{durable, path};
 use crate::oci::RepoName;
@@ -30,26 +32,25 @@ pub struct Tree {
     pub(super) verified: Arc<Verified>,
 }
 
-const PRIVATE: Mode = Mode::RWXU;
-
 impl Tree {
     /// Opens a tree for serving; ROOT and its room are made when they are missing.
     ///
     /// # Errors
     /// A room that others may enter, or one of an unknown version, is refused, saying what to do.
     pub fn open(root: &Path, disk: Arc<dyn Disk>) -> Result<Tree> {
-        if let Err(error) = std::fs::create_dir_all(root) {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(root);
+        if let Err(error) = made {
             if root.exists() && !root.is_dir() {
                 return Err(Error::damaged(root, "is not a directory"));
             }
             return Err(error).at(|| root.to_owned());
         }
         let root = Dir::open_root(root)?;
-        let room = make_dirs(&*disk, &root, path::ROOM, PRIVATE)?;
+        let room = make::in_room(&*disk, &root, path::ROOM)?;
         check_room(&room)?;
         check_version(&*disk, &room)?;
         for name in [path::POOL, path::HOLDERS, path::UPLOADS, path::UNREFERENCED] {
-            make_dirs(&*disk, &room, name, PRIVATE)?;
+            make::in_room(&*disk, &room, name)?;
         }
         let uid = rustix::process::geteuid().as_raw();
         let remote = is_remote(&root)?;
@@ -61,37 +62,26 @@ impl Tree {
         self.root.dir(name.as_str()).or_absent()
     }
 
-    /// A repository's directory, made with its parents when it is missing.
+    /// A repository's directory, made with its parents when it is missing, with the rights that
+    /// mkdir(2) by `maker` would give them.
     ///
     /// Nothing is synced here: the first commit syncs the whole chain.
-    pub fn make_repository(&self, name: &RepoName) -> Result<Dir> {
-        make_dirs(&*self.disk, &self.root, name.as_str(), Mode::from_raw_mode(0o755))
+    ///
+    /// # Errors
+    /// [`Error::NoAcls`] where the rights would shut out the maker and nothing can be done about it.
+    pub fn make_repository(&self, name: &RepoName, maker: &Maker) -> Result<Dir> {
+        make::repository(&*self.disk, &self.root, name.as_str(), maker)
     }
 
     /// A directory inside a repository, made when it is missing, as open as the repository is. Its
-    /// name is durable: a commit may be the hundredth in the repository and the first with sha512.
+    /// name is durable on return.
     pub fn make_inner(&self, repo: &Dir, relative: &str) -> Result<Dir> {
-        if let Some(found) = repo.dir(relative).or_absent()? {
-            return Ok(found);
-        }
-        let mut at = repo.clone();
-        let mode = Mode::from_raw_mode(repo.stat()?.st_mode & 0o777);
-        for name in relative.split('/') {
-            at = match make_dir(&*self.disk, &at, name, mode)? {
-                (inner, false) => inner,
-                (inner, true) => {
-                    inherit::apply_to_dir(repo, &inner)?;
-                    self.disk.sync_dir(&at)?;
-                    inner
-                }
-            };
-        }
-        Ok(at)
+        make::inner(&*self.disk, repo, relative)
     }
 
     /// A directory of the room, made when it is missing.
     pub fn make_in_room(&self, relative: &str) -> Result<Dir> {
-        make_dirs(&*self.disk, &self.room, relative, PRIVATE)
+        make::in_room(&*self.disk, &self.room, relative)
     }
 
     /// Whether other machines may change the tree behind the kernel's back.
@@ -161,26 +151,6 @@ fn is_remote(root: &Dir) -> Result<bool> {
     const AFS: i64 = 0x6b41_4653;
     let kind = rustix::fs::fstatfs(root).at(|| root.path().to_owned())?.f_type;
     Ok([NFS, SMB, CIFS, SMB2, FUSE, CEPH, V9FS, AFS].contains(&kind))
-}
-
-/// mkdir, and whether it was made by this.
-fn make_dir(disk: &dyn Disk, parent: &Dir, name: &str, mode: Mode) -> Result<(Dir, bool)> {
-    let made = match disk.make_dir(parent, name, mode) {
-        Ok(()) => true,
-        Err(error) if error.errno() == Some(Errno::EXIST) => false,
-        Err(error) => return Err(error),
-    };
-    Ok((parent.dir(name)?, made))
-}
-
-/// mkdir -p beneath a directory.
-fn make_dirs(disk: &dyn Disk, parent: &Dir, relative: &str, mode: Mode) -> Result<Dir> {
-    if let Some(found) = parent.dir(relative).or_absent()? {
-        return Ok(found);
-    }
-    relative
-        .split('/')
-        .try_fold(parent.clone(), |at, name| make_dir(disk, &at, name, mode).map(|(dir, _)| dir))
 }
 
 /// The room holds the key and other people's uploads: nobody else may enter.

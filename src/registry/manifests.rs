@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::commit::{Deed, Refusal};
 use super::indexes::Meanwhile;
-use super::{Actor, Error, Inner, Registry, Result};
+use super::{Actor, Destination, Error, Inner, Registry, Result};
 use crate::graph;
 use crate::layout::blobs::{self, Presence, Target};
 use crate::layout::facts::Fact;
@@ -66,7 +66,7 @@ impl Registry {
         // A manifest of 4 MiB takes a while to read and to hash.
         let (mut put, push) = self.blocking(move |_| Put::of(&push).map(|put| (put, push))).await?;
         for _ in 0..TRIES {
-            put.bad = self.store(repo, &put, &push.bytes).await?;
+            put.bad = self.store(repo, &put, &push.bytes, actor).await?;
             match self.commit(repo, Deed::Put(Box::new(put.clone())), actor).await {
                 Ok(()) => {
                     let Put { descriptor, fact, .. } = put;
@@ -81,9 +81,16 @@ impl Registry {
         Err(Error::Moved(repo.clone()))
     }
 
-    async fn store(&self, repo: &RepoName, put: &Put, bytes: &Bytes) -> Result<HashSet<Digest>> {
-        let (repo, put, bytes) = (repo.clone(), put.clone(), bytes.clone());
-        self.blocking(move |inner| inner.store(&repo, &put, &bytes)).await
+    async fn store(
+        &self,
+        repo: &RepoName,
+        put: &Put,
+        bytes: &Bytes,
+        actor: &Actor,
+    ) -> Result<HashSet<Digest>> {
+        let (put, bytes) = (put.clone(), bytes.clone());
+        let to = Destination::new(repo, &put.descriptor.digest, actor);
+        self.blocking(move |inner| inner.store(&to, &put, &bytes)).await
     }
 }
 
@@ -189,7 +196,8 @@ impl Inner {
 
     /// Makes sure that all a manifest needs is there, and stores the manifest's own bytes. Gives
     /// what lies there under a wrong name.
-    fn store(&self, repo: &RepoName, put: &Put, bytes: &[u8]) -> Result<HashSet<Digest>> {
+    fn store(&self, to: &Destination, put: &Put, bytes: &[u8]) -> Result<HashSet<Digest>> {
+        let Destination { repo, digest, maker } = to;
         let mut bad = HashSet::new();
         if let Some(dir) = self.tree.repository(repo)? {
             let target = Target { name: repo, dir: &dir };
@@ -198,8 +206,7 @@ impl Inner {
         } else {
             self.refuse_absent(put.required.iter().map(|r| r.digest.clone()).collect())?;
         }
-        let dir = self.tree.make_repository(repo)?;
-        let digest = &put.descriptor.digest;
+        let dir = self.tree.make_repository(repo, maker)?;
         let target = Target { name: repo, dir: &dir };
         blobs::admit_bytes(&self.tree, &self.holders, target, bytes, digest)?;
         Ok(bad)

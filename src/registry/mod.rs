@@ -33,8 +33,8 @@ pub use crate::layout::uploads::UploadId;
 use crate::graph::Knowledge;
 use crate::layout::holders::Holders;
 use crate::layout::rights::{Rights, Way};
-use crate::layout::{self, Disk, RealDisk, Tree};
-use crate::oci::RepoName;
+use crate::layout::{self, Disk, Maker, RealDisk, Tree};
+use crate::oci::{Digest, RepoName};
 
 /// What an administrator may choose.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,12 +44,29 @@ pub struct Settings {
 }
 
 /// On whose behalf a deed is done, for the journal and as the owner of uploads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Actor {
     /// The user; `None` where nobody logged in.
     pub who: Option<String>,
     /// Their address.
     pub from: Option<IpAddr>,
+    /// Whose rights a directory that is made for them has.
+    pub maker: Maker,
+}
+
+/// What becomes a blob, where, and for whom.
+#[derive(Debug)]
+struct Destination {
+    repo: RepoName,
+    digest: Digest,
+    maker: Maker,
+}
+
+impl Destination {
+    fn new(repo: &RepoName, digest: &Digest, actor: &Actor) -> Destination {
+        let (repo, digest, maker) = (repo.clone(), digest.clone(), actor.maker.clone());
+        Destination { repo, digest, maker }
+    }
 }
 
 /// Decides whether the caller may pull from a repository.

@@ -1,6 +1,6 @@
 //! Mounting: a blob of one repository becomes a blob of another by a link.
 
-use super::{Actor, Inner, MayRead, Registry, Result};
+use super::{Actor, Destination, Inner, MayRead, Registry, Result};
 use crate::layout::blobs::{self, Target};
 use crate::layout::{self, Dir, path};
 use crate::oci::{Digest, RepoName};
@@ -28,10 +28,10 @@ impl Registry {
         actor: &Actor,
     ) -> Result<bool> {
         self.promise(repo, digest, actor).await?;
-        let (repo, digest) = (repo.clone(), digest.clone());
+        let to = Destination::new(repo, digest, actor);
         self.blocking(move |inner| match from {
-            MountFrom::Repo(source) => inner.mount(&repo, &digest, &source),
-            MountFrom::Anywhere(may_read) => inner.mount_anywhere(&repo, &digest, &may_read),
+            MountFrom::Repo(source) => inner.mount(&to, &source),
+            MountFrom::Anywhere(may_read) => inner.mount_anywhere(&to, &may_read),
         })
         .await
     }
@@ -39,9 +39,9 @@ impl Registry {
 
 impl Inner {
     /// A source that cannot be read has nothing to give: it is logged, and the client is not told.
-    fn mount(&self, repo: &RepoName, digest: &Digest, source: &RepoName) -> Result<bool> {
-        match self.source(source, digest) {
-            Ok(Some(dir)) => self.mount_from(repo, digest, &dir),
+    fn mount(&self, to: &Destination, source: &RepoName) -> Result<bool> {
+        match self.source(source, &to.digest) {
+            Ok(Some(dir)) => self.mount_from(to, &dir),
             Ok(None) => Ok(false),
             Err(error) => Ok(passed_over(&error)),
         }
@@ -55,20 +55,20 @@ impl Inner {
         Ok(blobs::stat(&dir, digest)?.map(|_| dir))
     }
 
-    fn mount_anywhere(&self, repo: &RepoName, digest: &Digest, may_read: &MayRead) -> Result<bool> {
-        let sources = self.holders.of(&self.tree, digest)?;
+    fn mount_anywhere(&self, to: &Destination, may_read: &MayRead) -> Result<bool> {
+        let sources = self.holders.of(&self.tree, &to.digest)?;
         for source in sources.iter().filter(|name| may_read(name)).take(MOST_SOURCES) {
-            if self.mount(repo, digest, source)? {
+            if self.mount(to, source)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn mount_from(&self, repo: &RepoName, digest: &Digest, source: &Dir) -> Result<bool> {
-        let dir = self.tree.make_repository(repo)?;
-        let target = Target { name: repo, dir: &dir };
-        match blobs::mount(&self.tree, &self.holders, target, source, digest) {
+    fn mount_from(&self, to: &Destination, source: &Dir) -> Result<bool> {
+        let dir = self.tree.make_repository(&to.repo, &to.maker)?;
+        let target = Target { name: &to.repo, dir: &dir };
+        match blobs::mount(&self.tree, &self.holders, target, source, &to.digest) {
             Err(error) if is_of(source, &error) => Ok(passed_over(&error)),
             done => Ok(done?),
         }

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, StreamExt};
 use rustix::io::Errno;
 
-use super::{Actor, Error, Inner, Registry, Result, locked};
+use super::{Actor, Destination, Error, Inner, Registry, Result, locked};
 use crate::layout::blobs::{self, Target};
 use crate::layout::uploads::{Owner, Session, SessionData, UploadId, reserve};
 use crate::layout::{self, At, Disk, Incoming, path};
@@ -287,9 +287,8 @@ impl Registry {
         let session = self.session(repo, id, actor).await?;
         let (sink, data) = self.fill(session.clone(), id, range, digest.algorithm(), body).await?;
         self.promise(repo, digest, actor).await?;
-        let (repo, id, digest) = (repo.clone(), id.clone(), digest.clone());
-        self.blocking(move |inner| inner.finish_session(&repo, &id, &session, data, sink, &digest))
-            .await
+        let (id, to) = (id.clone(), Destination::new(repo, digest, actor));
+        self.blocking(move |inner| inner.finish_session(&to, &id, &session, data, sink)).await
     }
 
     /// Gives a session up ("Cancel a blob upload").
@@ -323,10 +322,10 @@ impl Registry {
             .await?;
         let received = receive(sink, body).await;
         self.promise(repo, digest, actor).await?;
-        let (repo, digest) = (repo.clone(), digest.clone());
+        let to = Destination::new(repo, digest, actor);
         self.blocking(move |inner| {
             let Received { sink, result } = received?;
-            result.and_then(|()| inner.admit(&repo, &incoming, sink, &digest))
+            result.and_then(|()| inner.admit(&to, &incoming, sink))
         })
         .await
     }
@@ -412,16 +411,15 @@ impl Inner {
 
     fn finish_session(
         &self,
-        repo: &RepoName,
+        to: &Destination,
         id: &UploadId,
         session: &Session,
         data: SessionData,
         sink: Sink,
-        digest: &Digest,
     ) -> Result<()> {
         let file = data.file.try_clone().at(|| data.dir.at(path::UPLOAD_DATA))?;
         let incoming = Incoming::of_session(file, data.dir.clone());
-        let admitted = self.admit(repo, &incoming, sink, digest);
+        let admitted = self.admit(to, &incoming, sink);
         let again = admitted.as_ref().is_err_and(may_be_retried) && !incoming.is_spoiled();
         if again && is_unshared(&data.file) {
             return admitted;
@@ -434,19 +432,14 @@ impl Inner {
     }
 
     /// Makes a blob of what was received, if it has the digest.
-    fn admit(
-        &self,
-        repo: &RepoName,
-        incoming: &Incoming,
-        sink: Sink,
-        digest: &Digest,
-    ) -> Result<()> {
+    fn admit(&self, to: &Destination, incoming: &Incoming, sink: Sink) -> Result<()> {
+        let Destination { repo, digest, maker } = to;
         let size = sink.written;
         let actual = sink.hasher.finish();
         if actual != *digest {
             return Err(Error::DigestMismatch { expected: digest.clone(), actual });
         }
-        let dir = self.tree.make_repository(repo)?;
+        let dir = self.tree.make_repository(repo, maker)?;
         let target = Target { name: repo, dir: &dir };
         Ok(blobs::admit(&self.tree, &self.holders, target, incoming, digest, size)?)
     }

@@ -72,6 +72,9 @@ impl Disk for Failing {
         self.check("rename", new).at(|| to.at(new))?;
         RealDisk.rename(from, old, to, new)
     }
+    fn rename_new(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> layout::Result<()> {
+        RealDisk.rename_new(from, old, to, new)
+    }
     fn link(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> layout::Result<()> {
         RealDisk.link(from, old, to, new)
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::oci::ContentRange;
 
 fn alice() -> Actor {
-    Actor { who: Some("alice".into()), from: None }
+    Actor { who: Some("alice".into()), ..Actor::default() }
 }
 
 #[tokio::test]
@@ -32,7 +32,7 @@ async fn a_session_is_resumed_after_a_restart_and_hashed_again() {
 async fn a_session_belongs_to_one_user_and_one_repository() {
     let f = fixture();
     let id = f.registry.begin_upload(&repo("a"), None, &alice()).await.unwrap().id;
-    let bob = Actor { who: Some("bob".into()), from: None };
+    let bob = Actor { who: Some("bob".into()), ..Actor::default() };
     for (name, actor) in [("a", bob), ("b", alice()), ("a", Actor::default())] {
         let refused = f.registry.upload_status(&repo(name), &id, &actor).await;
         assert!(matches!(refused, Err(Error::UploadUnknown(_))), "{name} {actor:?}");
