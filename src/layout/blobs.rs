@@ -371,7 +371,7 @@ mod tests {
 
     use super::super::disk::RealDisk;
     use super::*;
-    use crate::layout::Maker;
+    use crate::layout::Account;
     use crate::oci::Algorithm;
 
     struct Fixture {
@@ -390,7 +390,7 @@ mod tests {
         fn put(&self, repo: &str, bytes: &[u8]) -> Digest {
             let digest = Digest::of(Algorithm::Sha256, bytes);
             let name = RepoName::parse(repo).unwrap();
-            let dir = self.tree.make_repository(&name, &Maker::default()).unwrap();
+            let dir = self.tree.make_repository(&name, &Account::default()).unwrap();
             let target = Target { name: &name, dir: &dir };
             admit_bytes(&self.tree, &self.holders, target, bytes, &digest).unwrap();
             digest
@@ -398,7 +398,7 @@ mod tests {
 
         fn mount(&self, from: &str, to: &str, digest: &Digest) -> bool {
             let name = RepoName::parse(to).unwrap();
-            let dir = self.tree.make_repository(&name, &Maker::default()).unwrap();
+            let dir = self.tree.make_repository(&name, &Account::default()).unwrap();
             let source = self.tree.root.dir(from).unwrap();
             let target = Target { name: &name, dir: &dir };
             mount(&self.tree, &self.holders, target, &source, digest).unwrap()
@@ -453,7 +453,7 @@ mod tests {
         assert!(!f.mount("mine", "target", &secret));
         assert!(!f.path("target", &secret).exists());
         let name = RepoName::parse("mine").unwrap();
-        let dir = f.tree.make_repository(&name, &Maker::default()).unwrap();
+        let dir = f.tree.make_repository(&name, &Account::default()).unwrap();
         let target = Target { name: &name, dir: &dir };
         assert_eq!(presence(&f.tree, &dir, &secret, 6).unwrap(), Presence::Foreign);
         assert!(!adopt(&f.tree, &f.holders, target, &secret).unwrap());
@@ -469,7 +469,7 @@ mod tests {
         assert!(f.mount("a", "b", &digest));
         assert_ne!(f.ino(&f.path("b", &digest)), foreign);
         let name = RepoName::parse("a").unwrap();
-        let dir = f.tree.make_repository(&name, &Maker::default()).unwrap();
+        let dir = f.tree.make_repository(&name, &Account::default()).unwrap();
         assert!(adopt(&f.tree, &f.holders, Target { name: &name, dir: &dir }, &digest).unwrap());
         assert_eq!(f.ino(&f.path("a", &digest)), f.ino(&f.path("b", &digest)));
     }

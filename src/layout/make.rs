@@ -4,46 +4,16 @@
 //! then renamed. So nobody ever meets one that lacks a right or has one too many, at whatever
 //! moment the server is killed; what may be left is an empty hidden directory.
 
-use std::fmt;
-use std::sync::Arc;
-
 use rustix::fs::{self, Gid, Mode, XattrFlags};
 use rustix::io::Errno;
 
+use super::account::{Account, READ, SEARCH, WRITE};
 use super::acl::{self, Acl, AclEntry, AclTag};
 use super::dir::{Dir, Inode};
 use super::disk::Disk;
 use super::error::{At, Error, OrAbsent, Result};
 use super::rights::Level;
 use super::{inherit, path};
-
-/// On whose behalf the directories of a repository are made.
-#[derive(Clone)]
-pub struct Maker {
-    uid: Option<u32>,
-    suffices: Arc<dyn Fn(&Level) -> bool + Send + Sync>,
-}
-
-impl Maker {
-    /// A user. `suffices` says whether they may read, write and search a directory with these
-    /// rights: one that they cannot is given an entry for them.
-    pub fn new(uid: u32, suffices: impl Fn(&Level) -> bool + Send + Sync + 'static) -> Maker {
-        Maker { uid: Some(uid), suffices: Arc::new(suffices) }
-    }
-}
-
-/// The server itself: as the owner it needs no entry.
-impl Default for Maker {
-    fn default() -> Maker {
-        Maker { uid: None, suffices: Arc::new(|_| true) }
-    }
-}
-
-impl fmt::Debug for Maker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Maker").field("uid", &self.uid).finish_non_exhaustive()
-    }
-}
 
 /// Makes the directories of a repository's name that are missing, as mkdir(2) by `maker` with
 /// umask 022 would make them, but that they belong to the server's account.
@@ -52,7 +22,7 @@ impl fmt::Debug for Maker {
 ///
 /// # Errors
 /// [`Error::NoAcls`] where the rights would shut out the maker and nothing can be done about it.
-pub(super) fn repository(disk: &dyn Disk, root: &Dir, name: &str, maker: &Maker) -> Result<Dir> {
+pub(super) fn repository(disk: &dyn Disk, root: &Dir, name: &str, maker: &Account) -> Result<Dir> {
     if let Some(found) = root.dir(name).or_absent()? {
         return Ok(found);
     }
@@ -154,15 +124,15 @@ impl Dress {
     }
 
     /// Those of a new repository, or of a directory on the way to it.
-    fn new_repository(parent: &Dir, maker: &Maker) -> Result<Dress> {
+    fn new_repository(parent: &Dir, maker: &Account) -> Result<Dress> {
         let above = Level::of(parent)?;
         let default = acl::read(parent, acl::DEFAULT).at(|| parent.path().to_owned())?;
         let default = default.as_deref().and_then(Acl::parse);
         let set_gid = above.mode & 0o2000 != 0;
         let acl = inherited(&above, default.as_ref());
         let mut dress = Dress { gid: None, set_gid, acl, maker: None };
-        if let Some(uid) = maker.uid
-            && !(maker.suffices)(&dress.level(&above))
+        if let Some(uid) = maker.uid()
+            && !maker.may(&dress.level(&above), READ | WRITE | SEARCH)
         {
             dress.acl = with_user(&dress.acl, uid);
             dress.maker = Some(uid);

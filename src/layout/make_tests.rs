@@ -1,3 +1,5 @@
+//! Directories that are made for somebody, compared with what mkdir(2) by them gives.
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::Command;
@@ -43,7 +45,7 @@ impl Fixture {
         format!("{mode:o} {}", lines.join(",")).trim_end().to_owned()
     }
 
-    fn make(&self, name: &str, maker: &Maker) -> Result<Dir> {
+    fn make(&self, name: &str, maker: &Account) -> Result<Dir> {
         repository(&RealDisk, &self.root, name, maker)
     }
 
@@ -54,8 +56,8 @@ impl Fixture {
 }
 
 /// Somebody whom no right that is inherited lets in.
-fn stranger() -> Maker {
-    Maker::new(4242, |_| false)
+fn stranger() -> Account {
+    Account::new(Some(4242), |_, _| false)
 }
 
 #[test]
@@ -74,7 +76,7 @@ fn a_new_directory_gets_what_mkdir_would_give_and_never_more_than_there_is_above
         (0o3777, "2775"),
     ] {
         let f = fixture(above);
-        f.make("team/app", &Maker::default()).unwrap();
+        f.make("team/app", &Account::default()).unwrap();
         assert_eq!(f.rights("team"), expected, "beneath {above:o}");
         assert_eq!(f.rights("team/app"), expected, "beneath {above:o}");
         assert!(f.no_leftovers());
@@ -104,8 +106,9 @@ fn whom_the_rights_would_shut_out_gets_an_entry() {
 fn who_can_do_everything_gets_none() {
     let f = fixture(0o2775);
     let group = rustix::process::getegid().as_raw();
-    let member =
-        Maker::new(4242, move |level: &Level| level.gid == group && level.mode & 0o070 == 0o070);
+    let member = Account::new(Some(4242), move |level: &Level, bits| {
+        level.gid == group && level.mode >> 3 & u16::from(bits) == u16::from(bits)
+    });
     f.make("a/b", &member).unwrap();
     assert_eq!(f.rights("a/b"), "2775");
 }
@@ -114,7 +117,7 @@ fn who_can_do_everything_gets_none() {
 fn a_default_acl_is_inherited_without_writing_for_others() {
     let f = fixture(0o755);
     f.setfacl("", "d:u::rwx,d:u:77:rwx,d:g::r-x,d:g:88:r-x,d:m::rwx,d:o::rwx");
-    f.make("a/b", &Maker::default()).unwrap();
+    f.make("a/b", &Account::default()).unwrap();
     let expected = "775 user::rwx,user:77:rwx,group::r-x,group:88:r-x,mask::rwx,other::r-x";
     assert_eq!(f.rights("a"), expected);
     assert_eq!(f.rights("a/b"), expected, "the default goes on");
@@ -134,7 +137,7 @@ fn what_is_there_stays_as_it_is() {
     let f = fixture(0o755);
     std::fs::create_dir(f.path("a")).unwrap();
     f.chmod("a", 0o711);
-    f.make("a/b", &Maker::default()).unwrap();
+    f.make("a/b", &Account::default()).unwrap();
     assert_eq!(f.rights("a"), "711");
     assert_eq!(f.rights("a/b"), "711");
     f.make("a/b", &stranger()).unwrap();

@@ -8,6 +8,7 @@
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
 //!   [`Walk`] goes over all repositories, [`rights`] reads owners, modes and ACLs.
 
+pub mod account;
 pub mod acl;
 pub mod blobs;
 mod dir;
@@ -31,12 +32,12 @@ pub mod uploads;
 mod verified;
 mod walk;
 
+pub use account::Account;
 pub use dir::{Dir, DirId, Inode, is_regular, read_all, size_of, stat_file};
 pub use disk::{Disk, RealDisk};
 pub use error::{At, Error, OrAbsent, Result};
 pub use incoming::Incoming;
 pub use index_file::IndexFile;
-pub use make::Maker;
 pub use stamp::Stamp;
 pub use tree::Tree;
 pub use walk::Walk;

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::account::Account;
 use super::dir::{self, Dir};
 use super::disk::Disk;
 use super::error::{At, Error, OrAbsent, Result};
 use super::inherit::{self, Purpose};
-use super::make::{self, Maker};
+use super::make;
 use super::verified::Verified;
 use super::{durable, path};
 use crate::oci::RepoName;
@@ -69,7 +70,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`Error::NoAcls`] where the rights would shut out the maker and nothing can be done about it.
-    pub fn make_repository(&self, name: &RepoName, maker: &Maker) -> Result<Dir> {
+    pub fn make_repository(&self, name: &RepoName, maker: &Account) -> Result<Dir> {
         make::repository(&*self.disk, &self.root, name.as_str(), maker)
     }
 

@@ -197,7 +197,7 @@ impl Inner {
     /// Makes sure that all a manifest needs is there, and stores the manifest's own bytes. Gives
     /// what lies there under a wrong name.
     fn store(&self, to: &Destination, put: &Put, bytes: &[u8]) -> Result<HashSet<Digest>> {
-        let Destination { repo, digest, maker } = to;
+        let Destination { repo, digest, account } = to;
         let mut bad = HashSet::new();
         if let Some(dir) = self.tree.repository(repo)? {
             let target = Target { name: repo, dir: &dir };
@@ -206,7 +206,7 @@ impl Inner {
         } else {
             self.refuse_absent(put.required.iter().map(|r| r.digest.clone()).collect())?;
         }
-        let dir = self.tree.make_repository(repo, maker)?;
+        let dir = self.tree.make_repository(repo, account)?;
         let target = Target { name: repo, dir: &dir };
         blobs::admit_bytes(&self.tree, &self.holders, target, bytes, digest)?;
         Ok(bad)

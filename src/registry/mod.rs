@@ -7,6 +7,7 @@ mod blobs;
 mod commit;
 mod delete;
 mod error;
+mod group;
 mod indexes;
 mod lists;
 mod manifests;
@@ -33,7 +34,7 @@ pub use crate::layout::uploads::UploadId;
 use crate::graph::Knowledge;
 use crate::layout::holders::Holders;
 use crate::layout::rights::{Rights, Way};
-use crate::layout::{self, Disk, Maker, RealDisk, Tree};
+use crate::layout::{self, Account, Disk, RealDisk, Tree};
 use crate::oci::{Digest, RepoName};
 
 /// What an administrator may choose.
@@ -50,8 +51,8 @@ pub struct Actor {
     pub who: Option<String>,
     /// Their address.
     pub from: Option<IpAddr>,
-    /// Whose rights a directory that is made for them has.
-    pub maker: Maker,
+    /// What they may read of what others put here, and whose rights a directory made for them has.
+    pub account: Account,
 }
 
 /// What becomes a blob, where, and for whom.
@@ -59,13 +60,13 @@ pub struct Actor {
 struct Destination {
     repo: RepoName,
     digest: Digest,
-    maker: Maker,
+    account: Account,
 }
 
 impl Destination {
     fn new(repo: &RepoName, digest: &Digest, actor: &Actor) -> Destination {
-        let (repo, digest, maker) = (repo.clone(), digest.clone(), actor.maker.clone());
-        Destination { repo, digest, maker }
+        let (repo, digest, account) = (repo.clone(), digest.clone(), actor.account.clone());
+        Destination { repo, digest, account }
     }
 }
 

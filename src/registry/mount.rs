@@ -66,7 +66,7 @@ impl Inner {
     }
 
     fn mount_from(&self, to: &Destination, source: &Dir) -> Result<bool> {
-        let dir = self.tree.make_repository(&to.repo, &to.maker)?;
+        let dir = self.tree.make_repository(&to.repo, &to.account)?;
         let target = Target { name: &to.repo, dir: &dir };
         match blobs::mount(&self.tree, &self.holders, target, source, &to.digest) {
             Err(error) if is_of(source, &error) => Ok(passed_over(&error)),

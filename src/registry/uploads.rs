@@ -433,13 +433,13 @@ impl Inner {
 
     /// Makes a blob of what was received, if it has the digest.
     fn admit(&self, to: &Destination, incoming: &Incoming, sink: Sink) -> Result<()> {
-        let Destination { repo, digest, maker } = to;
+        let Destination { repo, digest, account } = to;
         let size = sink.written;
         let actual = sink.hasher.finish();
         if actual != *digest {
             return Err(Error::DigestMismatch { expected: digest.clone(), actual });
         }
-        let dir = self.tree.make_repository(repo, maker)?;
+        let dir = self.tree.make_repository(repo, account)?;
         let target = Target { name: repo, dir: &dir };
         Ok(blobs::admit(&self.tree, &self.holders, target, incoming, digest, size)?)
     }

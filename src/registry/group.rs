@@ -1,0 +1,264 @@
+//! What one group commit does: checks each deed against the files as they are, and makes all changes
+//! durable by one journal sync, one rename and one directory sync.
+
+use std::sync::Arc;
+
+use super::commit::{Deed, Outcome, Refusal};
+use super::indexes::Meanwhile;
+use super::manifests::Put;
+use super::{Actor, Error, Inner, Result};
+use crate::layout::blobs::Presence;
+use crate::layout::inherit::Purpose;
+use crate::layout::journal::{self, Record};
+use crate::layout::{
+    self, Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, notes, path,
+};
+use crate::oci::{Algorithm, Change, Digest, Index, Reference, RepoName, What};
+
+/// What is remembered of a repository from commit to commit.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) health: Health,
+    durable: Option<Durable>,
+}
+
+/// What this process knows to be durable of a repository.
+#[derive(Debug)]
+struct Durable {
+    /// The directory, with the names of all directories on the way.
+    dir: DirId,
+    /// The directories of blobs, by their names in `blobs/`. Not of the blobs in them.
+    blobs: Vec<DirId>,
+    /// The index.json.
+    stamp: Stamp,
+}
+
+/// Whether what the disk said can be relied on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Health {
+    #[default]
+    Sound,
+    /// A directory's fsync failed after the rename: nothing is acknowledged until a newly written
+    /// index.json has gone through all steps.
+    Suspect,
+    /// That failed too.
+    ReadOnly,
+}
+
+/// The changes of one group commit.
+pub(super) struct Group<'a> {
+    inner: &'a Inner,
+    repo: &'a RepoName,
+    dir: &'a Dir,
+    last: Option<Arc<IndexFile>>,
+    index: Arc<Index>,
+    changes: Vec<(Change, Actor)>,
+    facts: Vec<&'a facts::Fact>,
+}
+
+impl<'a> Group<'a> {
+    pub(super) fn begin(inner: &'a Inner, repo: &'a RepoName, dir: &'a Dir) -> Result<Group<'a>> {
+        let last = inner.index(repo, dir, Meanwhile::Wait)?;
+        let index = last.as_ref().map(|file| Arc::clone(&file.index)).unwrap_or_default();
+        Ok(Group { inner, repo, dir, last, index, changes: Vec::new(), facts: Vec::new() })
+    }
+
+    /// Checks one deed and applies it to the index in memory.
+    pub(super) fn apply(&mut self, deed: &'a Deed, actor: &Actor) -> Outcome {
+        let unknown = |reference| Error::ManifestUnknown { repo: self.repo.clone(), reference };
+        let changes = match deed {
+            Deed::Put(put) => {
+                self.index.agrees(&put.descriptor)?;
+                self.check_references(put)?;
+                let changes = Arc::make_mut(&mut self.index).put(&put.descriptor, &put.tags);
+                // Of a manifest that was there the facts are known: a tag says nothing new.
+                if changes.iter().any(|change| change.what == What::Push) {
+                    self.facts.push(&put.fact);
+                }
+                changes
+            }
+            Deed::Untag(tag) => {
+                let change = Arc::make_mut(&mut self.index).untag(tag);
+                vec![change.ok_or_else(|| unknown(Reference::Tag(tag.clone())))?]
+            }
+            Deed::Remove(digest) => {
+                let changes = Arc::make_mut(&mut self.index).remove(digest);
+                if changes.is_empty() {
+                    return Err(unknown(Reference::Digest(digest.clone())).into());
+                }
+                changes
+            }
+            Deed::Unlink(digest, looked) => {
+                self.unlink(digest, *looked)?;
+                Vec::new()
+            }
+            Deed::Promise(digest) => {
+                notes::promise(&self.inner.tree, self.repo, [digest])?;
+                Vec::new()
+            }
+        };
+        self.changes.extend(changes.into_iter().map(|change| (change, actor.clone())));
+        Ok(())
+    }
+
+    /// Removes a blob's name, if neither index.json as it stands nor as it is about to be needs it.
+    fn unlink(&self, digest: &Digest, looked: Option<Stamp>) -> Outcome {
+        let stands = self.last.as_ref().filter(|last| looked != Some(last.stamp));
+        let indexes = stands.map(|last| &last.index).into_iter();
+        for index in indexes.chain((!self.changes.is_empty()).then_some(&self.index)) {
+            self.inner.refuse_referenced(self.dir, index, digest)?;
+        }
+        let unknown = || Error::BlobUnknown { repo: self.repo.clone(), digest: digest.clone() };
+        let blobs = self.dir.dir(&path::blobs(digest.algorithm())).or_absent()?;
+        let blobs = blobs.ok_or_else(unknown)?;
+        let disk = &self.inner.tree.disk;
+        disk.unlink(&blobs, digest.hex()).or_absent()?.ok_or_else(unknown)?;
+        Ok(disk.sync_dir(&blobs)?)
+    }
+
+    /// Everything that the manifest relies on is there, in inodes of ours, and no collection has
+    /// it on its list any more.
+    fn check_references(&self, put: &Put) -> Outcome {
+        let tree = &self.inner.tree;
+        let all = || std::iter::once(&put.descriptor).chain(&put.required);
+        notes::promise(tree, self.repo, all().map(|descriptor| &descriptor.digest))?;
+        let mut absent = Vec::new();
+        for descriptor in all() {
+            match blobs::presence(tree, self.dir, &descriptor.digest, descriptor.size)? {
+                Presence::Ours => {}
+                Presence::Foreign if put.bad.contains(&descriptor.digest) => {
+                    absent.push(descriptor.digest.clone());
+                }
+                Presence::Foreign => return Err(Refusal::LookAgain),
+                Presence::Absent if descriptor.digest == put.descriptor.digest => {
+                    return Err(Refusal::LookAgain);
+                }
+                Presence::Absent => absent.push(descriptor.digest.clone()),
+            }
+        }
+        Ok(self.inner.refuse_absent(absent)?)
+    }
+
+    /// Makes the changes durable and visible.
+    pub(super) fn finish(self, state: &mut State) -> Result<()> {
+        if state.health == Health::ReadOnly {
+            return Err(Error::ReadOnly(self.repo.clone()));
+        }
+        let dir = self.dir.id()?;
+        if self.changes.is_empty() && state.health == Health::Sound {
+            return self.confirm(state, dir);
+        }
+        let written = self.write(state, dir);
+        if written.is_err() && state.health == Health::Suspect {
+            tracing::error!(repo = %self.repo, "the disk failed again: read-only until restart");
+            state.health = Health::ReadOnly;
+        }
+        let (file, blobs) = written?;
+        self.make_visible_durable(state, Durable { dir, blobs, stamp: file.stamp })?;
+        self.inner.indexes.put(self.repo, file);
+        if let Err(error) = facts::append(&self.inner.tree, self.dir, self.facts.iter().copied()) {
+            tracing::debug!(%error, "facts of manifests were not written down");
+        }
+        self.still_named()
+    }
+
+    /// Nothing changed: everybody asked for what is so already. It is acknowledged once it is
+    /// known to be durable; another process may have been killed right before its last sync.
+    fn confirm(&self, state: &mut State, dir: DirId) -> Result<()> {
+        let Some(last) = &self.last else {
+            return Ok(());
+        };
+        if state.durable.as_ref().is_some_and(|d| d.dir == dir && d.stamp == last.stamp) {
+            return Ok(());
+        }
+        let blobs = self.sync_names(state, dir)?;
+        let sync = |source: std::io::Error| layout::Error::Io {
+            path: self.dir.at(path::INDEX),
+            source: source.into(),
+        };
+        self.inner.tree.disk.sync(last.file()).map_err(sync)?;
+        self.inner.tree.disk.sync_dir(self.dir)?;
+        state.durable = Some(Durable { dir, blobs, stamp: last.stamp });
+        self.still_named()
+    }
+
+    /// All steps up to the rename, which is the commit.
+    fn write(&self, state: &State, dir: DirId) -> Result<(Arc<IndexFile>, Vec<DirId>)> {
+        let disk = &*self.inner.tree.disk;
+        let bytes = self.index.to_bytes();
+        let stamp = Stamp::of(&bytes);
+        let base = self.last.as_ref().map_or_else(Stamp::nothing, |last| last.stamp);
+        let record = |(change, actor): &(Change, Actor)| {
+            Record::now(change.clone(), actor.who.clone(), actor.from, base, stamp)
+        };
+        let records: Vec<Record> = self.changes.iter().map(record).collect();
+        journal::append(disk, self.dir, &records)?;
+        if self.dir.stat_name(path::OCI_LAYOUT)?.is_none() {
+            let bytes = path::OCI_LAYOUT_BYTES;
+            durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
+        }
+        let blobs = self.sync_names(state, dir)?;
+        let file = durable::replace(disk, self.dir, path::INDEX, &bytes, Purpose::Public)?;
+        let index = Arc::clone(&self.index);
+        Ok((Arc::new(IndexFile::written(self.dir, index, stamp, file)?), blobs))
+    }
+
+    /// The names of blobs become durable before a manifest that needs them can be seen; and, the
+    /// first time that this process commits here, the names of all directories on the way. Gives the
+    /// directories of blobs whose own names are durable now.
+    fn sync_names(&self, state: &State, dir: DirId) -> Result<Vec<DirId>> {
+        let tree = &self.inner.tree;
+        let known = state.durable.as_ref().filter(|durable| durable.dir == dir);
+        let mut named = Vec::new();
+        for algorithm in Algorithm::ALL {
+            if let Some(blobs) = self.dir.dir(&path::blobs(algorithm)).or_absent()? {
+                tree.disk.sync_dir(&blobs)?;
+                named.push(blobs.id()?);
+            }
+        }
+        // Who made the directory syncs its name, but may be about to, or may have been killed.
+        if known.is_none_or(|known| named.iter().any(|blobs| !known.blobs.contains(blobs)))
+            && let Some(blobs) = self.dir.dir(path::BLOBS).or_absent()?
+        {
+            tree.disk.sync_dir(&blobs)?;
+        }
+        if known.is_none() {
+            // `blobs`, `oci-layout`, the journal: an index.json must not outlive what it stands on.
+            tree.disk.sync_dir(self.dir)?;
+            tree.disk.sync_dir(&tree.root)?;
+            for (end, _) in self.repo.as_str().match_indices('/') {
+                tree.disk.sync_dir(&tree.root.dir(&self.repo.as_str()[..end])?)?;
+            }
+        }
+        Ok(named)
+    }
+
+    /// The directory's sync after the rename. If it fails, readers see what a power cut may take
+    /// back: nobody is told that it was done.
+    fn make_visible_durable(&self, state: &mut State, durable: Durable) -> Result<()> {
+        match self.inner.tree.disk.sync_dir(self.dir) {
+            Ok(()) => {
+                state.health = Health::Sound;
+                state.durable = Some(durable);
+                Ok(())
+            }
+            Err(error) => {
+                state.durable = None;
+                state.health = match state.health {
+                    Health::Sound => Health::Suspect,
+                    Health::Suspect | Health::ReadOnly => Health::ReadOnly,
+                };
+                tracing::error!(%error, repo = %self.repo, "a commit may not be durable");
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Somebody may have moved the directory away while it was written to.
+    fn still_named(&self) -> Result<()> {
+        match self.inner.tree.repository(self.repo)? {
+            Some(there) if there.inode()? == self.dir.inode()? => Ok(()),
+            _ => Err(Error::Moved(self.repo.clone())),
+        }
+    }
+}
