@@ -3,9 +3,12 @@
 //! The two never see each other: here the one's values become the other's, an account of the tree
 //! gets its answers, and a decision is put into words.
 
+mod grant;
+mod shell;
 mod words;
 
-pub use words::refusal;
+pub use grant::{Alternative, Grant, grant};
+pub use words::{Case, why};
 
 use crate::auth::{self, Entry, Permissions, Policy, Who, Whom};
 use crate::layout::acl::{Acl, AclTag};
