@@ -118,6 +118,7 @@ fn ask(place: &Place, who: &Who, question: &Question) -> (Option<Grant>, String)
         names: Names::Service,
         policy: &OPEN,
         who,
+        called: None,
         repo: &question.repo,
         way: &found,
         action: question.action,

@@ -4,10 +4,22 @@
 //! gets its answers, and a decision is put into words.
 
 mod grant;
+mod people;
+mod report;
+mod server;
 mod shell;
+mod start;
+mod text;
 mod words;
 
 pub use grant::{Alternative, Grant, grant};
+pub use people::{Kind, Member, Principal};
+pub use report::{
+    ANONYMOUS, Answer, Answers, LevelRow, Named, Other, Question, Report, ReportError, State,
+    Subject, report,
+};
+pub use server::{Problem, Server};
+pub use start::{Start, start};
 pub use words::{Case, why};
 
 use crate::auth::{self, Entry, Permissions, Policy, Who, Whom};

@@ -21,6 +21,8 @@ pub struct Case<'a> {
     pub policy: &'a Policy,
     /// Who wants to.
     pub who: &'a Who,
+    /// What they are called, where they stand for many.
+    pub called: Option<&'a str>,
     /// With which repository.
     pub repo: &'a RepoName,
     /// What lies on the way to it.
@@ -70,10 +72,11 @@ fn last(way: &Way) -> &Level {
 }
 
 /// `anna (uid 1001)`
-pub(super) fn person(who: &Who) -> String {
-    match who.account() {
-        None => "anonymous".to_owned(),
-        Some(user) => format!("{} (uid {})", user.name, user.uid),
+fn person(case: &Case<'_>) -> String {
+    match (case.called, case.who.account()) {
+        (Some(called), _) => called.to_owned(),
+        (None, Some(user)) => format!("{} (uid {})", user.name, user.uid),
+        (None, None) => "anonymous".to_owned(),
     }
 }
 
@@ -87,7 +90,7 @@ fn doing(case: &Case<'_>) -> String {
 }
 
 fn administrator(case: &Case<'_>) -> String {
-    let who = person(case.who);
+    let who = person(case);
     match (case.who.account(), case.policy.admins) {
         (Some(user), Some(gid)) if user.uid != 0 => {
             format!(
@@ -107,7 +110,7 @@ fn level(case: &Case<'_>, at: usize, ruling: Ruling) -> String {
     let (bits, how) = deciding(case, &found, ruling, needed);
     // Two groups may give reading and searching, each by a call of its own.
     let bits = if ruling.allowed { bits | needed } else { bits };
-    let (who, what) = (person(case.who), directory(case.names, level));
+    let (who, what) = (person(case), directory(case.names, level));
     let takes = letters(needed).replace('-', "");
     format!("{who} gets {} of {what} {how}; {} takes {takes}", letters(bits), doing(case))
 }

@@ -96,6 +96,7 @@ pub(super) fn admit(
                 names: auth::Names::Files,
                 policy: app.auth.policy(),
                 who: &caller.who,
+                called: None,
                 repo,
                 way: &found,
                 action: deed.right(),
