@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::permissions;
-use super::report::{Named, View, named_group, named_user};
+use super::report::{Named, State, View, named_group, named_user};
 use crate::auth::{self, Action, User, Who, Whom};
 use crate::layout::rights::Way;
 
@@ -71,11 +71,16 @@ pub(super) fn everybody(view: &View) -> Vec<Principal> {
         let who = Who::User(Arc::new(account.unwrap_or_else(nameless)));
         found.push(principal(view, Kind::User, Some(named_user(uid)), &who));
     }
+    let other = principal(view, Kind::Other, None, &everybody_else(&view.way));
     for gid in groups {
         let member = synthetic(&view.way, &[gid]);
-        found.push(principal(view, Kind::Group, Some(named_group(gid)), &member));
+        let group = principal(view, Kind::Group, Some(named_group(gid)), &member);
+        // root's group on the levels above is everywhere, and gives what everybody has.
+        if gid != 0 || (group.pull, group.push) != (other.pull, other.push) {
+            found.push(group);
+        }
     }
-    found.push(principal(view, Kind::Other, None, &everybody_else(&view.way)));
+    found.push(other);
     found.push(principal(view, Kind::Anonymous, None, &Who::Anonymous));
     found
 }
@@ -120,7 +125,9 @@ fn principal(view: &View, kind: Kind, named: Option<Named>, who: &Who) -> Princi
     };
     let [pull, push] =
         [Action::Pull, Action::Push].map(|action| view.answer(who, called.as_deref(), action));
-    let reason = if pull.allowed == Some(true) { push.reason } else { pull.reason };
+    // That nothing can be pulled where nothing is needs no saying.
+    let pulls = pull.allowed == Some(true) || view.state != State::Repository;
+    let reason = if pulls { push.reason } else { pull.reason };
     let in_group = match (kind, &named) {
         (Kind::Group | Kind::Administrators, Some(group)) => members(view, group.id),
         _ => Vec::new(),

@@ -337,10 +337,22 @@ impl View {
         Answers {
             pull: answer(Action::Pull),
             push: answer(Action::Push),
-            // In a directory that is there a repository is created by whoever may write to it.
-            create: answer(Action::Push),
+            create: match self.beneath() {
+                Some(beneath) => beneath.answer(who, None, Action::Push),
+                None => answer(Action::Push),
+            },
             delete: answer(Action::Delete),
         }
+    }
+
+    /// The same for a repository beneath this one; `None` where this one is to be created itself.
+    fn beneath(&self) -> Option<View> {
+        if self.state != State::Repository {
+            return None;
+        }
+        let repo = RepoName::parse(&format!("{}/new", self.repo)).ok()?;
+        let way = Way { whole: false, ..self.way.clone() };
+        Some(View { repo, way, state: State::Absent, ..*self })
     }
 
     fn subject(&self, who: &Who) -> Subject {

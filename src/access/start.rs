@@ -42,9 +42,15 @@ fn creators(start: &Start<'_>, root: &Level, found: &Permissions) -> String {
     let path = shell::quote(start.root);
     let team = shell::quote(&start.root.join("team"));
     let of = format!("{} {}", words::ownership(Names::Files, root), words::mode(root));
+    // What the server is to write to belongs to the server.
+    let server = rustix::process::geteuid().as_raw();
+    let owner = match server {
+        0 => String::new(),
+        uid => format!("-o {} ", shell::name(Names::Files.user(uid), uid)),
+    };
     format!(
-        "may create repositories here ({of}): {who}; to let others: \
-         setfacl -m u:alice:rwx {path}, or sudo install -d -g team -m 2775 {team}"
+        "{who} may create repositories here ({of}); to let others: \
+         setfacl -m u:alice:rwx {path}, or sudo install -d {owner}-g team -m 2775 {team}"
     )
 }
 

@@ -20,7 +20,7 @@ impl Display for Report {
         }
         if let (Some(subject), Some(answers)) = (&self.user, &self.answers) {
             about(f, subject)?;
-            all(f, self.state, answers)?;
+            all(f, answers)?;
         }
         if let Some(who) = &self.who {
             writeln!(f)?;
@@ -44,20 +44,20 @@ fn about(f: &mut Formatter<'_>, subject: &Subject) -> fmt::Result {
     Ok(())
 }
 
-fn all(f: &mut Formatter<'_>, state: State, answers: &Answers) -> fmt::Result {
-    answer(f, "pull", &answers.pull)?;
-    // A directory that is there is pushed to, and so is one beneath it that is not.
-    if state != State::Absent {
-        answer(f, "push", &answers.push)?;
+fn all(f: &mut Formatter<'_>, answers: &Answers) -> fmt::Result {
+    let Answers { pull, push, create, delete } = answers;
+    let all = [("pull", pull), ("push", push), ("create", create), ("delete", delete)];
+    for (at, (what, answer)) in all.iter().enumerate() {
+        writeln!(f, "  {what:<7}{:<4} {}", word(answer.allowed), answer.reason)?;
+        // One command that would do for several is printed after the last of them.
+        if all.get(at + 1).is_none_or(|(_, next)| next.grant != answer.grant) {
+            grant(f, answer)?;
+        }
     }
-    if state != State::Repository {
-        answer(f, "create", &answers.create)?;
-    }
-    answer(f, "delete", &answers.delete)
+    Ok(())
 }
 
-fn answer(f: &mut Formatter<'_>, what: &str, answer: &Answer) -> fmt::Result {
-    writeln!(f, "  {what:<7}{:<4} {}", word(answer.allowed), answer.reason)?;
+fn grant(f: &mut Formatter<'_>, answer: &Answer) -> fmt::Result {
     if let Some(grant) = &answer.grant {
         writeln!(f, "              {grant}")?;
     }
@@ -88,11 +88,11 @@ fn everybody(f: &mut Formatter<'_>, state: State, who: &[Principal]) -> fmt::Res
             Kind::Other => "everybody else".to_owned(),
             Kind::Anonymous => "without a login".to_owned(),
         };
-        let words = [principal.pull, principal.push].map(|word_| word(word_).to_owned());
+        let words = [principal.pull, principal.push].map(|may| word(may).to_owned());
         let [pull, push] = words;
         rows.push([who, pull, push, principal.reason.clone()]);
         for member in &principal.members {
-            let [pull, push] = [member.pull, member.push].map(|word_| word(word_).to_owned());
+            let [pull, push] = [member.pull, member.push].map(|may| word(may).to_owned());
             rows.push([format!("  {}", member.name), pull, push, String::new()]);
         }
     }

@@ -43,6 +43,9 @@ pub fn why(case: &Case<'_>, judgement: &Judgement) -> String {
         }
         Reason::AnonymousWrite => format!("{} takes a login", doing(case)),
         Reason::Level { at, ruling, .. } => level(case, at, ruling),
+        Reason::Absent if case.way.whole => {
+            format!("{} holds no repository", case.path().display())
+        }
         Reason::Absent => format!("there is no {}", case.path().display()),
         Reason::ReadOnly => {
             let path = last(case.way).path.display();
@@ -122,10 +125,17 @@ fn deciding(case: &Case<'_>, found: &Permissions, ruling: Ruling, needed: u8) ->
     let off = if acl_is_off(found) { " (its mask is empty: its ACL is off)" } else { "" };
     let group = || format!("as a member of its group {}{off}", names.group(found.group));
     let with_mask = |entry: &Entry| entry.bits & mask(found);
+    let by = |entry: &Entry| {
+        let (mask, entry_text) = (mask(found), spell(names, entry));
+        match entry.bits & !mask {
+            0 => format!("by the entry {entry_text}"),
+            _ => format!("by the entry {entry_text} under the mask {}", letters(mask)),
+        }
+    };
     let named = |whom| found.acl.iter().flatten().find(|entry| entry.whom == whom);
     let by_entry = |whom| {
         let entry = named(whom).copied().unwrap_or(Entry { whom, bits: 0 });
-        (with_mask(&entry), format!("by the entry {}", spell(names, &entry)))
+        (with_mask(&entry), by(&entry))
     };
     match ruling.by {
         By::Owner => (class(6), "as its owner".to_owned()),
@@ -137,10 +147,7 @@ fn deciding(case: &Case<'_>, found: &Permissions, ruling: Ruling, needed: u8) ->
             _ => (class(3), group()),
         },
         By::Mask => match masked(case, found, needed) {
-            Some(entry) => {
-                let (entry_text, mask) = (spell(names, &entry), letters(mask(found)));
-                (with_mask(&entry), format!("by the entry {entry_text} under the mask {mask}"))
-            }
+            Some(entry) => (with_mask(&entry), by(&entry)),
             None => (0, "under its mask".to_owned()),
         },
         By::Malformed => (0, "because its ACL is malformed".to_owned()),
