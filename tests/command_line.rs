@@ -61,7 +61,7 @@ fn the_start_prints_four_lines() {
         .env("STILLAGE_ALLOW_SPARSE", "1");
     run(Command::new("setfacl").args(["-m", "u:bin:rwx", root])).ok();
     let report = start_report(&mut by_variables);
-    let create = "bin, group daemon, which may do everything, may create repositories here \
+    let create = "bin, the admin group daemon may create repositories here \
         (root:root 775+); to let others: ";
     assert!(report[2].starts_with(&format!("stillage: {create}")), "{report:#?}");
     assert!(report[0].starts_with(&format!("stillage: serving {root} at http://")), "{report:#?}");

@@ -33,7 +33,7 @@ fn creators(start: &Start<'_>, root: &Level, found: &Permissions) -> String {
     };
     let mut who: Vec<String> = writers(found);
     if let Some(group) = start.admin_group {
-        who.push(format!("group {group}, which may do everything"));
+        who.push(format!("the admin group {group}"));
     }
     let who = match who.as_slice() {
         [] => "nobody who logs in".to_owned(),
