@@ -248,3 +248,7 @@ pub(super) fn plain(text: &str) -> String {
     }
     plain
 }
+
+#[cfg(test)]
+#[path = "words_tests.rs"]
+mod tests;
