@@ -9,8 +9,9 @@ use clap::Parser;
 use futures_util::{Stream, stream};
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stillage::access;
 use stillage::auth::{self, Auth};
-use stillage::config::{CheckArgs, Cli, Command, Serve, ServeArgs};
+use stillage::config::{AccessArgs, CheckArgs, Cli, Command, ConfigError, Serve, ServeArgs};
 use stillage::http::Server;
 use stillage::registry::Registry;
 use stillage::upkeep::check;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let outcome = start_log(cli.log_level.as_deref()).and_then(|()| match cli.command {
         Command::Serve(args) => serve(*args),
         Command::Check(args) => check(&args),
+        Command::Access(args) => access(args),
     });
     outcome.unwrap_or_else(|error| {
         complain(error.as_ref());
@@ -67,13 +69,16 @@ fn complain(error: &dyn Error) {
     let _ = writeln!(io::stderr(), "stillage: {text}");
 }
 
+/// The command line makes no sense.
+fn misused(error: &ConfigError) -> ExitCode {
+    complain(error);
+    ExitCode::from(USAGE)
+}
+
 fn serve(args: ServeArgs) -> Outcome {
     let settings = match args.check() {
         Ok(settings) => settings,
-        Err(error) => {
-            complain(&error);
-            return Ok(ExitCode::from(USAGE));
-        }
+        Err(error) => return Ok(misused(&error)),
     };
     raise_file_limit();
     // Every file and directory is made with the mode that it is to have.
@@ -101,10 +106,10 @@ async fn run(settings: Serve) -> Result<(), Box<dyn Error>> {
 
 /// What the person who started the server wants to know.
 fn report(settings: &Serve, server: &Server) -> io::Result<()> {
-    let [push, pull] = settings.rights();
+    let [create, pull] = access::start(&settings.start()).map_err(io::Error::other)?;
     let root = Path::display(&settings.root);
     let text = format!(
-        "stillage: serving {root} at http://{}\nstillage: {}\nstillage: {push}\nstillage: {pull}\n",
+        "stillage: serving {root} at http://{}\nstillage: {}\nstillage: {create}\nstillage: {pull}\n",
         server.address()?,
         server.who_can_log_in(),
     );
@@ -141,4 +146,22 @@ fn check(args: &CheckArgs) -> Outcome {
     let summary = check::report::run(&args.root, options, format, &mut out)?;
     out.flush()?;
     Ok(if summary.is_damaged() { ExitCode::from(DAMAGE) } else { ExitCode::SUCCESS })
+}
+
+fn access(args: AccessArgs) -> Outcome {
+    let root = std::env::var_os("STILLAGE_ROOT").filter(|root| !root.is_empty());
+    let (question, json) = match args.check(root.map(Into::into)) {
+        Ok(checked) => checked,
+        Err(error) => return Ok(misused(&error)),
+    };
+    let report = access::report(&question)?;
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
 }
