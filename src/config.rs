@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -93,6 +94,10 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: u64,
+    /// How many seconds a request waits for a repository's lock
+    #[arg(long, env = "STILLAGE_LOCK_WAIT", hide = true, default_value = "30")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    lock_wait: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -145,6 +150,8 @@ pub struct Serve {
     pub listen: SocketAddr,
     /// Whether manifests may refer to what is not there.
     pub allow_sparse: bool,
+    /// How long a request waits for a repository's lock.
+    pub lock_wait: Duration,
     /// How people log in.
     pub mode: auth::Mode,
     /// What is allowed without a login.
@@ -186,6 +193,7 @@ impl ServeArgs {
             root: self.root,
             listen: self.listen,
             allow_sparse: self.allow_sparse,
+            lock_wait: Duration::from_secs(self.lock_wait),
             mode: if open { auth::Mode::None } else { auth::Mode::Pam },
             anonymous,
             allow_root: self.allow_root,
@@ -196,7 +204,7 @@ impl ServeArgs {
                 trusted_proxies: self.trusted_proxy,
                 // Beyond loopback names are no protection, and everybody was let in knowingly.
                 open: open && !self.open_to_all,
-                patience: std::time::Duration::from_secs(self.patience),
+                patience: Duration::from_secs(self.patience),
                 ..http::Settings::default()
             },
         })
@@ -206,7 +214,7 @@ impl ServeArgs {
 impl Serve {
     /// The registry's settings.
     pub fn registry(&self) -> registry::Settings {
-        registry::Settings { allow_sparse: self.allow_sparse }
+        registry::Settings { allow_sparse: self.allow_sparse, lock_wait: self.lock_wait }
     }
 
     /// Login and permissions.

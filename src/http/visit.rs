@@ -13,6 +13,7 @@ use super::App;
 use super::errors::{Failure, Refusal};
 use super::route::Deed;
 use crate::auth::{self, Caller, Verdict};
+use crate::layout::Account;
 use crate::oci::RepoName;
 use crate::registry::{Actor, Registry};
 
@@ -68,8 +69,13 @@ impl Visit {
         Actor {
             who: self.caller.who.name().map(str::to_owned),
             from: Some(self.client),
-            ..Actor::default()
+            account: self.account(),
         }
+    }
+
+    /// On whose behalf files are read that have rights of their own.
+    pub(super) fn account(&self) -> Account {
+        Account::default()
     }
 
     /// Who may push is promised what he is told exists.

@@ -6,10 +6,11 @@
 //!   the one writer of files that are replaced.
 //! - [`Tree`] is ROOT with the registry's own room. [`blobs`], [`IndexFile`], [`journal`],
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
-//!   [`Walk`] goes over all repositories, [`rights`] reads owners, modes and ACLs.
+//!   [`Walk`] goes over all repositories, [`rights`] and [`readers`] read owners, modes and ACLs.
 
 pub mod account;
 pub mod acl;
+mod blob;
 pub mod blobs;
 mod dir;
 mod disk;
@@ -25,14 +26,17 @@ pub mod lock;
 mod make;
 pub mod notes;
 pub mod path;
+pub mod readers;
 pub mod rights;
 mod stamp;
 mod tree;
 pub mod uploads;
 mod verified;
+mod version;
 mod walk;
 
 pub use account::Account;
+pub use blob::Blob;
 pub use dir::{Dir, DirId, Inode, is_regular, read_all, size_of, stat_file};
 pub use disk::{Disk, RealDisk};
 pub use error::{At, Error, OrAbsent, Result};
@@ -40,4 +44,6 @@ pub use incoming::Incoming;
 pub use index_file::IndexFile;
 pub use stamp::Stamp;
 pub use tree::Tree;
+pub use verified::Verdict;
+pub use version::Version;
 pub use walk::Walk;

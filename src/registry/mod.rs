@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub use blobs::{BlobInfo, OpenBlob};
 pub use error::{Error, Result};
@@ -38,10 +39,18 @@ use crate::layout::{self, Account, Disk, RealDisk, Tree};
 use crate::oci::{Digest, RepoName};
 
 /// What an administrator may choose.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Take manifests whose blobs are absent.
     pub allow_sparse: bool,
+    /// How long a request waits for a repository's lock.
+    pub lock_wait: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { allow_sparse: false, lock_wait: layout::lock::REQUEST_WAIT }
+    }
 }
 
 /// On whose behalf a deed is done, for the journal and as the owner of uploads.
@@ -88,6 +97,7 @@ struct Inner {
     indexes: indexes::Indexes,
     queues: Mutex<HashMap<RepoName, Arc<commit::Queue>>>,
     hashes: uploads::Hashes,
+    turns: blobs::Turns,
     knowledge: Mutex<HashMap<RepoName, Arc<Mutex<Knowledge>>>>,
 }
 
@@ -107,6 +117,7 @@ impl Registry {
             indexes: indexes::Indexes::default(),
             queues: Mutex::default(),
             hashes: uploads::Hashes::default(),
+            turns: blobs::Turns::default(),
             knowledge: Mutex::default(),
         };
         Ok(Registry { inner: Arc::new(inner) })
