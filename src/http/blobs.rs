@@ -22,9 +22,9 @@ impl Visit {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Response, Failure> {
-        let pusher = self.may_push(repo).then(|| self.actor());
-        let blob =
-            self.registry().stat_blob(repo, digest, &self.account(), pusher.as_ref()).await?;
+        let pusher = self.permit.promised.then(|| self.actor());
+        let reader = self.account();
+        let blob = self.registry().stat_blob(repo, digest, &reader, pusher.as_ref()).await?;
         if is_known(&self.headers, digest) {
             return Ok(not_modified(digest));
         }
