@@ -153,6 +153,10 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: u64,
+    /// How many seconds a request waits for a repository's lock
+    #[arg(long, env = "STILLAGE_LOCK_WAIT", hide = true, default_value = "30")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    lock_wait: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -263,6 +267,7 @@ impl ServeArgs {
             listen: self.listen,
             registry: registry::Settings {
                 allow_sparse: self.allow_sparse,
+                lock_wait: Duration::from_secs(self.lock_wait),
                 max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
                 upload_expiry: self.upload_expiry,
                 min_free: self.min_free.unwrap_or(MinFree::Usual),
