@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -210,13 +211,13 @@ impl Serve {
     }
 
     /// Login and permissions.
-    pub fn auth(&self, token_key: [u8; 32]) -> auth::Settings {
+    pub fn auth(&self, keys: Arc<dyn auth::KeySource>) -> auth::Settings {
         auth::Settings {
             anonymous: self.anonymous,
             allow_root: self.allow_root,
             pam_service: self.pam_service.clone(),
             pam_confdir: self.pam_confdir.clone(),
-            ..auth::Settings::new(self.mode, token_key)
+            ..auth::Settings::new(self.mode, keys)
         }
     }
 

@@ -11,7 +11,7 @@ use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::auth::{self, Auth};
 use stillage::config::{CheckArgs, Cli, Command, Serve, ServeArgs};
-use stillage::http::Server;
+use stillage::http::{self, Server};
 use stillage::registry::Registry;
 use stillage::upkeep::check;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -88,7 +88,7 @@ fn serve(args: ServeArgs) -> Outcome {
 async fn run(settings: Serve) -> Result<(), Box<dyn Error>> {
     let stop = told_to_stop()?;
     let registry = Registry::open(&settings.root, settings.registry())?;
-    let auth = Auth::new(settings.auth(registry.token_key()?))?;
+    let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
     let server = Server::bind(settings.listen, registry, auth, settings.http.clone()).await;
     let server =
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;

@@ -395,5 +395,5 @@ async fn settings_that_make_no_sense_are_refused() {
     let mut settings = host.settings();
     settings.pam_confdir = Some("pam.d".into());
     assert!(Auth::new(settings).is_err());
-    assert!(Auth::new(stillage::auth::Settings::new(Mode::Pam, [0; 32])).is_err());
+    assert!(Auth::new(stillage::auth::Settings::new(Mode::Pam, Arc::new([0; 32]))).is_err());
 }

@@ -11,6 +11,7 @@ mod credentials;
 mod descendants;
 mod frame;
 mod gate;
+mod keys;
 mod login;
 mod memory;
 mod pam;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use access::{Action, Anonymous, Policy, Who, may};
+pub use keys::{KeySource, KeysError, Need, SigningKey, SigningKeys};
 pub use scope::{Access, Actions, ChallengeError, MAX_SCOPES, Resource, parse_scopes};
 pub use settings::{DEFAULT_PAM_SERVICE, DEFAULT_WORKER, Limits, Mode, Settings, StartError};
 pub use token::{Issued, LIFETIME, RandomError, TokenError};
@@ -170,7 +172,7 @@ impl Auth {
         let workers = pool(settings.limits.workers);
         Ok(Auth {
             policy: Policy { anonymous: settings.anonymous },
-            signer: Signer::new(settings.token_key, &settings.service_name),
+            signer: Signer::new(Arc::clone(&settings.keys), &settings.service_name),
             server: Arc::new(User::of_this_process()),
             login: Login::new(rules, workers, Arc::clone(&users), files, marker),
             users,
@@ -230,7 +232,10 @@ impl Auth {
     async fn bearer(&self, token: &[u8]) -> Result<Caller, AuthError> {
         let token =
             str::from_utf8(token).map_err(|_| AuthError::InvalidToken(TokenError::Malformed))?;
-        let claims = self.signer.verify(token).map_err(AuthError::InvalidToken)?;
+        let claims = self.signer.verify(token).map_err(|error| match error {
+            TokenError::NoKeys => AuthError::Unavailable,
+            error => AuthError::InvalidToken(error),
+        })?;
         let who = match &claims.sub {
             None => Who::Anonymous,
             Some(name) => self.subject(name).await?,

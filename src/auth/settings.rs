@@ -2,11 +2,13 @@
 
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use super::access::Anonymous;
+use super::keys::{KeySource, KeysError, Need};
 use super::token::RandomError;
 
 /// The PAM service whose file decides, unless told otherwise.
@@ -37,8 +39,8 @@ pub struct Settings {
     pub anonymous: Anonymous,
     /// Whether uid 0 may log in.
     pub allow_root: bool,
-    /// What signs tokens. Whoever knows it can be anybody.
-    pub token_key: [u8; 32],
+    /// What signs tokens.
+    pub keys: Arc<dyn KeySource>,
     /// Numbers and times.
     pub limits: Limits,
     /// The program that is started as a worker, with `pam-worker` as its argument.
@@ -73,7 +75,7 @@ impl Default for Limits {
 
 impl Settings {
     /// The defaults: service `stillage` in both senses, anonymous nothing, no root.
-    pub fn new(mode: Mode, token_key: [u8; 32]) -> Settings {
+    pub fn new(mode: Mode, keys: Arc<dyn KeySource>) -> Settings {
         Settings {
             mode,
             service_name: "stillage".to_owned(),
@@ -81,7 +83,7 @@ impl Settings {
             pam_confdir: None,
             anonymous: Anonymous::Nothing,
             allow_root: false,
-            token_key,
+            keys,
             limits: Limits::default(),
             worker: DEFAULT_WORKER.into(),
         }
@@ -101,7 +103,7 @@ impl Settings {
         if let Some(dir) = self.pam_confdir.as_ref().filter(|dir| !dir.is_absolute()) {
             return Err(StartError::Confdir(dir.clone()));
         }
-        if self.token_key == [0; 32] {
+        if *self.keys.keys(Need::Sign)?.current.secret == [0; 32] {
             return Err(StartError::Key);
         }
         Ok(())
@@ -120,6 +122,9 @@ pub enum StartError {
     /// Nobody wrote a key into the array.
     #[error("the key that signs tokens is all zeros")]
     Key,
+    /// There is no key.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The system gives no random bytes.
     #[error(transparent)]
     Random(#[from] RandomError),

@@ -24,6 +24,7 @@ mod encoding;
 mod errors;
 mod framing;
 mod gate;
+mod keys;
 mod lists;
 mod log;
 mod manifests;
@@ -36,6 +37,7 @@ mod uploads;
 mod visit;
 
 use errors::Failure;
+pub use keys::token_keys;
 use log::Record;
 use origin::Origin;
 pub use origin::{BaseUrl, Network};

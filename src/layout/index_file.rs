@@ -38,7 +38,7 @@ pub struct IndexFile {
 /// What stat(2) tells of a file's content: equal versions of an open file mean equal bytes, once
 /// the times are settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
+pub(super) struct Version {
     dev: u64,
     ino: u64,
     size: i64,
@@ -47,7 +47,7 @@ struct Version {
 }
 
 impl Version {
-    fn of(stat: &Stat) -> Version {
+    pub(super) fn of(stat: &Stat) -> Version {
         Version {
             dev: stat.st_dev,
             ino: stat.st_ino,
@@ -59,7 +59,7 @@ impl Version {
 
     /// Kernels before 6.13 stamp files with a clock that ticks every 4 ms: within two ticks a
     /// second change may leave all times equal.
-    fn settled(self) -> bool {
+    pub(super) fn settled(self) -> bool {
         let now = clock_gettime(ClockId::RealtimeCoarse);
         let age = (i128::from(now.tv_sec) - i128::from(self.ctime.0)) * 1_000_000_000
             + i128::from(now.tv_nsec)

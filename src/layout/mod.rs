@@ -6,7 +6,8 @@
 //!   the one writer of files that are replaced.
 //! - [`Tree`] is ROOT with the registry's own room. [`blobs`], [`IndexFile`], [`journal`],
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
-//!   [`Walk`] goes over all repositories, [`rights`] reads owners, modes and ACLs.
+//!   [`Walk`] goes over all repositories, [`rights`] reads owners, modes and ACLs, [`KeyFile`] has
+//!   the keys that sign tokens.
 
 pub mod account;
 pub mod acl;
@@ -27,6 +28,7 @@ pub mod notes;
 pub mod path;
 pub mod rights;
 mod stamp;
+mod token_keys;
 mod tree;
 pub mod uploads;
 mod verified;
@@ -39,5 +41,6 @@ pub use error::{At, Error, OrAbsent, Result};
 pub use incoming::Incoming;
 pub use index_file::IndexFile;
 pub use stamp::Stamp;
+pub use token_keys::{Key, KeyFile, Keys};
 pub use tree::Tree;
 pub use walk::Walk;
