@@ -17,6 +17,7 @@ use support::http::{Client, Request, Response};
 fn a_person_logs_in_pushes_looks_at_the_disk_and_pushes_again() {
     let account = Account::new();
     let mut registry = Registry::start(&["--auth", "pam"]);
+    registry.grant(&format!("u:{}", account.name()));
     let server = localhost(registry.addr());
     let home = Containers::new();
     home.image("localhost/made-here", "walk-through", "amd64");
@@ -55,6 +56,7 @@ fn a_person_logs_in_pushes_looks_at_the_disk_and_pushes_again() {
 fn what_was_pushed_is_pulled_by_tag_and_by_digest() {
     let account = Account::new();
     let registry = Registry::start(&["--auth", "pam"]);
+    registry.grant(&format!("u:{}", account.name()));
     let server = localhost(registry.addr());
     let home = Containers::new();
     let id = home.image("localhost/made-here", "there and back", "amd64");
