@@ -58,7 +58,7 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_LISTEN", hide_env = true, value_name = "ADDR:PORT")]
     #[arg(default_value = "127.0.0.1:5000", value_parser = address)]
     listen: SocketAddr,
-    /// How people log in: with the host's accounts, or not at all
+    /// How people log in: the host's accounts, the same without tokens, or not at all
     #[arg(long, env = "STILLAGE_AUTH", hide_env = true, value_enum, default_value = "pam")]
     auth: AuthMode,
     /// What is allowed without a login [default: pull on loopback, none elsewhere]
@@ -102,6 +102,7 @@ pub struct ServeArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum AuthMode {
     Pam,
+    Basic,
     None,
 }
 
@@ -135,6 +136,11 @@ pub enum ConfigError {
     /// Who has no logins cannot ask for one.
     #[error("--auth none lets everyone in: --anonymous none contradicts it")]
     Anonymous,
+    /// Nobody could push.
+    #[error(
+        "--auth basic lets only administrators push: name their group with --admin-group GROUP"
+    )]
+    NoAdministrators,
     /// A relative directory would depend on where the workers were started.
     #[error("--pam-confdir {0:?} is not an absolute path")]
     PamConfdir(PathBuf),
@@ -179,6 +185,9 @@ impl ServeArgs {
         if open && self.anonymous == Some(AnonymousMode::None) {
             return Err(ConfigError::Anonymous);
         }
+        if self.auth == AuthMode::Basic && self.admin_group.is_none() {
+            return Err(ConfigError::NoAdministrators);
+        }
         if let Some(path) = self.pam_confdir.as_ref().filter(|path| path.is_relative()) {
             return Err(ConfigError::PamConfdir(path.clone()));
         }
@@ -192,7 +201,11 @@ impl ServeArgs {
             root: self.root,
             listen: self.listen,
             allow_sparse: self.allow_sparse,
-            mode: if open { auth::Mode::None } else { auth::Mode::Pam },
+            mode: match self.auth {
+                AuthMode::Pam => auth::Mode::Pam,
+                AuthMode::Basic => auth::Mode::Basic,
+                AuthMode::None => auth::Mode::None,
+            },
             anonymous,
             admin_group: self.admin_group,
             allow_root: self.allow_root,
@@ -232,13 +245,14 @@ impl Serve {
     pub fn rights(&self) -> [&'static str; 2] {
         let push = match self.mode {
             auth::Mode::Pam => "whoever is logged in may push, and so create repositories",
+            auth::Mode::Basic => "only administrators may push, and so create repositories",
             auth::Mode::None => "whoever reaches this address may push, and so create repositories",
         };
         let pull = match (self.mode, self.anonymous) {
             (auth::Mode::None, _) | (_, auth::Anonymous::Pull) => {
                 "everything can be pulled without a login"
             }
-            (auth::Mode::Pam, auth::Anonymous::Nothing) => "nothing can be pulled without a login",
+            (_, auth::Anonymous::Nothing) => "nothing can be pulled without a login",
         };
         [push, pull]
     }
@@ -271,6 +285,10 @@ mod tests {
         let none = serve(&["--anonymous", "none"]).unwrap();
         assert_eq!(none.anonymous, auth::Anonymous::Nothing);
         assert!(matches!(serve(&["--pam-confdir", "x"]), Err(ConfigError::PamConfdir(_))));
+        let nobody = serve(&["--auth", "basic"]).unwrap_err();
+        assert_eq!(nobody, ConfigError::NoAdministrators);
+        let some = serve(&["--auth", "basic", "--admin-group", "adm"]).unwrap();
+        assert_eq!(some.mode, auth::Mode::Basic);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub fn refusal(way: &Way, judgement: &Judgement) -> String {
             let level = &way.levels[at];
             format!("{}: {ruling:?} wanted {wanted}", level.path.display())
         }
+        Reason::NotAdministrator => "with --auth basic only administrators write".to_owned(),
         other => format!("{other:?}"),
     }
 }

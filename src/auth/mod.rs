@@ -48,6 +48,9 @@ use token::Signer;
 use users::Users;
 use workers::{Bounds, Workers};
 
+/// The value of `WWW-Authenticate` that asks for user and password.
+pub const BASIC_CHALLENGE: &str = "Basic realm=\"stillage\"";
+
 /// A user or client, and how far what they presented reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
@@ -184,6 +187,17 @@ impl Auth {
         })
     }
 
+    /// Whether there are tokens, and a place to get them.
+    pub fn has_tokens(&self) -> bool {
+        self.settings.mode != Mode::Basic
+    }
+
+    /// Whether a request for something that can be read may pass without credentials: where there
+    /// are no tokens, who is not asked to log in sends none.
+    pub fn lets_in(&self, caller: &Caller) -> bool {
+        caller.presented() || (!self.has_tokens() && self.policy.anonymous == Anonymous::Pull)
+    }
+
     /// Finds out who is asking from the bytes of the `Authorization` header, if there is one.
     ///
     /// A password is checked as [`Auth::login`] does. An empty user with an empty password, which
@@ -204,6 +218,9 @@ impl Auth {
             return Ok(nobody());
         };
         match split_scheme(header) {
+            (scheme, _) if scheme.eq_ignore_ascii_case(b"bearer") && !self.has_tokens() => {
+                Err(AuthError::Malformed("there are no tokens here: send user and password"))
+            }
             (scheme, rest) if scheme.eq_ignore_ascii_case(b"bearer") => self.bearer(rest).await,
             (scheme, rest) if scheme.eq_ignore_ascii_case(b"basic") => self.basic(rest, peer).await,
             _ => Err(AuthError::Malformed("the Authorization header is neither Bearer nor Basic")),
@@ -307,6 +324,7 @@ impl Auth {
     ) -> (Verdict, Judgement) {
         let judgement = self.judge(&caller.who, way, action);
         let verdict = match (judgement.right, &caller.who) {
+            (Right::Yes, Who::Anonymous) if !self.has_tokens() => Verdict::Allowed,
             _ if !caller.presented() => Verdict::NeedsToken,
             (Right::No, Who::Anonymous) => Verdict::NeedsScope,
             (Right::No, Who::User(_) | Who::Server(_)) => Verdict::Denied,
@@ -320,6 +338,10 @@ impl Auth {
     /// The permissions alone, whatever a token was issued for: for lists, which show what their
     /// reader may pull.
     pub fn judge(&self, who: &Who, way: &Way, action: Action) -> Judgement {
+        let reads = action == Action::Pull;
+        if self.settings.mode == Mode::Basic && !reads && !self.is_administrator(who) {
+            return Judgement { right: Right::No, reason: Reason::NotAdministrator };
+        }
         judge(&self.policy, who, way, action)
     }
 
@@ -339,7 +361,7 @@ impl Auth {
     }
 
     /// The value of `WWW-Authenticate`. `realm` is the absolute URL of the token endpoint; `scope`
-    /// is what this request needs.
+    /// is what this request needs. Where there are no tokens, see [`BASIC_CHALLENGE`].
     pub fn challenge(
         &self,
         realm: &str,
@@ -353,7 +375,7 @@ impl Auth {
     pub fn who_can_log_in(&self) -> String {
         match self.settings.mode {
             Mode::None => format!("no login: every request acts as {}", self.server.name),
-            Mode::Pam => report::who_can_log_in(&report::Facts {
+            Mode::Pam | Mode::Basic => report::who_can_log_in(&report::Facts {
                 server: &self.server,
                 service: &self.settings.pam_service,
                 confdir: self.settings.pam_confdir.as_deref(),

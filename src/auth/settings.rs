@@ -23,6 +23,8 @@ pub const DEFAULT_WORKER: &str = "/proc/self/exe";
 pub enum Mode {
     /// Passwords checked by PAM, tokens for what follows.
     Pam,
+    /// Passwords checked by PAM with every request; no tokens. Only administrators write.
+    Basic,
     /// No login; every request acts as the account that runs the server.
     None,
 }
@@ -118,6 +120,9 @@ impl Settings {
         if let Some(dir) = self.pam_confdir.as_ref().filter(|dir| !dir.is_absolute()) {
             return Err(StartError::Confdir(dir.clone()));
         }
+        if self.mode == Mode::Basic && self.admin_group.is_none() {
+            return Err(StartError::NobodyWrites);
+        }
         if *self.keys.keys(Need::Sign)?.current.secret == [0; 32] {
             return Err(StartError::Key);
         }
@@ -145,6 +150,9 @@ pub enum StartError {
         /// What the name service said.
         source: Errno,
     },
+    /// With Basic only administrators write, and there are none.
+    #[error("with basic logins only administrators may push: an admin group is needed")]
+    NobodyWrites,
     /// Nobody wrote a key into the array.
     #[error("the key that signs tokens is all zeros")]
     Key,

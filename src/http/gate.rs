@@ -66,13 +66,21 @@ pub(super) fn admit(
     action: &Action,
 ) -> Result<Permit, Failure> {
     let needs = |error, message| Err(challenge(app, origin, action, error, message));
-    let log_in = || needs(None, "no token: log in, or fetch one from /token".to_owned());
+    let log_in = || {
+        let how = if app.auth.has_tokens() {
+            "no token: log in, or fetch one from /token"
+        } else {
+            "log in first"
+        };
+        needs(None, how.to_owned())
+    };
     let (repo, deed) = match action {
         Action::Repo(repo, deed) => (repo, deed),
+        Action::Catalog(_) if app.auth.lets_in(caller) => return Ok(Permit::default()),
         _ if caller.presented() => return Ok(Permit::default()),
         _ => return log_in(),
     };
-    if !caller.presented() {
+    if !app.auth.lets_in(caller) {
         return log_in();
     }
     let asks = matches!(deed, Deed::ReadBlob { head: true, .. });
@@ -166,6 +174,10 @@ fn challenge(
     error: Option<ChallengeError>,
     message: String,
 ) -> Failure {
+    if !app.auth.has_tokens() {
+        let challenge = auth::BASIC_CHALLENGE.to_owned();
+        return Failure::Unauthorized { challenge, message };
+    }
     match origin.base() {
         // A realm that a stranger could choose would send passwords to the stranger.
         Err(refusal) => refusal.into(),

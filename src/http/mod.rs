@@ -41,7 +41,7 @@ pub use keys::token_keys;
 use log::Record;
 use origin::Origin;
 pub use origin::{BaseUrl, Network};
-use route::Action;
+use route::{Action, RouteError};
 pub use server::Server;
 use visit::Visit;
 
@@ -122,6 +122,9 @@ impl App {
         gate::browsers(&self, &request.headers, &origin)?;
         match action {
             Action::Front | Action::Health | Action::Ready => Ok(reply::empty(StatusCode::OK)),
+            Action::Token { .. } | Action::TokenForm if !self.auth.has_tokens() => {
+                Err(RouteError::NotFound.into())
+            }
             Action::Token { scopes } => {
                 let (who, response) = token::get(&self, request, &origin, scopes).await?;
                 record.who(&who);

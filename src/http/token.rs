@@ -99,7 +99,7 @@ fn rfc3339(at: SystemTime) -> Option<String> {
 pub(super) fn finish(response: &mut Response) {
     no_store(response);
     if response.status() == StatusCode::UNAUTHORIZED {
-        let basic = HeaderValue::from_static("Basic realm=\"stillage\"");
+        let basic = HeaderValue::from_static(auth::BASIC_CHALLENGE);
         response.headers_mut().insert(WWW_AUTHENTICATE, basic);
     }
 }
