@@ -6,6 +6,7 @@
 
 mod access;
 mod accounts;
+mod audit;
 mod bounded;
 mod credentials;
 mod descendants;
@@ -26,13 +27,13 @@ mod users;
 pub mod worker;
 mod workers;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
 pub use access::{Action, Anonymous, Judgement, Policy, Reason, Right, Way, Who, judge};
+pub use audit::{AUDIT, Peer};
 pub use keys::{KeySource, KeysError, Need, SigningKey, SigningKeys};
 pub use permissions::{By, Credentials, Entry, Permissions, READ, Ruling, SEARCH, WRITE, Whom};
 pub use scope::{Access, Actions, ChallengeError, MAX_SCOPES, Resource, parse_scopes};
@@ -135,7 +136,7 @@ fn whole_seconds(time: Duration) -> u64 {
 impl From<LoginError> for AuthError {
     fn from(error: LoginError) -> AuthError {
         match error {
-            LoginError::Refused => AuthError::Refused,
+            LoginError::Refused(_) => AuthError::Refused,
             LoginError::TooMany(retry_after) => AuthError::TooMany { retry_after },
             LoginError::Busy(retry_after) => AuthError::Busy { retry_after },
             LoginError::Unavailable => AuthError::Unavailable,
@@ -206,8 +207,9 @@ impl Auth {
     pub async fn identify(
         &self,
         authorization: Option<&[u8]>,
-        peer: IpAddr,
+        peer: impl Into<Peer<'_>>,
     ) -> Result<Caller, AuthError> {
+        let peer = peer.into();
         if self.settings.mode == Mode::None {
             return Ok(Caller {
                 who: Who::Server(Arc::clone(&self.server)),
@@ -228,11 +230,16 @@ impl Auth {
     }
 
     /// Checks a user and password, given apart from a header. Both empty is anonymous.
-    pub async fn login(&self, user: &str, password: &str, peer: IpAddr) -> Result<Who, AuthError> {
-        self.check(user, password.as_bytes(), peer).await
+    pub async fn login(
+        &self,
+        user: &str,
+        password: &str,
+        peer: impl Into<Peer<'_>>,
+    ) -> Result<Who, AuthError> {
+        self.check(user, password.as_bytes(), peer.into()).await
     }
 
-    async fn check(&self, user: &str, password: &[u8], peer: IpAddr) -> Result<Who, AuthError> {
+    async fn check(&self, user: &str, password: &[u8], peer: Peer<'_>) -> Result<Who, AuthError> {
         if self.settings.mode == Mode::None {
             return Ok(Who::Server(Arc::clone(&self.server)));
         }
@@ -242,7 +249,7 @@ impl Auth {
         Ok(Who::User(self.login.check(user, password, peer).await?))
     }
 
-    async fn basic(&self, encoded: &[u8], peer: IpAddr) -> Result<Caller, AuthError> {
+    async fn basic(&self, encoded: &[u8], peer: Peer<'_>) -> Result<Caller, AuthError> {
         let pair = credentials::parse_basic(encoded).map_err(AuthError::Malformed)?;
         match self.check(&pair.user, &pair.password, peer).await? {
             Who::Anonymous => Ok(nobody()),

@@ -4,12 +4,13 @@ use axum::response::Response;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, ORIGIN};
 
+use super::audit::{self, Source};
 use super::errors::{Failure, Refusal};
 use super::origin::Origin;
 use super::route::{Action, Deed};
 use super::{App, lists};
 use crate::access;
-use crate::auth::{self, AuthError, Caller, ChallengeError, Right, Verdict};
+use crate::auth::{self, AuthError, Caller, ChallengeError, Peer, Right, Verdict};
 use crate::oci::RepoName;
 use crate::registry;
 
@@ -27,7 +28,16 @@ pub(super) async fn identify(
     if values.next().is_some() {
         return Err(Refusal::Doubled("Authorization"));
     }
-    Ok(app.auth.identify(value, origin.client).await)
+    let identified = app.auth.identify(value, peer(origin)).await;
+    if let Err(AuthError::InvalidToken(why)) = identified {
+        audit::token_refused(origin.client, &origin.request, why);
+    }
+    Ok(identified)
+}
+
+/// Where a login comes from.
+pub(super) fn peer(origin: &Origin) -> Peer<'_> {
+    Peer { address: origin.client, request: origin.request.as_str() }
 }
 
 /// Who makes a request of the API; credentials that are not believed are answered with a challenge.
@@ -100,14 +110,13 @@ pub(super) fn admit(
             needs(Some(ChallengeError::InsufficientScope), beyond(caller, repo, deed))
         }
         Verdict::Denied => {
-            tracing::info!(
-                who = caller.who.name(),
-                client = %origin.client,
-                repo = repo.as_str(),
-                right = ?deed.right(),
-                why = ?access::refusal(&found, &judgement),
-                "refused"
-            );
+            let source = Source {
+                who: caller.who.name().map(str::to_owned),
+                client: origin.client,
+                request: origin.request.clone(),
+            };
+            let why = access::refusal(&found, &judgement);
+            audit::denied(&source, repo, deed.right(), &why);
             Err(denied(repo, deed))
         }
         Verdict::Untold => match found.stopped {

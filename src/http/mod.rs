@@ -17,6 +17,7 @@ use http::{Request, StatusCode};
 use crate::auth::Auth;
 use crate::registry::Registry;
 
+mod audit;
 mod blobs;
 mod body;
 mod conn;
@@ -117,7 +118,7 @@ impl App {
         record: &mut Record,
     ) -> Result<Response, Failure> {
         let (external, trusted) = (&self.settings.external_url, &self.settings.trusted_proxies);
-        let origin = Origin::of(request, peer, external.as_ref(), trusted)?;
+        let origin = Origin::of(request, record.id(), peer, external.as_ref(), trusted)?;
         record.client(origin.client);
         gate::browsers(&self, &request.headers, &origin)?;
         match action {
@@ -157,7 +158,8 @@ impl App {
             Err(failure) => return gate::alike(Err(failure), action),
         };
         let (client, headers) = (origin.client, request.headers.clone());
-        let visit = Visit { app: self, caller, permit, client, headers };
+        let request = origin.request.clone();
+        let visit = Visit { app: self, caller, permit, client, request, headers };
         match action {
             Action::Catalog(page) => visit.catalog(page).await,
             Action::Repo(repo, deed) => gate::alike(visit.perform(repo, deed, body).await, action),
