@@ -14,8 +14,13 @@ use stillage::config::{CheckArgs, Cli, Command, Serve, ServeArgs};
 use stillage::http::{self, Server};
 use stillage::registry::Registry;
 use stillage::upkeep::check;
+use stillage::wipe::Wiping;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// Passwords pass through buffers of others: what is freed is wiped.
+#[global_allocator]
+static ALLOCATOR: Wiping = Wiping;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
