@@ -254,7 +254,7 @@ fn named_situations_are_decided_as_the_kernel_decides_them() {
         compare(&place, &mut people, name, &mut tally);
     }
     tally.agrees(300);
-    println!("measured: {} named combinations as the kernel", tally.yes + tally.no);
+    eprintln!("measured: {} named combinations as the kernel", tally.yes + tally.no);
 }
 
 #[test]
@@ -376,7 +376,7 @@ fn random_layouts(beneath: &str, layouts: usize) {
         assert!(tally.different.is_empty(), "{:#?}", tally.different);
     }
     tally.agrees(layouts * 10);
-    println!("measured: {} random combinations as the kernel on {beneath}", tally.yes + tally.no);
+    eprintln!("measured: {} random combinations as the kernel on {beneath}", tally.yes + tally.no);
 }
 
 #[test]
