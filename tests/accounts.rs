@@ -303,6 +303,17 @@ fn no_password_is_left_in_memory_after_its_login() {
         .body(form);
     client.send(form).expect_status(200);
     assert!(transport.podman_login(&registry, user, password));
+    // On a connection whose buffers have grown with an upload, as docker does it.
+    registry.grant(&format!("u:{user}"));
+    let mut connection = client.connect();
+    for _ in 0..3 {
+        let begin = Request::post("/v2/a/blobs/uploads/").basic(user, password);
+        let upload = connection.send(&begin).expect_status(202).location();
+        let patch = Request::patch(upload).body(vec![7; 16 << 20]).basic(user, password);
+        connection.send(&patch).expect_status(202);
+        connection.send(&Request::get("/token").basic(user, password)).expect_status(200);
+    }
+    drop(connection);
     // Every worker there is has seen it, and one that is refused too.
     account.expire();
     client.send(Request::get("/v2/").basic(user, password)).expect_status(401);
