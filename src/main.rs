@@ -92,12 +92,14 @@ fn serve(args: ServeArgs) -> Outcome {
 
 async fn run(settings: Serve) -> Result<(), Box<dyn Error>> {
     let stop = told_to_stop()?;
-    let registry = Registry::open(&settings.root, settings.registry())?;
+    let registry = Registry::open(&settings.root, settings.registry)?;
     let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
+    let sweeper = registry.clone().keep_swept();
     let server = Server::bind(settings.listen, registry, auth, settings.http.clone()).await;
     let server =
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
     report(&settings, &server)?;
+    tokio::spawn(sweeper);
     server.run(Box::pin(stop)).await;
     Ok(())
 }

@@ -8,6 +8,7 @@
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
 //!   [`Walk`] goes over all repositories, [`rights`] reads owners, modes and ACLs, [`KeyFile`] has
 //!   the keys that sign tokens.
+//! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
 pub mod account;
 pub mod acl;
@@ -27,7 +28,9 @@ mod make;
 pub mod notes;
 pub mod path;
 pub mod rights;
+pub mod space;
 mod stamp;
+pub mod sweep;
 mod token_keys;
 mod tree;
 pub mod uploads;
@@ -35,7 +38,7 @@ mod verified;
 mod walk;
 
 pub use account::Account;
-pub use dir::{Dir, DirId, Inode, is_regular, read_all, size_of, stat_file};
+pub use dir::{Dir, DirId, Inode, is_regular, modified, read_all, size_of, stat_file};
 pub use disk::{Disk, RealDisk};
 pub use error::{At, Error, OrAbsent, Result};
 pub use incoming::Incoming;

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, Stat};
 
 use super::account::Account;
+use super::acl;
 use super::dir::{self, Dir};
 use super::disk::Disk;
 use super::error::{At, Error, OrAbsent, Result};
-use super::inherit::{self, Purpose};
+use super::inherit::Purpose;
 use super::make;
 use super::verified::Verified;
 use super::{durable, path};
@@ -122,7 +123,7 @@ fn check_room(room: &Dir) -> Result<()> {
         return Err(Error::damaged(room.path(), why));
     }
     let open = stat.st_mode & 0o077 != 0;
-    let acl = inherit::read_acl(room).at(|| room.path().to_owned())?;
+    let acl = acl::read(room, acl::ACCESS).at(|| room.path().to_owned())?;
     if open || acl.is_some() {
         let path = room.path().display();
         let why = format!(

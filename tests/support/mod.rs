@@ -10,6 +10,7 @@
 //! - [`account`]: a system account with a password, for as long as the guard lives.
 //! - [`containers`]: podman, buildah and skopeo with storage of their own.
 //! - [`command`]: other programs, run with their output kept for the failure message.
+//! - [`tmpfs`]: a small file system, to be filled.
 #![allow(
     dead_code,
     unused_imports,
@@ -23,6 +24,7 @@ pub mod containers;
 pub mod content;
 pub mod http;
 mod registry;
+pub mod tmpfs;
 
 pub use registry::{Registry, STILLAGE};
 

@@ -108,6 +108,8 @@ impl Registry {
             .arg(&self.root)
             .args(["--listen", "127.0.0.1:0"])
             .args(&self.args)
+            // The machine's disk may be nearly full, which is no business of most tests.
+            .env("STILLAGE_MIN_FREE", "0")
             .envs(self.envs.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
