@@ -12,11 +12,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::access;
 use stillage::auth::{self, Auth};
 use stillage::config::{AccessArgs, CheckArgs, Cli, Command, ConfigError, Serve, ServeArgs};
-use stillage::http::Server;
+use stillage::http::{self, Server};
 use stillage::registry::Registry;
 use stillage::upkeep::check;
+use stillage::wipe::Wiping;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// Passwords pass through buffers of others: what is freed is wiped.
+#[global_allocator]
+static ALLOCATOR: Wiping = Wiping;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
@@ -93,7 +98,7 @@ fn serve(args: ServeArgs) -> Outcome {
 async fn run(settings: Serve) -> Result<(), Box<dyn Error>> {
     let stop = told_to_stop()?;
     let registry = Registry::open(&settings.root, settings.registry)?;
-    let auth = Auth::new(settings.auth(registry.token_key()?))?;
+    let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
     let sweeper = registry.clone().keep_swept();
     let server = Server::bind(settings.listen, registry, auth, settings.http.clone()).await;
     let server =

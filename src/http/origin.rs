@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, Version};
 
+use super::audit::RequestId;
 use super::errors::Refusal;
 
 /// A range of addresses: `10.0.0.0/8`, or one address alone.
@@ -91,6 +92,8 @@ impl FromStr for BaseUrl {
 pub(super) struct Origin {
     /// The client's address, as far as it can be known.
     pub(super) client: IpAddr,
+    /// The request's own name.
+    pub(super) request: RequestId,
     /// `Host`, or the host of an absolute request target.
     pub(super) host: Option<String>,
     /// How the client reaches us; an error where an untrusted peer says that it is a proxy.
@@ -106,6 +109,7 @@ impl Origin {
     /// Reads a request's headers. A `Host` that is missing, doubled or malformed is an error.
     pub(super) fn of(
         request: &Parts,
+        id: &RequestId,
         peer: IpAddr,
         external: Option<&BaseUrl>,
         trusted: &[Network],
@@ -123,7 +127,7 @@ impl Origin {
             (None, None) if is_forwarded(&request.headers) => Err(Refusal::Forwarded),
             (None, None) => plain(host.as_deref()),
         };
-        Ok(Origin { client, host, base })
+        Ok(Origin { client, request: id.clone(), host, base })
     }
 }
 
