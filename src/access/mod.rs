@@ -19,6 +19,7 @@ pub use report::{
     Subject, report,
 };
 pub use server::{Problem, Server};
+pub use shell::quote;
 pub use start::{Start, start};
 pub use words::{Case, why};
 

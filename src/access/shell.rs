@@ -8,7 +8,7 @@ use std::path::Path;
 ///
 /// Whatever it is called, the word is one line of printable characters: what is not printable goes
 /// through printf(1).
-pub(super) fn quote(path: &Path) -> String {
+pub fn quote(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
     if bytes.starts_with(b"-") {
         return quote(&Path::new(".").join(path));

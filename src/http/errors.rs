@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::reply::{Code, Problem, value};
 use super::route::RouteError;
+use crate::access;
 use crate::auth::{self, AuthError};
 use crate::layout;
 use crate::oci::{Digest, MAX_MANIFEST, RepoName};
@@ -304,7 +305,7 @@ fn locked_out(error: &layout::Error) -> Problem {
     let uid = rustix::process::geteuid().as_raw();
     tracing::error!(
         cause = ?error.to_string(),
-        mend = ?format!("setfacl -m u:{uid}:rwX {}", path.display()),
+        mend = ?format!("setfacl -m u:{uid}:rwX {}", access::quote(path)),
         "the server's own account may not use this"
     );
     if path.ends_with(layout::path::INDEX) {

@@ -10,7 +10,10 @@ use super::origin::Origin;
 use super::route::{Action, Deed};
 use super::{App, lists};
 use crate::access;
-use crate::auth::{self, AuthError, Caller, ChallengeError, Peer, Right, Verdict};
+use crate::auth::{
+    self, AuthError, Caller, ChallengeError, Judgement, Peer, Reason, Right, Verdict,
+};
+use crate::layout::rights::Way;
 use crate::oci::RepoName;
 use crate::registry;
 
@@ -110,23 +113,7 @@ pub(super) fn admit(
             needs(Some(ChallengeError::InsufficientScope), beyond(caller, repo, deed))
         }
         Verdict::Denied => {
-            let case = access::Case {
-                names: auth::Names::Files,
-                policy: app.auth.policy(),
-                who: &caller.who,
-                called: None,
-                repo,
-                way: &found,
-                action: deed.right(),
-                server: rustix::process::geteuid().as_raw(),
-            };
-            let source = Source {
-                who: caller.who.name().map(str::to_owned),
-                client: origin.client,
-                request: origin.request.clone(),
-            };
-            let why = access::why(&case, &judgement);
-            audit::denied(&source, repo, deed.right(), &why);
+            record(app, caller, origin, (repo, deed), &found, &judgement);
             Err(denied(repo, deed))
         }
         Verdict::Untold => match found.stopped {
@@ -134,6 +121,37 @@ pub(super) fn admit(
             None => Err(denied(repo, deed)),
         },
     }
+}
+
+/// Writes down that somebody who is known was turned away, and why. That there is nothing to pull is
+/// not that: each first push begins by looking.
+fn record(
+    app: &App,
+    caller: &Caller,
+    origin: &Origin,
+    (repo, deed): (&RepoName, &Deed),
+    way: &Way,
+    judgement: &Judgement,
+) {
+    if judgement.reason == Reason::Absent {
+        return;
+    }
+    let case = access::Case {
+        names: auth::Names::Files,
+        policy: app.auth.policy(),
+        who: &caller.who,
+        called: None,
+        repo,
+        way,
+        action: deed.right(),
+        server: rustix::process::geteuid().as_raw(),
+    };
+    let source = Source {
+        who: caller.who.name().map(str::to_owned),
+        client: origin.client,
+        request: origin.request.clone(),
+    };
+    audit::denied(&source, repo, deed.right(), &access::why(&case, judgement));
 }
 
 fn beyond(caller: &Caller, repo: &RepoName, deed: &Deed) -> String {
