@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
+use http::header::CONNECTION;
 use http::request::Parts;
-use http::{Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
 
 use crate::auth::Auth;
 use crate::registry::Registry;
@@ -24,6 +25,7 @@ mod encoding;
 mod errors;
 mod framing;
 mod gate;
+mod head;
 mod lists;
 mod log;
 mod manifests;
@@ -31,11 +33,13 @@ mod origin;
 mod reply;
 pub mod route;
 mod server;
+mod speak;
+mod strict;
 mod token;
 mod uploads;
 mod visit;
 
-use errors::Failure;
+use errors::{Failure, Refusal};
 use log::Record;
 use origin::Origin;
 pub use origin::{BaseUrl, Network};
@@ -102,6 +106,15 @@ impl App {
         if is_token {
             token::finish(&mut response);
         }
+        reply::finish(&mut response);
+        record.end(response)
+    }
+
+    /// Answers a request that is refused whatever it asks for, the last one of its connection.
+    fn refuse(&self, request: &Parts, refusal: Refusal, peer: IpAddr) -> Response {
+        let record = Record::begin(request, peer);
+        let mut response = Failure::from(refusal).into_response(None);
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         reply::finish(&mut response);
         record.end(response)
     }
