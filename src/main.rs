@@ -10,8 +10,8 @@ use futures_util::{Stream, stream};
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::auth::{self, Auth};
-use stillage::config::{CheckArgs, Cli, Command, Serve, ServeArgs};
-use stillage::http::Server;
+use stillage::config::{Certificate, CheckArgs, Cli, Command, Serve, ServeArgs};
+use stillage::http::{Own, Server, Tls};
 use stillage::registry::Registry;
 use stillage::upkeep::check;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -89,23 +89,40 @@ async fn run(settings: Serve) -> Result<(), Box<dyn Error>> {
     let stop = told_to_stop()?;
     let registry = Registry::open(&settings.root, settings.registry())?;
     let auth = Auth::new(settings.auth(registry.token_key()?))?;
-    let server = Server::bind(settings.listen, registry, auth, settings.http.clone()).await;
+    let mut http = settings.http.clone();
+    let own = match &settings.certificate {
+        None => None,
+        Some(Certificate::Files(files)) => {
+            http.tls = Some(Tls::from_files(files.clone())?);
+            None
+        }
+        Some(Certificate::SelfSigned) => {
+            let own = Own::of(&registry, settings.listen.ip())?;
+            http.tls = Some(own.tls.clone());
+            Some(own)
+        }
+    };
+    let server = Server::bind(settings.listen, registry, auth, http).await;
     let server =
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
-    report(&settings, &server)?;
+    report(&settings, &server, own.as_ref())?;
     server.run(Box::pin(stop)).await;
     Ok(())
 }
 
 /// What the person who started the server wants to know.
-fn report(settings: &Serve, server: &Server) -> io::Result<()> {
+fn report(settings: &Serve, server: &Server, own: Option<&Own>) -> io::Result<()> {
     let [push, pull] = settings.rights();
     let root = Path::display(&settings.root);
-    let text = format!(
-        "stillage: serving {root} at http://{}\nstillage: {}\nstillage: {push}\nstillage: {pull}\n",
-        server.address()?,
+    let scheme = if settings.certificate.is_some() { "https" } else { "http" };
+    let address = server.address()?;
+    let mut text = format!(
+        "stillage: serving {root} at {scheme}://{address}\nstillage: {}\nstillage: {push}\nstillage: {pull}\n",
         server.who_can_log_in(),
     );
+    if let Some(own) = own {
+        text.push_str(&own.how_to_trust(address));
+    }
     let mut stdout = io::stdout();
     // Who closed our stdout does not want to know; that is no reason not to serve.
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());

@@ -76,6 +76,8 @@ pub(super) enum Refusal {
     Head(#[from] Wrong),
     #[error("the chunks of the body are malformed")]
     Chunks,
+    #[error("this port speaks TLS: use https://")]
+    NeedsTls,
     #[error("the body ended early: {0}")]
     Body(String),
     #[error("the body stopped coming: nothing arrived for {} seconds", .0.as_secs())]
@@ -141,9 +143,11 @@ fn of_route(error: RouteError) -> Problem {
 fn of_refusal(refusal: Refusal) -> Problem {
     let bad = StatusCode::BAD_REQUEST;
     let (status, code) = match &refusal {
-        Refusal::Host(_) | Refusal::Forwarded | Refusal::Header(_) | Refusal::Doubled(_) => {
-            (bad, Code::Unsupported)
-        }
+        Refusal::Host(_)
+        | Refusal::Forwarded
+        | Refusal::Header(_)
+        | Refusal::Doubled(_)
+        | Refusal::NeedsTls => (bad, Code::Unsupported),
         Refusal::ForeignHost(_) | Refusal::ForeignOrigin(_) => {
             (StatusCode::FORBIDDEN, Code::Denied)
         }

@@ -81,6 +81,7 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (Refusal::Range { size: 7 }.into(), 416, Code::RangeInvalid),
         (Refusal::Body("x".into()).into(), 400, Code::BlobUploadInvalid),
         (Refusal::Chunks.into(), 400, Code::BlobUploadInvalid),
+        (Refusal::NeedsTls.into(), 400, Code::Unsupported),
         (Refusal::from(Wrong::LineFeed).into(), 400, Code::Unsupported),
         (Refusal::from(Wrong::TargetTooLong).into(), 414, Code::Unsupported),
         (Refusal::from(Wrong::TooLarge).into(), 431, Code::Unsupported),

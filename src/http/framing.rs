@@ -32,7 +32,7 @@ pub(super) struct Look {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Violation {
     /// In a request's head.
-    Head(Refused),
+    Head(Box<Refused>),
     /// Between the chunks of a body.
     Body,
 }
@@ -113,7 +113,7 @@ impl Framing {
                 Ok(None) => Ok(None),
                 Err(why) => {
                     let refused = Refused { why, asked: head.asked(), after: self.heads };
-                    Err(Violation::Head(refused))
+                    Err(Violation::Head(Box::new(refused)))
                 }
             },
             State::Body(left) => Ok(data(*left, rest, State::default(), State::Body)),

@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::header::CONNECTION;
 use http::request::Parts;
-use http::{HeaderValue, Request, StatusCode};
+use http::{Request, StatusCode};
 
 use crate::auth::Auth;
 use crate::registry::Registry;
@@ -26,6 +25,7 @@ mod errors;
 mod framing;
 mod gate;
 mod head;
+mod http2;
 mod lists;
 mod log;
 mod manifests;
@@ -35,6 +35,7 @@ pub mod route;
 mod server;
 mod speak;
 mod strict;
+mod tls;
 mod token;
 mod uploads;
 mod visit;
@@ -45,6 +46,7 @@ use origin::Origin;
 pub use origin::{BaseUrl, Network};
 use route::Action;
 pub use server::Server;
+pub use tls::{KeyFiles, Own, OwnError, Tls, TlsError};
 use visit::Visit;
 
 /// What the wire needs to know, besides where to listen.
@@ -54,6 +56,8 @@ pub struct Settings {
     pub external_url: Option<BaseUrl>,
     /// Proxies whose word about a client's address and URL counts.
     pub trusted_proxies: Vec<Network>,
+    /// The certificate, where the listener speaks TLS.
+    pub tls: Option<Tls>,
     /// No logins: then pages of other sites are kept out.
     pub open: bool,
     /// How long a client may keep us waiting: for a request's head, for more of its body, or for
@@ -70,6 +74,7 @@ impl Default for Settings {
         Settings {
             external_url: None,
             trusted_proxies: Vec::new(),
+            tls: None,
             open: false,
             patience: Duration::from_secs(60),
             connections: 4096,
@@ -110,11 +115,10 @@ impl App {
         record.end(response)
     }
 
-    /// Answers a request that is refused whatever it asks for, the last one of its connection.
+    /// Answers a request that is refused whatever it asks for.
     fn refuse(&self, request: &Parts, refusal: Refusal, peer: IpAddr) -> Response {
         let record = Record::begin(request, peer);
         let mut response = Failure::from(refusal).into_response(None);
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         reply::finish(&mut response);
         record.end(response)
     }
@@ -127,8 +131,7 @@ impl App {
         action: &Action,
         record: &mut Record,
     ) -> Result<Response, Failure> {
-        let (external, trusted) = (&self.settings.external_url, &self.settings.trusted_proxies);
-        let origin = Origin::of(request, peer, external.as_ref(), trusted)?;
+        let origin = Origin::of(request, peer, &self.settings)?;
         record.client(origin.client);
         gate::browsers(&self, &request.headers, &origin)?;
         match action {

@@ -83,7 +83,7 @@ impl<S> Strict<S> {
                 self.held.extend_from_slice(STAND_IN);
                 self.passed = self.held.len();
                 // There is only one: nothing is read after it.
-                let _ = self.refusals.refused.set(refused);
+                let _ = self.refusals.refused.set(*refused);
                 self.ended = Some(Ended::Head);
             }
             Violation::Body => self.ended = Some(Ended::Body),

@@ -19,7 +19,7 @@ mod uploads;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use blobs::{BlobInfo, OpenBlob};
@@ -34,7 +34,7 @@ pub use crate::layout::uploads::UploadId;
 use crate::graph::Knowledge;
 use crate::layout::holders::Holders;
 use crate::layout::rights::{Rights, Way};
-use crate::layout::{self, Account, Disk, RealDisk, Tree};
+use crate::layout::{self, Account, Disk, OwnCertificate, RealDisk, Tree};
 use crate::oci::{Digest, RepoName};
 
 /// What an administrator may choose.
@@ -115,6 +115,21 @@ impl Registry {
     /// The key that signs tokens (`.stillage/token-key`), made at the first call.
     pub fn token_key(&self) -> Result<[u8; 32]> {
         Ok(self.inner.tree.token_key()?)
+    }
+
+    /// The certificate that the server made for itself, if it did (`.stillage/tls/`).
+    pub fn own_certificate(&self) -> Result<Option<OwnCertificate>> {
+        Ok(OwnCertificate::read(&self.inner.tree)?)
+    }
+
+    /// Keeps a certificate that the server made for itself.
+    pub fn keep_certificate(&self, made: &OwnCertificate) -> Result<()> {
+        Ok(made.keep(&self.inner.tree)?)
+    }
+
+    /// Where the certificate lies once it was kept.
+    pub fn own_certificate_path(&self) -> PathBuf {
+        OwnCertificate::path(&self.inner.tree)
     }
 
     /// What lies on the way to a repository's directory now, for whoever decides on rights. On a

@@ -17,6 +17,7 @@ pub(super) fn check(run: &mut Run<'_>, room: &Dir) -> Result<bool> {
     if known {
         open(room, &mut findings);
         token_key(room, &mut findings);
+        tls_key(room, &mut findings);
         uploads(room, &mut findings);
         if let Some(dir) = probe::dir(room, path::UNREFERENCED, &mut findings).there() {
             notes(&dir, "", &mut findings);
@@ -70,6 +71,21 @@ fn token_key(room: &Dir, findings: &mut Findings) {
         let message =
             format!("has mode {mode:o} and {} bytes, must have 600 and 32", size_of(&stat));
         findings.add(Rule::TokenKeyUnsafe, &room.at(path::TOKEN_KEY), message);
+    }
+}
+
+fn tls_key(room: &Dir, findings: &mut Findings) {
+    let Some(tls) = probe::dir(room, path::TLS, findings).there() else {
+        return;
+    };
+    probe::status(&tls, path::TLS_CERTIFICATE, FileType::RegularFile, findings);
+    let Some((file, stat)) = probe::file(&tls, path::TLS_KEY, findings).there() else {
+        return;
+    };
+    let mode = stat.st_mode & 0o7777;
+    if mode != 0o600 || rights::has_acl(&file) {
+        let message = format!("has mode {mode:o}, must have 600 and no ACL");
+        findings.add(Rule::TlsKeyUnsafe, &tls.at(path::TLS_KEY), message);
     }
 }
 
