@@ -70,6 +70,9 @@ pub struct ServeArgs {
     /// Where PAM's services are described, instead of /etc/pam.d
     #[arg(long, env = "STILLAGE_PAM_CONFDIR", hide = true)]
     pam_confdir: Option<PathBuf>,
+    /// The group whose members may do everything
+    #[arg(long, env = "STILLAGE_ADMIN_GROUP", hide_env = true, value_name = "GROUP")]
+    admin_group: Option<String>,
     /// Let root log in
     #[arg(long, env = "STILLAGE_ALLOW_ROOT", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_root: bool,
@@ -166,6 +169,8 @@ pub struct Serve {
     pub mode: auth::Mode,
     /// What is allowed without a login.
     pub anonymous: auth::Anonymous,
+    /// The group whose members may do everything.
+    pub admin_group: Option<String>,
     /// Whether root may log in.
     pub allow_root: bool,
     /// The PAM service.
@@ -223,6 +228,7 @@ impl ServeArgs {
             allow_sparse: self.allow_sparse,
             mode: if open { auth::Mode::None } else { auth::Mode::Pam },
             anonymous,
+            admin_group: self.admin_group,
             allow_root: self.allow_root,
             pam_service: self.pam_service,
             pam_confdir: self.pam_confdir,
@@ -249,6 +255,7 @@ impl Serve {
     pub fn auth(&self, token_key: [u8; 32]) -> auth::Settings {
         auth::Settings {
             anonymous: self.anonymous,
+            admin_group: self.admin_group.clone(),
             allow_root: self.allow_root,
             pam_service: self.pam_service.clone(),
             pam_confdir: self.pam_confdir.clone(),

@@ -10,7 +10,8 @@
 //! | [`registry`] | the deeds: pull, push, mount, tag, list, delete, and the commit they share | `graph` |
 //! | [`upkeep`] | what an administrator runs over a whole tree: check | `graph` |
 //! | [`auth`] | who are they, and may they: PAM, tokens, permissions | `oci` |
-//! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `auth` |
+//! | [`access`] | what `layout` read, decided by `auth`, and why in words | `layout`, `auth` |
+//! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `access` |
 //! | [`config`] | settings, checked once at the start | `http`, `registry`, `auth` |
 //!
 //! `auth` and `registry` never see each other. How a line knows its room: a status code or a header
@@ -34,6 +35,7 @@
 //! The format of the tree is written down in `layout-spec/`, so that a second implementation can be
 //! written from it alone.
 
+pub mod access;
 pub mod auth;
 pub mod config;
 pub mod graph;

@@ -9,14 +9,18 @@ use support::Registry;
 use support::content::{Image, random, sha256, with_query};
 use support::http::{Client, Request, Response};
 
-/// A server whose logins are those of `host`, with more arguments.
+/// A server whose logins are those of `host`, with more arguments. `daemon` and `games` may
+/// create repositories.
 fn serve(host: &Host, args: &[&str]) -> Registry {
     let confdir = host.path("pam.d").display().to_string();
     let all: Vec<&str> = ["--auth", "pam", "--pam-confdir", &confdir]
         .into_iter()
         .chain(args.iter().copied())
         .collect();
-    Registry::start(&all)
+    let registry = Registry::start(&all);
+    registry.grant("u:daemon");
+    registry.grant("u:games");
+    registry
 }
 
 #[track_caller]
@@ -111,6 +115,7 @@ fn a_token_that_does_not_reach_is_told_what_would() {
     let host = Host::new();
     let registry = serve(&host, &[]);
     let plain = registry.client();
+    plain.logged_in("daemon", PASSWORD, "a/b").push_image("a/b", "v1", &Image::random(10));
     let elsewhere =
         plain.token("daemon", PASSWORD, &["repository:other:pull,push"]).expect("token");
     let anonymous = plain.token("", "", &["repository:a/b:pull,push"]).expect("token");

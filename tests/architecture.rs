@@ -5,14 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, and what each may use: the arrows of lib.rs.
-const ROOMS: [(&str, &[&str]); 9] = [
+const ROOMS: [(&str, &[&str]); 10] = [
     ("oci", &[]),
     ("layout", &["oci"]),
     ("graph", &["oci", "layout"]),
     ("registry", &["oci", "layout", "graph"]),
     ("upkeep", &["oci", "layout", "graph"]),
     ("auth", &["oci"]),
-    ("http", &["oci", "layout", "graph", "registry", "upkeep", "auth"]),
+    ("access", &["oci", "layout", "auth"]),
+    ("http", &["oci", "layout", "graph", "registry", "upkeep", "auth", "access"]),
     ("config", &["oci", "registry", "auth", "http"]),
     ("lib", &[]),
 ];

@@ -14,6 +14,7 @@ use support::http::Client;
 fn a_built_image_is_pushed_and_pulled() {
     let account = Account::new();
     let registry = Registry::start(&["--auth", "pam"]);
+    registry.grant(&format!("u:{}", account.name()));
     let server = localhost(registry.addr());
     let home = Containers::new();
     let id = build(&home);

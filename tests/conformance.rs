@@ -46,6 +46,7 @@ fn development_version_with_every_optional_api() {
 fn the_same_with_a_login() {
     let account = Account::new();
     let registry = Registry::start(&["--auth", "pam", "--allow-sparse"]);
+    registry.grant(&format!("u:{}", account.name()));
     let settings = [
         ("OCI_VERSION", "dev"),
         ("OCI_USERNAME", account.name()),

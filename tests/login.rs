@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use pam::{HERE, Host, PASSWORD};
 use stillage::auth::{
-    Action, Anonymous, Auth, AuthError, Granted, Mode, TokenError, User, Verdict, Who, parse_scopes,
+    Action, Anonymous, Auth, AuthError, Caller, Granted, Mode, Permissions, TokenError, User,
+    Verdict, Way, Who, parse_scopes,
 };
 use stillage::oci::RepoName;
 
@@ -20,6 +21,17 @@ fn basic(user: &str, password: &str) -> Vec<u8> {
 
 fn repo(name: &str) -> RepoName {
     RepoName::parse(name).expect("a name")
+}
+
+/// A repository that everybody may read and write.
+fn open(_: &RepoName, _: bool) -> Option<Way> {
+    let everybody = Permissions { owner: 0, group: 0, mode: 0o777, acl: None };
+    Some(Way { levels: vec![everybody], whole: true, read_only: false, stopped: false })
+}
+
+fn verdict(auth: &Auth, caller: &Caller, repo: &RepoName, action: Action) -> Verdict {
+    let way = open(repo, true).expect("a way");
+    auth.decide(caller, repo, &way, action).0
 }
 
 async fn refused(auth: &Auth, user: &str, password: &str) {
@@ -162,7 +174,7 @@ async fn root_may_log_in_only_if_told_so() {
     let auth = Auth::new(settings).expect("good settings");
     let who = auth.login("root", PASSWORD, HERE).await.expect("let in");
     assert_eq!(who.name(), Some("root"));
-    let token = auth.grant(&who, &[]).expect("a token").token;
+    let token = auth.grant(&who, &[], open).expect("a token").token;
     let bearer = format!("Bearer {token}");
     assert!(auth.identify(Some(bearer.as_bytes()), HERE).await.is_ok());
     let strict = host.auth().identify(Some(bearer.as_bytes()), HERE).await;
@@ -310,8 +322,8 @@ async fn tokens_carry_the_login_and_what_was_granted() {
 
     let caller = auth.identify(Some(&basic("daemon", PASSWORD)), HERE).await.expect("let in");
     assert_eq!(caller.granted, Granted::All);
-    assert_eq!(auth.decide(&caller, &other, Action::Delete), Verdict::Allowed);
-    let issued = auth.grant(&caller.who, &asked).expect("a token");
+    assert_eq!(verdict(&auth, &caller, &other, Action::Delete), Verdict::Allowed);
+    let issued = auth.grant(&caller.who, &asked, open).expect("a token");
     let bearer = format!("bEaReR {}", issued.token);
     let caller = auth.identify(Some(bearer.as_bytes()), HERE).await.expect("believed");
     assert_eq!(caller.who.name(), Some("daemon"));
@@ -322,19 +334,19 @@ async fn tokens_carry_the_login_and_what_was_granted() {
         (&ours, Action::Delete, Verdict::NeedsScope),
         (&other, Action::Pull, Verdict::NeedsScope),
     ] {
-        assert_eq!(auth.decide(&caller, repo, action), verdict, "{repo} {action:?}");
+        assert_eq!(self::verdict(&auth, &caller, repo, action), verdict, "{repo} {action:?}");
     }
 
     let nobody = auth.identify(None, HERE).await.expect("nobody");
     assert!(!nobody.presented());
-    assert_eq!(auth.decide(&nobody, &ours, Action::Pull), Verdict::NeedsToken);
-    let issued = auth.grant(&nobody.who, &asked).expect("anonymous pulls here");
+    assert_eq!(verdict(&auth, &nobody, &ours, Action::Pull), Verdict::NeedsToken);
+    let issued = auth.grant(&nobody.who, &asked, open).expect("anonymous pulls here");
     let bearer = format!("Bearer {}", issued.token);
     let anonymous = auth.identify(Some(bearer.as_bytes()), HERE).await.expect("believed");
     assert_eq!((&anonymous.who, anonymous.presented()), (&Who::Anonymous, true));
-    assert_eq!(auth.decide(&anonymous, &ours, Action::Pull), Verdict::Allowed);
-    assert_eq!(auth.decide(&anonymous, &ours, Action::Push), Verdict::NeedsScope);
-    assert_eq!(auth.decide(&anonymous, &other, Action::Pull), Verdict::NeedsScope);
+    assert_eq!(verdict(&auth, &anonymous, &ours, Action::Pull), Verdict::Allowed);
+    assert_eq!(verdict(&auth, &anonymous, &ours, Action::Push), Verdict::NeedsScope);
+    assert_eq!(verdict(&auth, &anonymous, &other, Action::Pull), Verdict::NeedsScope);
 }
 
 #[tokio::test]
@@ -342,7 +354,7 @@ async fn a_token_ends_with_its_account() {
     let host = Host::new();
     let auth = host.auth();
     let gone = User { name: "no-such-user".into(), uid: 4711, gid: 4711, groups: vec![4711] };
-    let token = auth.grant(&Who::User(Arc::new(gone)), &[]).expect("a token").token;
+    let token = auth.grant(&Who::User(Arc::new(gone)), &[], open).expect("a token").token;
     let result = auth.identify(Some(format!("Bearer {token}").as_bytes()), HERE).await;
     assert_eq!(result, Err(AuthError::InvalidToken(TokenError::Subject)));
 }
@@ -365,7 +377,7 @@ async fn headers_that_make_no_sense_are_told_so() {
     let empty = auth.identify(Some(b"bAsIc  Og=="), HERE).await.expect("anonymous");
     assert_eq!((&empty.who, empty.presented()), (&Who::Anonymous, false));
     assert_eq!(auth.login("", "", HERE).await, Ok(Who::Anonymous));
-    assert!(matches!(auth.grant(&Who::Anonymous, &[]), Err(AuthError::NoCredentials)));
+    assert!(matches!(auth.grant(&Who::Anonymous, &[], open), Err(AuthError::NoCredentials)));
     assert!(host.asked().is_empty());
 }
 
@@ -378,7 +390,7 @@ async fn without_logins_everyone_is_the_server() {
     for header in [None, Some(&b"Basic ???"[..])] {
         let caller = auth.identify(header, HERE).await.expect("let in");
         assert!(matches!(caller.who, Who::Server(_)) && caller.presented());
-        assert_eq!(auth.decide(&caller, &repo("a"), Action::Delete), Verdict::Allowed);
+        assert_eq!(verdict(&auth, &caller, &repo("a"), Action::Delete), Verdict::Allowed);
     }
     assert!(auth.who_can_log_in().starts_with("no login: every request acts as "));
     assert!(host.workers().is_empty());

@@ -17,6 +17,7 @@ use support::http::{Client, Request, Response};
 fn a_person_logs_in_pushes_looks_at_the_disk_and_pushes_again() {
     let account = Account::new();
     let mut registry = Registry::start(&["--auth", "pam"]);
+    registry.grant(&format!("u:{}", account.name()));
     let server = localhost(registry.addr());
     let home = Containers::new();
     home.image("localhost/made-here", "walk-through", "amd64");
@@ -55,6 +56,7 @@ fn a_person_logs_in_pushes_looks_at_the_disk_and_pushes_again() {
 fn what_was_pushed_is_pulled_by_tag_and_by_digest() {
     let account = Account::new();
     let registry = Registry::start(&["--auth", "pam"]);
+    registry.grant(&format!("u:{}", account.name()));
     let server = localhost(registry.addr());
     let home = Containers::new();
     let id = home.image("localhost/made-here", "there and back", "amd64");
@@ -71,6 +73,44 @@ fn what_was_pushed_is_pulled_by_tag_and_by_digest() {
         assert_eq!(guest.image_id(&reference), id, "{reference}");
         guest.forget_images();
     }
+}
+
+/// From one podman, before and after a login: the registry answers `/v2/` with a challenge to
+/// everybody, so that a login is used where there is one and not missed where there is none.
+#[test]
+fn public_and_private_repositories_stand_side_by_side() {
+    let [owner, other] = [Account::new(), Account::new()];
+    let registry = Registry::start(&["--auth", "pam"]);
+    registry.grant(&format!("u:{}", owner.name()));
+    let server = localhost(registry.addr());
+    let home = Containers::new();
+    home.image("localhost/made-here", "side by side", "amd64");
+    let [public, private] = ["public", "private"].map(|repo| format!("{server}/{repo}/app:1"));
+    home.login(&server, owner.name(), owner.password()).ok();
+    for name in [&public, &private] {
+        home.podman(&["push", "--tls-verify=false", "localhost/made-here", name]).ok();
+    }
+    registry.setfacl("o::-", "private");
+
+    let guest = Containers::new();
+    let pull = |name: &str| guest.podman(&["pull", "--tls-verify=false", name]);
+    pull(&public).ok();
+    let refused = pull(&private).refused();
+    assert!(refused.text().contains("unauthorized"), "{refused}");
+
+    guest.login(&server, other.name(), other.password()).ok();
+    guest.forget_images();
+    pull(&public).ok();
+    let refused = pull(&private).refused();
+    assert!(refused.text().contains("manifest unknown"), "{refused}");
+    let push = guest.podman(&["push", "--tls-verify=false", &public, &private]).refused();
+    assert!(push.text().contains("denied"), "{push}");
+
+    registry.setfacl(&format!("u:{}:rx", other.name()), "private");
+    pull(&private).ok();
+    guest.podman(&["logout", &server]).ok();
+    pull(&private).refused();
+    pull(&public).ok();
 }
 
 #[test]

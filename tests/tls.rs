@@ -150,6 +150,7 @@ fn slow_client_over_tls() {
 fn podman_and_skopeo_trust_a_self_signed_certificate() {
     let account = Account::new();
     let registry = Registry::start(&["--auth", "pam", "--tls", "self-signed"]);
+    registry.grant(&format!("u:{}", account.name()));
     let server = localhost(registry.addr());
     for _ in 0..3 {
         registry.next_line();

@@ -14,6 +14,7 @@ mod gate;
 mod login;
 mod memory;
 mod pam;
+mod permissions;
 mod report;
 mod scope;
 mod settings;
@@ -30,7 +31,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use access::{Action, Anonymous, Policy, Who, may};
+pub use access::{Action, Anonymous, Judgement, Policy, Reason, Right, Way, Who, judge};
+pub use permissions::{By, Credentials, Entry, Permissions, READ, Ruling, SEARCH, WRITE, Whom};
 pub use scope::{Access, Actions, ChallengeError, MAX_SCOPES, Resource, parse_scopes};
 pub use settings::{DEFAULT_PAM_SERVICE, DEFAULT_WORKER, Limits, Mode, Settings, StartError};
 pub use token::{Issued, LIFETIME, RandomError, TokenError};
@@ -82,6 +84,8 @@ pub enum Verdict {
     NeedsScope,
     /// Someone who logged in may not, and no token will change that.
     Denied,
+    /// The server cannot look far enough to tell, and the caller may know that.
+    Untold,
 }
 
 /// Why it is not known who is asking. The text of each is fit for the client.
@@ -169,7 +173,7 @@ impl Auth {
         };
         let workers = pool(settings.limits.workers);
         Ok(Auth {
-            policy: Policy { anonymous: settings.anonymous },
+            policy: Policy { anonymous: settings.anonymous, admins: settings.admins()? },
             signer: Signer::new(settings.token_key, &settings.service_name),
             server: Arc::new(User::of_this_process()),
             login: Login::new(rules, workers, Arc::clone(&users), files, marker),
@@ -248,46 +252,85 @@ impl Auth {
     }
 
     /// Issues a token for the part of what was asked that the permissions allow now, which may be
-    /// nothing. [`AuthError::NoCredentials`] for anonymous where anonymous may do nothing.
-    pub fn grant(&self, who: &Who, asked: &[Access]) -> Result<Issued, AuthError> {
+    /// nothing. `look` says what lies on the way to a repository, for reading or for writing; what
+    /// it cannot tell is not granted. [`AuthError::NoCredentials`] for anonymous where anonymous may
+    /// do nothing.
+    pub fn grant(
+        &self,
+        who: &Who,
+        asked: &[Access],
+        look: impl Fn(&RepoName, bool) -> Option<Way>,
+    ) -> Result<Issued, AuthError> {
         if *who == Who::Anonymous && self.policy.anonymous == Anonymous::Nothing {
             return Err(AuthError::NoCredentials);
         }
-        let access = asked.iter().filter_map(|access| self.allowed_part(who, access)).collect();
+        let access =
+            asked.iter().filter_map(|access| self.allowed_part(who, access, &look)).collect();
         self.signer.issue(who.name(), access).map_err(|error| {
             tracing::error!("cannot issue a token: {error}");
             AuthError::Unavailable
         })
     }
 
-    fn allowed_part(&self, who: &Who, asked: &Access) -> Option<Access> {
-        match &asked.resource {
-            Resource::Catalog => Some(Access::catalog()),
-            Resource::Repository(name) => {
-                let actions = asked.actions.filter(|action| self.may(who, name, action));
-                (!actions.is_empty()).then(|| Access::repository(name.clone(), actions))
-            }
-        }
+    fn allowed_part(
+        &self,
+        who: &Who,
+        asked: &Access,
+        look: &impl Fn(&RepoName, bool) -> Option<Way>,
+    ) -> Option<Access> {
+        let Resource::Repository(name) = &asked.resource else {
+            return Some(Access::catalog());
+        };
+        let way = look(name, asked.actions.push || asked.actions.delete)?;
+        let may = |action| judge(&self.policy, who, &way, action).right != Right::No;
+        let actions = asked.actions.filter(|action| match action {
+            // Who creates a repository can read it: the token is to outlast the first push.
+            Action::Pull if !way.whole => may(Action::Push),
+            action => may(action),
+        });
+        (!actions.is_empty()).then(|| Access::repository(name.clone(), actions))
     }
 
-    /// What a request for an action on a repository gets: the permissions as they are now, and the
-    /// reach of its credentials.
-    pub fn decide(&self, caller: &Caller, repo: &RepoName, action: Action) -> Verdict {
-        if !caller.presented() {
-            return Verdict::NeedsToken;
-        }
-        match (self.may(&caller.who, repo, action), &caller.who) {
-            (false, Who::Anonymous) => Verdict::NeedsScope,
-            (false, Who::User(_) | Who::Server(_)) => Verdict::Denied,
-            (true, _) if caller.granted.reaches(repo, action) => Verdict::Allowed,
-            (true, _) => Verdict::NeedsScope,
-        }
+    /// What a request for an action on a repository gets, and why: the permissions as they are now,
+    /// and the reach of its credentials.
+    pub fn decide(
+        &self,
+        caller: &Caller,
+        repo: &RepoName,
+        way: &Way,
+        action: Action,
+    ) -> (Verdict, Judgement) {
+        let judgement = self.judge(&caller.who, way, action);
+        let verdict = match (judgement.right, &caller.who) {
+            _ if !caller.presented() => Verdict::NeedsToken,
+            (Right::No, Who::Anonymous) => Verdict::NeedsScope,
+            (Right::No, Who::User(_) | Who::Server(_)) => Verdict::Denied,
+            _ if !caller.granted.reaches(repo, action) => Verdict::NeedsScope,
+            (Right::Yes, _) => Verdict::Allowed,
+            (Right::Untold, _) => Verdict::Untold,
+        };
+        (verdict, judgement)
     }
 
     /// The permissions alone, whatever a token was issued for: for lists, which show what their
     /// reader may pull.
-    pub fn may(&self, who: &Who, repo: &RepoName, action: Action) -> bool {
-        may(&self.policy, who, repo, action)
+    pub fn judge(&self, who: &Who, way: &Way, action: Action) -> Judgement {
+        judge(&self.policy, who, way, action)
+    }
+
+    /// Whether somebody gets all of the `wanted` bits of one directory or file.
+    pub fn allows(&self, who: &Who, permissions: &Permissions, wanted: u8) -> bool {
+        self.policy.allows(who, permissions, wanted)
+    }
+
+    /// Whether somebody may do everything.
+    pub fn is_administrator(&self, who: &Who) -> bool {
+        self.policy.is_administrator(who)
+    }
+
+    /// What holds for every repository.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// The value of `WWW-Authenticate`. `realm` is the absolute URL of the token endpoint; `scope`
@@ -317,7 +360,8 @@ impl Auth {
 }
 
 impl Granted {
-    fn reaches(&self, repo: &RepoName, action: Action) -> bool {
+    /// Whether the credentials reach an action on a repository.
+    pub fn reaches(&self, repo: &RepoName, action: Action) -> bool {
         match self {
             Granted::All => true,
             Granted::Nothing => false,

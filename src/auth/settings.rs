@@ -4,6 +4,8 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::unistd::Group;
 use thiserror::Error;
 
 use super::access::Anonymous;
@@ -35,6 +37,8 @@ pub struct Settings {
     pub pam_confdir: Option<PathBuf>,
     /// What those may do who did not log in.
     pub anonymous: Anonymous,
+    /// The group whose members may do everything.
+    pub admin_group: Option<String>,
     /// Whether uid 0 may log in.
     pub allow_root: bool,
     /// What signs tokens. Whoever knows it can be anybody.
@@ -80,10 +84,21 @@ impl Settings {
             pam_service: DEFAULT_PAM_SERVICE.to_owned(),
             pam_confdir: None,
             anonymous: Anonymous::Nothing,
+            admin_group: None,
             allow_root: false,
             token_key,
             limits: Limits::default(),
             worker: DEFAULT_WORKER.into(),
+        }
+    }
+
+    /// The number of the admin group, by the name service.
+    pub(super) fn admins(&self) -> Result<Option<u32>, StartError> {
+        let Some(name) = &self.admin_group else { return Ok(None) };
+        match Group::from_name(name) {
+            Ok(Some(group)) => Ok(Some(group.gid.as_raw())),
+            Ok(None) => Err(StartError::NoGroup(name.clone())),
+            Err(source) => Err(StartError::GroupUntold { name: name.clone(), source }),
         }
     }
 
@@ -117,6 +132,17 @@ pub enum StartError {
     /// PAM would look for the directory beneath wherever the worker stands.
     #[error("{}: the directory of PAM services must be an absolute path", .0.display())]
     Confdir(PathBuf),
+    /// There is no such group.
+    #[error("--admin-group {0:?}: this host has no such group, make it with groupadd")]
+    NoGroup(String),
+    /// The name service did not say whether there is such a group.
+    #[error("--admin-group {name:?}: the name service failed: {source}")]
+    GroupUntold {
+        /// The group.
+        name: String,
+        /// What the name service said.
+        source: Errno,
+    },
     /// Nobody wrote a key into the array.
     #[error("the key that signs tokens is all zeros")]
     Key,

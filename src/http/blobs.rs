@@ -22,7 +22,7 @@ impl Visit {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Response, Failure> {
-        let pusher = self.may_push(repo).then(|| self.actor());
+        let pusher = self.permit.promised.then(|| self.actor());
         let blob = self.registry().stat_blob(repo, digest, pusher.as_ref()).await?;
         if is_known(&self.headers, digest) {
             return Ok(not_modified(digest));

@@ -8,7 +8,8 @@ use super::errors::{Failure, Refusal};
 use super::origin::Origin;
 use super::route::{Action, Deed};
 use super::{App, lists};
-use crate::auth::{self, AuthError, Caller, ChallengeError, Verdict};
+use crate::access;
+use crate::auth::{self, AuthError, Caller, ChallengeError, Right, Verdict};
 use crate::oci::RepoName;
 use crate::registry;
 
@@ -50,37 +51,61 @@ pub(super) async fn caller(
     })
 }
 
+/// What a request that passed may do besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Permit {
+    /// Who asks whether a blob is there may push it, and so is promised that it stays.
+    pub(super) promised: bool,
+}
+
 /// Lets a request of the API pass, or says what the client is told instead.
 pub(super) fn admit(
     app: &App,
     caller: &Caller,
     origin: &Origin,
     action: &Action,
-) -> Result<(), Failure> {
-    let log_in = || {
-        challenge(
-            app,
-            origin,
-            action,
-            None,
-            "no token: log in, or fetch one from /token".to_owned(),
-        )
+) -> Result<Permit, Failure> {
+    let needs = |error, message| Err(challenge(app, origin, action, error, message));
+    let log_in = || needs(None, "no token: log in, or fetch one from /token".to_owned());
+    let (repo, deed) = match action {
+        Action::Repo(repo, deed) => (repo, deed),
+        _ if caller.presented() => return Ok(Permit::default()),
+        _ => return log_in(),
     };
-    match action {
-        Action::Repo(repo, deed) => match app.auth.decide(caller, repo, deed.right()) {
-            Verdict::Allowed => Ok(()),
-            Verdict::NeedsToken => Err(log_in()),
-            Verdict::NeedsScope => Err(challenge(
-                app,
-                origin,
-                action,
-                Some(ChallengeError::InsufficientScope),
-                beyond(caller, repo, deed),
-            )),
-            Verdict::Denied => Err(denied(repo, deed)),
+    if !caller.presented() {
+        return log_in();
+    }
+    let asks = matches!(deed, Deed::ReadBlob { head: true, .. });
+    let found = app.registry.way(repo, asks || deed.right() != auth::Action::Pull)?;
+    let way = access::way(&found);
+    let (verdict, judgement) = app.auth.decide(caller, repo, &way, deed.right());
+    match verdict {
+        Verdict::Allowed => {
+            let push = || app.auth.decide(caller, repo, &way, auth::Action::Push).0;
+            Ok(Permit { promised: asks && push() == Verdict::Allowed })
+        }
+        Verdict::NeedsToken => log_in(),
+        // Whoever asks whether a blob is there is about to push. Clients print no reason for a 401
+        // here, for it has no body, and containerd gives up; the push itself is told to log in.
+        Verdict::NeedsScope if asks && judgement.right == Right::No => Err(denied(repo, deed)),
+        Verdict::NeedsScope => {
+            needs(Some(ChallengeError::InsufficientScope), beyond(caller, repo, deed))
+        }
+        Verdict::Denied => {
+            tracing::info!(
+                who = caller.who.name(),
+                client = %origin.client,
+                repo = repo.as_str(),
+                right = ?deed.right(),
+                why = ?access::refusal(&found, &judgement),
+                "refused"
+            );
+            Err(denied(repo, deed))
+        }
+        Verdict::Untold => match found.stopped {
+            Some(error) => Err(registry::Error::from(error).into()),
+            None => Err(denied(repo, deed)),
         },
-        _ if caller.presented() => Ok(()),
-        _ => Err(log_in()),
     }
 }
 

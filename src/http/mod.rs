@@ -163,11 +163,12 @@ impl App {
     ) -> Result<Response, Failure> {
         let caller = gate::caller(&self, &request.headers, origin, action).await?;
         record.who(&caller.who);
-        if let Err(failure) = gate::admit(&self, &caller, origin, action) {
-            return gate::alike(Err(failure), action);
-        }
-        let visit =
-            Visit { app: self, caller, client: origin.client, headers: request.headers.clone() };
+        let permit = match gate::admit(&self, &caller, origin, action) {
+            Ok(permit) => permit,
+            Err(failure) => return gate::alike(Err(failure), action),
+        };
+        let (client, headers) = (origin.client, request.headers.clone());
+        let visit = Visit { app: self, caller, permit, client, headers };
         match action {
             Action::Catalog(page) => visit.catalog(page).await,
             Action::Repo(repo, deed) => gate::alike(visit.perform(repo, deed, body).await, action),

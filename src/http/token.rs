@@ -16,8 +16,9 @@ use super::body::Upload;
 use super::errors::{self, Failure, Refusal};
 use super::origin::Origin;
 use super::{App, encoding, gate, reply};
-use crate::auth::{self, Issued, Who};
-use crate::oci::essence;
+use crate::access;
+use crate::auth::{self, Access, Issued, Who};
+use crate::oci::{RepoName, essence};
 
 /// The largest form that is read: names, a password, some scopes.
 const MAX_FORM: usize = 64 * 1024;
@@ -32,7 +33,7 @@ pub(super) async fn get(
     let caller = gate::identify(app, &request.headers, origin).await?;
     let caller = caller.map_err(Failure::Auth)?;
     let asked = auth::parse_scopes(scopes.iter().map(String::as_str));
-    let issued = app.auth.grant(&caller.who, &asked).map_err(Failure::Auth)?;
+    let issued = grant(app, &caller.who, &asked)?;
     Ok((caller.who, answer(&issued, None)))
 }
 
@@ -53,10 +54,22 @@ pub(super) async fn post(
     let who = app.auth.login(user, password, origin.client).await;
     let who = who.map_err(Failure::Auth)?;
     let asked = auth::parse_scopes(form.all("scope"));
-    let issued = app.auth.grant(&who, &asked).map_err(Failure::Auth)?;
+    let issued = grant(app, &who, &asked)?;
     // RFC 6749 (5.1) wants to have it said where it may be less than was asked.
     let granted: Vec<String> = issued.access.iter().map(ToString::to_string).collect();
     Ok((who, answer(&issued, Some(granted.join(" ")))))
+}
+
+/// A repository that cannot be looked at is left out of the token: the request for it will say why.
+fn grant(app: &App, who: &Who, asked: &[Access]) -> Result<Issued, Failure> {
+    let look = |repo: &RepoName, write| match app.registry.way(repo, write) {
+        Ok(found) => Some(access::way(&found)),
+        Err(error) => {
+            tracing::warn!(cause = ?error.to_string(), "a repository is left out of a token");
+            None
+        }
+    };
+    app.auth.grant(who, asked, look).map_err(Failure::Auth)
 }
 
 fn answer(issued: &Issued, scope: Option<String>) -> Response {

@@ -1,7 +1,5 @@
 //! Uploads: whole, in a session, or as a mount of what is there already.
 
-use std::sync::Arc;
-
 use axum::body::Body;
 use axum::response::Response;
 use http::StatusCode;
@@ -11,9 +9,9 @@ use super::body::Upload;
 use super::errors::{Failure, Refusal, upload_range};
 use super::reply::{self, CONTENT_DIGEST, value};
 use super::visit::Visit;
-use crate::auth::{self, Verdict};
+use crate::auth;
 use crate::oci::{Algorithm, ContentRange, Digest, RepoName};
-use crate::registry::{MayRead, MountFrom, UploadId, UploadStatus};
+use crate::registry::{MountFrom, UploadId, UploadStatus};
 
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
@@ -50,8 +48,8 @@ impl Visit {
         let from = match from {
             None => Some(MountFrom::Anywhere(self.may_read())),
             Some(from) => {
-                let verdict = self.app.auth.decide(&self.caller, from, auth::Action::Pull);
-                (verdict == Verdict::Allowed).then(|| MountFrom::Repo(from.clone()))
+                let granted = self.caller.granted.reaches(from, auth::Action::Pull);
+                (granted && self.may_pull(from)).then(|| MountFrom::Repo(from.clone()))
             }
         };
         if let Some(from) = from
@@ -124,14 +122,6 @@ impl Visit {
         };
         let status = self.registry().upload_status(repo, id, &self.actor()).await?;
         Err(Failure::Chunk { repo: repo.clone(), id: status.id, size: status.size, why })
-    }
-
-    /// Permissions alone: a client that asks for no particular source cannot have asked for a token
-    /// that names one.
-    pub(super) fn may_read(&self) -> MayRead {
-        let app = Arc::clone(&self.app);
-        let who = self.caller.who.clone();
-        Arc::new(move |repo: &RepoName| app.auth.may(&who, repo, auth::Action::Pull))
     }
 }
 

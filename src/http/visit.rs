@@ -11,15 +11,19 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 
 use super::App;
 use super::errors::{Failure, Refusal};
+use super::gate::Permit;
 use super::route::Deed;
-use crate::auth::{self, Caller, Verdict};
+use crate::access;
+use crate::auth::{self, Caller, Right, Who};
+use crate::layout::Account;
 use crate::oci::RepoName;
-use crate::registry::{Actor, Registry};
+use crate::registry::{Actor, MayRead, Registry};
 
 /// Who asks, with which headers, and of whom.
 pub(super) struct Visit {
     pub(super) app: Arc<App>,
     pub(super) caller: Caller,
+    pub(super) permit: Permit,
     pub(super) client: IpAddr,
     pub(super) headers: HeaderMap,
 }
@@ -68,13 +72,25 @@ impl Visit {
         Actor {
             who: self.caller.who.name().map(str::to_owned),
             from: Some(self.client),
-            ..Actor::default()
+            account: self.account(),
         }
     }
 
-    /// Who may push is promised what he is told exists.
-    pub(super) fn may_push(&self, repo: &RepoName) -> bool {
-        self.app.auth.decide(&self.caller, repo, auth::Action::Push) == Verdict::Allowed
+    /// What the caller may read of what others put there, and whose rights are in what is made.
+    pub(super) fn account(&self) -> Account {
+        access::account(*self.app.auth.policy(), &self.caller.who)
+    }
+
+    /// Whether the caller may pull from a repository, whatever their token names.
+    pub(super) fn may_pull(&self, repo: &RepoName) -> bool {
+        may_pull(&self.app, &self.caller.who, repo)
+    }
+
+    /// Permissions alone: a client that asks for no particular source cannot have asked for a token
+    /// that names one.
+    pub(super) fn may_read(&self) -> MayRead {
+        let (app, who) = (Arc::clone(&self.app), self.caller.who.clone());
+        Arc::new(move |repo: &RepoName| may_pull(&app, &who, repo))
     }
 
     /// How long a client may send nothing.
@@ -110,5 +126,18 @@ impl Visit {
         }
         let text = first.map(|value| value.to_str().map_err(|_| Refusal::Header(shown)));
         Ok(text.transpose()?.map(str::to_owned))
+    }
+}
+
+/// What cannot be looked at is passed over: the log says why.
+fn may_pull(app: &App, who: &Who, repo: &RepoName) -> bool {
+    match app.registry.way(repo, false) {
+        Ok(found) => {
+            app.auth.judge(who, &access::way(&found), auth::Action::Pull).right == Right::Yes
+        }
+        Err(error) => {
+            tracing::warn!(cause = ?error.to_string(), "a repository is passed over");
+            false
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::command::run;
 use super::http::Client;
 
 /// The binary under test.
@@ -179,6 +180,18 @@ impl Registry {
         let path = self.room.path().join("scratch");
         fs::create_dir_all(&path).expect("scratch directory");
         path
+    }
+
+    /// Lets somebody create repositories beneath ROOT, as an administrator would: `who` as
+    /// setfacl(1) spells it, such as `u:alice`. What they create is theirs to push to.
+    pub fn grant(&self, who: &str) {
+        self.setfacl(&format!("{who}:rwx"), "");
+    }
+
+    /// `setfacl -m ENTRY` of a directory beneath ROOT.
+    pub fn setfacl(&self, entry: &str, relative: &str) {
+        let path = self.root.join(relative);
+        run(Command::new("setfacl").args(["-m", entry]).arg(path)).ok();
     }
 
     /// The server's process id.
