@@ -176,6 +176,22 @@ fn a_stream_that_is_not_taken_is_reset_and_the_others_go_on() {
 }
 
 #[test]
+fn an_early_refusal_arrives_whole() {
+    let scene = Scene::new("60");
+    let mut client = scene.connect();
+    client.send(HEADERS, END_HEADERS, 1, &Http2::head("POST", "/nowhere")).expect("send");
+    client.send(DATA, 0, 1, &[7; 10_000]).expect("send");
+    client.until(HEADERS, 1).expect("an answer");
+    let answer = client.until(DATA, 1).expect("its body");
+    assert!(answer.payload.starts_with(b"{\"errors\":"), "{answer:?}");
+    // Then the client is told to stop sending, and that nothing went wrong (RFC 9113, 8.1).
+    let reset = client.until(RST_STREAM, 1).expect("the end of the stream");
+    assert_eq!(reset.payload, [0; 4]);
+    client.get(3, "/v2/").expect("send");
+    client.until(HEADERS, 3).expect("the connection lives on");
+}
+
+#[test]
 fn slow_client_on_http2() {
     let scene = Scene::new("2");
     // A head that does not end, a body that does not come, and no request at all.
