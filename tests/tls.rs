@@ -305,8 +305,13 @@ fn keys_of_every_common_form_are_read() {
 #[track_caller]
 fn refused(args: &[&str]) -> String {
     let root = tempfile::tempdir().expect("a directory");
-    let mut serve = Command::new(STILLAGE);
-    serve.arg("serve").arg(root.path()).args(["--listen", "127.0.0.1:0"]).args(args);
+    // One that starts all the same must not run for ever.
+    let mut serve = Command::new("timeout");
+    serve
+        .args(["30", STILLAGE, "serve"])
+        .arg(root.path())
+        .args(["--listen", "127.0.0.1:0"])
+        .args(args);
     let outcome = run(&mut serve).refused();
     assert_eq!(outcome.code, Some(1), "{outcome}");
     outcome.stderr
