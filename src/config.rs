@@ -3,13 +3,17 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 
 use crate::http::{BaseUrl, Network};
+use crate::registry::MinFree;
 use crate::{auth, http, registry};
+
+mod units;
 
 /// An OCI container registry that is nothing but files.
 #[derive(Debug, Parser)]
@@ -103,6 +107,18 @@ pub struct ServeArgs {
     /// Accept manifests that refer to what is not here
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_sparse: bool,
+    /// How many uploads one user may have open at once
+    #[arg(long, env = "STILLAGE_MAX_UPLOADS", hide_env = true, value_name = "N")]
+    #[arg(default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
+    max_uploads: u32,
+    /// How long an upload that gets no byte is kept: 30m, 24h, 7d
+    #[arg(long, env = "STILLAGE_UPLOAD_EXPIRY", hide_env = true, value_name = "TIME")]
+    #[arg(default_value = "24h", value_parser = units::duration)]
+    upload_expiry: Duration,
+    /// What uploads leave free: 500M, 5G, 3%, 0 [default: 1G or 2%, the larger; never over 10%]
+    #[arg(long, env = "STILLAGE_MIN_FREE", hide_env = true, value_name = "SIZE")]
+    #[arg(value_parser = units::min_free)]
+    min_free: Option<MinFree>,
     /// How many seconds a client may keep the server waiting
     #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -163,8 +179,8 @@ pub struct Serve {
     pub root: PathBuf,
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Whether manifests may refer to what is not there.
-    pub allow_sparse: bool,
+    /// What the registry takes, and how much.
+    pub registry: registry::Settings,
     /// How people log in.
     pub mode: auth::Mode,
     /// What is allowed without a login.
@@ -225,7 +241,12 @@ impl ServeArgs {
         Ok(Serve {
             root: self.root,
             listen: self.listen,
-            allow_sparse: self.allow_sparse,
+            registry: registry::Settings {
+                allow_sparse: self.allow_sparse,
+                max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
+                upload_expiry: self.upload_expiry,
+                min_free: self.min_free.unwrap_or(MinFree::Usual),
+            },
             mode: if open { auth::Mode::None } else { auth::Mode::Pam },
             anonymous,
             admin_group: self.admin_group,
@@ -238,7 +259,7 @@ impl ServeArgs {
                 trusted_proxies: self.trusted_proxy,
                 // Beyond loopback names are no protection, and everybody was let in knowingly.
                 open: open && !self.open_to_all,
-                patience: std::time::Duration::from_secs(self.patience),
+                patience: Duration::from_secs(self.patience),
                 ..http::Settings::default()
             },
         })
@@ -246,11 +267,6 @@ impl ServeArgs {
 }
 
 impl Serve {
-    /// The registry's settings.
-    pub fn registry(&self) -> registry::Settings {
-        registry::Settings { allow_sparse: self.allow_sparse }
-    }
-
     /// Login and permissions.
     pub fn auth(&self, token_key: [u8; 32]) -> auth::Settings {
         auth::Settings {
@@ -327,6 +343,20 @@ mod tests {
             let line = ["stillage", "serve", "root"].iter().chain(wrong);
             assert!(Cli::try_parse_from(line).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn uploads_are_bounded_unless_told_otherwise() {
+        let usual = serve(&[]).unwrap().registry;
+        let default = registry::Settings::default();
+        assert_eq!(usual.max_uploads, default.max_uploads);
+        assert_eq!(usual.upload_expiry, default.upload_expiry);
+        assert_eq!(usual.min_free, MinFree::Usual);
+        let args = ["--max-uploads", "7", "--upload-expiry", "90m", "--min-free", "0"];
+        let told = serve(&args).unwrap().registry;
+        assert_eq!((told.max_uploads, told.min_free), (7, MinFree::Bytes(0)));
+        assert_eq!(told.upload_expiry, Duration::from_secs(90 * 60));
+        assert!(Cli::try_parse_from(["stillage", "serve", "/r", "--max-uploads", "0"]).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::auth::{self, Auth};
 use stillage::config::{Certificate, CheckArgs, Cli, Command, Serve, ServeArgs};
-use stillage::http::{Own, Server, Tls};
+use stillage::http::{self, Own, Server, Tls};
 use stillage::registry::Registry;
 use stillage::upkeep::check;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -87,27 +87,39 @@ fn serve(args: ServeArgs) -> Outcome {
 
 async fn run(settings: Serve) -> Result<(), Box<dyn Error>> {
     let stop = told_to_stop()?;
-    let registry = Registry::open(&settings.root, settings.registry())?;
+    let registry = Registry::open(&settings.root, settings.registry)?;
     let auth = Auth::new(settings.auth(registry.token_key()?))?;
+    let sweeper = registry.clone().keep_swept();
     let mut http = settings.http.clone();
-    let own = match &settings.certificate {
-        None => None,
-        Some(Certificate::Files(files)) => {
-            http.tls = Some(Tls::from_files(files.clone())?);
-            None
-        }
-        Some(Certificate::SelfSigned) => {
-            let own = Own::of(&registry, settings.listen.ip())?;
-            http.tls = Some(own.tls.clone());
-            Some(own)
-        }
-    };
+    let own = certificate(&settings, &registry, &mut http)?;
     let server = Server::bind(settings.listen, registry, auth, http).await;
     let server =
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
     report(&settings, &server, own.as_ref())?;
+    tokio::spawn(sweeper);
     server.run(Box::pin(stop)).await;
     Ok(())
+}
+
+/// Loads the certificate that the listener is to show. One that the server made is given back: the
+/// person who started the server has to make clients trust it.
+fn certificate(
+    settings: &Serve,
+    registry: &Registry,
+    http: &mut http::Settings,
+) -> Result<Option<Own>, Box<dyn Error>> {
+    match &settings.certificate {
+        None => Ok(None),
+        Some(Certificate::Files(files)) => {
+            http.tls = Some(Tls::from_files(files.clone())?);
+            Ok(None)
+        }
+        Some(Certificate::SelfSigned) => {
+            let own = Own::of(registry, settings.listen.ip())?;
+            http.tls = Some(own.tls.clone());
+            Ok(Some(own))
+        }
+    }
 }
 
 /// What the person who started the server wants to know.

@@ -256,6 +256,11 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
             Some(repo) => chunk(repo, id, *size, error.to_string()),
             None => bad(Code::BlobUploadInvalid),
         },
+        // Sooner or later a push of the same user ends; only they know when.
+        Error::TooManyUploads { .. } => {
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests, &error)
+                .header(RETRY_AFTER, value("5"))
+        }
         Error::UploadBusy(_) => Problem::new(StatusCode::CONFLICT, Code::BlobUploadInvalid, &error),
         Error::UploadLength { .. } => bad(Code::SizeInvalid),
         Error::Body(source) => of_refusal(body(source)),

@@ -112,6 +112,7 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (E::UploadUnknown("x".into()).into(), 404, Code::BlobUploadUnknown),
         (E::UploadRange { id: upload(), size: 5, sent }.into(), 416, Code::BlobUploadInvalid),
         (E::UploadBusy(upload()).into(), 409, Code::BlobUploadInvalid),
+        (E::TooManyUploads { limit: 9 }.into(), 429, Code::TooManyRequests),
         (E::UploadLength { announced: 1, received: 2 }.into(), 400, Code::SizeInvalid),
         (
             E::Body(Arc::new(io::ErrorKind::UnexpectedEof.into())).into(),
@@ -136,6 +137,11 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (E::Moved(repo()).into(), 409, Code::NameUnknown),
         (E::ReadOnly(repo()).into(), 503, Code::Unavailable),
         (E::Layout(damaged).into(), 500, Code::Unknown),
+        (
+            E::Layout(layout::Error::Full { path: "/secret/place".into(), why: "x".into() }).into(),
+            507,
+            Code::Unknown,
+        ),
         (E::Internal.into(), 500, Code::Unknown),
         (io(Errno::NOSPC), 507, Code::Unknown),
         (io(Errno::DQUOT), 507, Code::Unknown),
@@ -180,6 +186,8 @@ async fn some_answers_have_more_to_say() {
     let retry_after = Duration::from_millis(1500);
     let (_, headers, _) = answer(Failure::Auth(AuthError::TooMany { retry_after })).await;
     assert_eq!(header(&headers, "retry-after"), "2");
+    let (_, headers, _) = answer(registry::Error::TooManyUploads { limit: 9 }.into()).await;
+    assert_eq!(header(&headers, "retry-after"), "5");
     let sent = ContentRange { first: 9, last: 9 };
     for (size, range) in [(0, "0-0"), (1, "0-0"), (5, "0-4")] {
         let error = registry::Error::UploadRange { id: upload(), size, sent };

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
 use rustix::io::Errno;
@@ -173,6 +174,17 @@ pub fn is_regular(stat: &Stat) -> bool {
 /// A size as the system gives it; it is never negative.
 pub fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
+}
+
+/// When a file's content changed last, by its status.
+pub fn modified(stat: &Stat) -> SystemTime {
+    let nanoseconds = Duration::from_nanos(stat.st_mtime_nsec);
+    let seconds = Duration::from_secs(stat.st_mtime.unsigned_abs());
+    let whole = match stat.st_mtime {
+        0.. => SystemTime::UNIX_EPOCH.checked_add(seconds),
+        _ => SystemTime::UNIX_EPOCH.checked_sub(seconds),
+    };
+    whole.map_or(SystemTime::UNIX_EPOCH, |whole| whole + nanoseconds)
 }
 
 /// The status of an open file.

@@ -26,6 +26,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// An upload would take what is kept free for everything else.
+    #[error("{}: {why}", .path.display())]
+    Full {
+        /// A directory of the file system.
+        path: PathBuf,
+        /// What is left, and what is kept back.
+        why: String,
+    },
     /// A new directory would shut out the user for whom it is made.
     #[error(
         "{}: its rights would shut out whoever makes it, and this file system keeps no ACLs that \
@@ -52,7 +60,7 @@ impl Error {
         Error::damaged(path, "has an ACL that cannot be read")
     }
 
-    /// The error number, if the operating system gave one.
+    /// The error number, if the operating system gave one; it gives the same where space is kept back.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Error::Io { source, .. } => match source.kind() {
@@ -60,6 +68,7 @@ impl Error {
                 io::ErrorKind::WouldBlock => Some(Errno::AGAIN),
                 _ => Errno::from_io_error(source),
             },
+            Error::Full { .. } => Some(Errno::NOSPC),
             Error::Damaged { .. } | Error::NoAcls { .. } => None,
         }
     }
@@ -72,7 +81,10 @@ impl Error {
     /// The path that the error is about.
     pub fn path(&self) -> &Path {
         match self {
-            Error::Io { path, .. } | Error::Damaged { path, .. } | Error::NoAcls { path } => path,
+            Error::Io { path, .. }
+            | Error::Damaged { path, .. }
+            | Error::Full { path, .. }
+            | Error::NoAcls { path } => path,
         }
     }
 }

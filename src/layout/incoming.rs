@@ -57,10 +57,13 @@ impl Incoming {
         Incoming::beside(tree, &uploads)
     }
 
-    /// A new file with a temporary name in a directory.
+    /// A new file with a temporary name in a directory. It is locked for as long as it is open: the
+    /// sweep takes what nobody holds.
     pub(super) fn beside(tree: &Tree, dir: &Dir) -> Result<Incoming> {
         let name = path::temporary("blob");
         let file = tree.disk.create(dir, &name, MODE)?;
+        // Where the file system knows no locks, its age alone protects it.
+        let _ = file.try_lock();
         Ok(Incoming::new(file, Name::Made(Arc::clone(&tree.disk), dir.clone(), name)))
     }
 
@@ -119,7 +122,7 @@ impl Drop for Incoming {
         if let Name::Made(disk, dir, name) = &self.name
             && let Err(error) = disk.unlink(dir, name)
         {
-            tracing::warn!(%error, "a temporary file stays until gc removes it");
+            tracing::warn!(%error, "a temporary file stays until it is swept");
         }
     }
 }

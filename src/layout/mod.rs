@@ -7,6 +7,7 @@
 //! - [`Tree`] is ROOT with the registry's own room. [`blobs`], [`IndexFile`], [`journal`],
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
 //!   [`Walk`] goes over all repositories, [`rights`] reads owners, modes and ACLs.
+//! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
 pub mod account;
 pub mod acl;
@@ -27,14 +28,16 @@ pub mod notes;
 mod own_certificate;
 pub mod path;
 pub mod rights;
+pub mod space;
 mod stamp;
+pub mod sweep;
 mod tree;
 pub mod uploads;
 mod verified;
 mod walk;
 
 pub use account::Account;
-pub use dir::{Dir, DirId, Inode, is_regular, read_all, size_of, stat_file};
+pub use dir::{Dir, DirId, Inode, is_regular, modified, read_all, size_of, stat_file};
 pub use disk::{Disk, RealDisk};
 pub use error::{At, Error, OrAbsent, Result};
 pub use incoming::Incoming;

@@ -103,6 +103,15 @@ pub fn temporary(name: &str) -> String {
     format!(".{name}.{}", random_hex::<8>())
 }
 
+/// Whether a name is of the form that [`temporary`] gives.
+pub fn is_temporary(name: &str) -> bool {
+    let parts = name.strip_prefix('.').and_then(|name| name.rsplit_once('.'));
+    parts.is_some_and(|(of, random)| {
+        let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        !of.is_empty() && random.len() == 16 && random.bytes().all(digit)
+    })
+}
+
 /// `N` random bytes in hexadecimal.
 pub fn random_hex<const N: usize>() -> String {
     let mut bytes = [0u8; N];

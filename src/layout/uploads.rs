@@ -4,8 +4,9 @@
 //! saved state would vouch for bytes that were never written.
 
 use std::fs::{File, TryLockError};
+use std::time::SystemTime;
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, Stat, fchmod};
+use rustix::fs::{Mode, OFlags, Stat, fchmod};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -90,30 +91,28 @@ pub struct SessionData {
 }
 
 impl Session {
-    /// Opens a new session.
+    /// Opens a new session. On an error nothing is left behind, if that can be helped.
     pub fn create(tree: &Tree, id: &UploadId, owner: Owner) -> Result<Session> {
         let uploads = tree.room.dir(path::UPLOADS)?;
         tree.disk.make_dir(&uploads, id.as_str(), Mode::RWXU)?;
         let dir = uploads.dir(id.as_str())?;
-        let at = || dir.at(path::UPLOAD_OWNER);
-        tree.disk.create(&dir, path::UPLOAD_DATA, MODE)?;
-        let file = tree.disk.create(&dir, path::UPLOAD_OWNER, MODE)?;
-        let bytes = serde_json::to_vec(&owner).map_err(std::io::Error::from).at(at)?;
-        tree.disk.write(&file, &bytes, 0).at(at)?;
-        Ok(Session { dir, owner })
+        match fill(tree, &dir, &owner) {
+            Ok(()) => Ok(Session { dir, owner }),
+            Err(error) => {
+                // What failed may fail again here; the sweep removes the leftover.
+                let _ = end(tree, &dir, id, None);
+                Err(error)
+            }
+        }
     }
 
     /// Finds a session; `None` if there is none, or if its owner's file was torn by a crash.
     pub fn find(tree: &Tree, id: &UploadId) -> Result<Option<Session>> {
         let relative = format!("{}/{id}", path::UPLOADS);
-        let Some(dir) = tree.room.dir(&relative).or_absent()? else {
-            return Ok(None);
-        };
-        let Some(file) = dir.file(path::UPLOAD_OWNER).or_absent()? else {
-            return Ok(None);
-        };
-        let bytes = dir::read_all(&file, 4096, || dir.at(path::UPLOAD_OWNER))?;
-        Ok(serde_json::from_slice(&bytes).ok().map(|owner| Session { dir, owner }))
+        match tree.room.dir(&relative).or_absent()? {
+            Some(dir) => Ok(owner_of(&dir)?.map(|owner| Session { dir, owner })),
+            None => Ok(None),
+        }
     }
 
     /// How many bytes have arrived.
@@ -121,13 +120,25 @@ impl Session {
     /// # Errors
     /// "Not found" if the session has ended.
     pub fn size(&self) -> Result<u64> {
+        Ok(dir::size_of(&self.stat()?))
+    }
+
+    /// When bytes arrived last, or when the session was opened.
+    ///
+    /// # Errors
+    /// "Not found" if the session has ended.
+    pub fn last_activity(&self) -> Result<SystemTime> {
+        Ok(dir::modified(&self.stat()?))
+    }
+
+    fn stat(&self) -> Result<Stat> {
         let name = path::UPLOAD_DATA;
         let Some(stat) = self.dir.stat_name(name)? else {
             return Err(std::io::Error::from(std::io::ErrorKind::NotFound))
                 .at(|| self.dir.at(name));
         };
         self.refuse_shared(&stat)?;
-        Ok(dir::size_of(&stat))
+        Ok(stat)
     }
 
     /// Opens and locks the data; `None` if another request is writing to it.
@@ -182,41 +193,42 @@ impl Session {
     }
 
     /// Ends a session: its directory goes, whatever was linked from its data stays.
-    ///
-    /// Its data is closed before the directory is removed: FUSE and NFS keep the name of an open
-    /// file that was unlinked. Where one is open still, the empty shell is left to gc.
     pub fn remove(&self, tree: &Tree, id: &UploadId, data: SessionData) -> Result<()> {
-        // The owner goes first: a session without one is no session.
-        for name in [path::UPLOAD_OWNER, path::UPLOAD_DATA] {
-            tree.disk.unlink(&self.dir, name).or_absent()?;
-        }
-        drop(data);
-        let uploads = tree.room.dir(path::UPLOADS)?;
-        match tree.disk.remove_dir(&uploads, id.as_str()).or_absent() {
-            Err(error) if error.errno() == Some(Errno::NOTEMPTY) => Ok(()),
-            removed => removed.map(|_| ()),
-        }
+        end(tree, &self.dir, id, Some(data.file))
     }
 }
 
-/// Nothing is reserved for small uploads.
-const RESERVE_FROM: u64 = 4 * 1024 * 1024;
-/// The most that is reserved ahead of what has arrived.
-const RESERVE_MOST: u64 = 64 * 1024 * 1024;
+/// The files of a new session. The owner comes last: a session without one is no session.
+fn fill(tree: &Tree, dir: &Dir, owner: &Owner) -> Result<()> {
+    let at = || dir.at(path::UPLOAD_OWNER);
+    tree.disk.create(dir, path::UPLOAD_DATA, MODE)?;
+    let file = tree.disk.create(dir, path::UPLOAD_OWNER, MODE)?;
+    let bytes = serde_json::to_vec(owner).map_err(std::io::Error::from).at(at)?;
+    tree.disk.write(&file, &bytes, 0).at(at)
+}
 
-/// Reserves space behind what has arrived, in steps: as much again as there is, within bounds, so
-/// that the file system allocates in large pieces. It goes by bytes received and never by a
-/// client's Content-Length: 500 clients announcing 1 GiB each would fill the disk.
+/// Whose session lies in a directory; `None` if that was never written, or torn by a crash.
+pub(super) fn owner_of(dir: &Dir) -> Result<Option<Owner>> {
+    let Some(file) = dir.file(path::UPLOAD_OWNER).or_absent()? else {
+        return Ok(None);
+    };
+    let bytes = dir::read_all(&file, 4096, || dir.at(path::UPLOAD_OWNER))?;
+    Ok(serde_json::from_slice(&bytes).ok())
+}
+
+/// Removes what a session's directory holds, and the directory.
 ///
-/// `reserved` is where the reservation ends; gives the new end. File systems without fallocate(2)
-/// do without.
-pub fn reserve(file: &File, written: u64, reserved: u64) -> u64 {
-    if written < RESERVE_FROM || written + RESERVE_FROM / 2 < reserved {
-        return reserved;
+/// Its data is closed before the directory is removed: FUSE and NFS keep the name of an open file
+/// that was unlinked. Where one is open still, the empty shell is left to the sweep.
+pub(super) fn end(tree: &Tree, dir: &Dir, id: &UploadId, data: Option<File>) -> Result<()> {
+    // The owner goes first: a session without one is no session.
+    for name in [path::UPLOAD_OWNER, path::UPLOAD_DATA] {
+        tree.disk.unlink(dir, name).or_absent()?;
     }
-    let ahead = written.min(RESERVE_MOST);
-    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, written, ahead) {
-        Ok(()) => written + ahead,
-        Err(_) => u64::MAX,
+    drop(data);
+    let uploads = tree.room.dir(path::UPLOADS)?;
+    match tree.disk.remove_dir(&uploads, id.as_str()).or_absent() {
+        Err(error) if error.errno() == Some(Errno::NOTEMPTY) => Ok(()),
+        removed => removed.map(|_| ()),
     }
 }

@@ -48,6 +48,14 @@ pub enum Error {
     /// Another request is writing to the session.
     #[error("another request is writing to upload {0}")]
     UploadBusy(UploadId),
+    /// The user has as many uploads open as one user may have.
+    #[error(
+        "you have {limit} uploads open, which is the most: finish one, or cancel it with DELETE"
+    )]
+    TooManyUploads {
+        /// How many that is.
+        limit: usize,
+    },
     /// The body's length is not what Content-Range said. The chunk was not stored.
     #[error("Content-Range announced {announced} bytes and {received} came")]
     UploadLength {

@@ -13,6 +13,9 @@ mod lists;
 mod manifests;
 mod mount;
 mod promise;
+mod receive;
+mod slots;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod uploads;
@@ -21,6 +24,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub use blobs::{BlobInfo, OpenBlob};
 pub use error::{Error, Result};
@@ -29,19 +33,41 @@ pub use manifests::{Push, Pushed, StoredManifest};
 pub use mount::MountFrom;
 pub use uploads::UploadStatus;
 
+pub use crate::layout::space::MinFree;
 pub use crate::layout::uploads::UploadId;
 
 use crate::graph::Knowledge;
 use crate::layout::holders::Holders;
 use crate::layout::rights::{Rights, Way};
+use crate::layout::space::Space;
 use crate::layout::{self, Account, Disk, OwnCertificate, RealDisk, Tree};
 use crate::oci::{Digest, RepoName};
 
 /// What an administrator may choose.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Take manifests whose blobs are absent.
     pub allow_sparse: bool,
+    /// How many uploads one user may have open. A CI account with a hundred jobs at once, each
+    /// pushing six layers at a time, needs 600; a thousand that are empty take 12 MB.
+    pub max_uploads: usize,
+    /// How long an upload is kept that gets no byte: as long as a blob that no manifest refers to.
+    /// Clients take an upload up again after a broken line, within the same push; only scripts do
+    /// after a night.
+    pub upload_expiry: Duration,
+    /// What uploads leave free.
+    pub min_free: MinFree,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            allow_sparse: false,
+            max_uploads: 1000,
+            upload_expiry: Duration::from_secs(24 * 60 * 60),
+            min_free: MinFree::Bytes(0),
+        }
+    }
 }
 
 /// On whose behalf a deed is done, for the journal and as the owner of uploads.
@@ -88,6 +114,8 @@ struct Inner {
     indexes: indexes::Indexes,
     queues: Mutex<HashMap<RepoName, Arc<commit::Queue>>>,
     hashes: uploads::Hashes,
+    slots: Arc<slots::Slots>,
+    space: Arc<Space>,
     knowledge: Mutex<HashMap<RepoName, Arc<Mutex<Knowledge>>>>,
 }
 
@@ -99,8 +127,11 @@ impl Registry {
 
     /// The same with another way to the file system, which a test may record.
     pub fn open_on(root: &Path, settings: Settings, disk: Arc<dyn Disk>) -> Result<Registry> {
+        let tree = Tree::open(root, disk)?;
         let inner = Inner {
-            tree: Tree::open(root, disk)?,
+            slots: Arc::new(slots::Slots::new(settings.max_uploads)),
+            space: Arc::new(Space::new(&tree, settings.min_free)),
+            tree,
             settings,
             rights: Rights::default(),
             holders: Holders::default(),

@@ -1,20 +1,21 @@
-//! Uploads: bytes from a socket to a file, hashed on the way, never a whole blob in memory.
+//! Uploads: whole in one request, or in a session.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt, Stream, StreamExt};
+use bytes::Bytes;
+use futures_util::Stream;
 use rustix::io::Errno;
 
+use super::receive::{Received, SMALL_BATCH, Sink, receive};
 use super::{Actor, Destination, Error, Inner, Registry, Result, locked};
 use crate::layout::blobs::{self, Target};
-use crate::layout::uploads::{Owner, Session, SessionData, UploadId, reserve};
-use crate::layout::{self, At, Disk, Incoming, path};
+use crate::layout::uploads::{Owner, Session, SessionData, UploadId};
+use crate::layout::{self, At, Incoming, path};
 use crate::oci::{Algorithm, ContentRange, Digest, Hasher, RepoName};
 
 /// Where a session stands.
@@ -25,12 +26,6 @@ pub struct UploadStatus {
     /// Bytes stored so far.
     pub size: u64,
 }
-
-/// Bytes are written and hashed in batches of about this size.
-const BATCH: usize = 1024 * 1024;
-
-/// A batch of this size is written without waiting for more, if nothing more has arrived.
-const SMALL_BATCH: usize = 256 * 1024;
 
 /// Hash states of open sessions. They are only a memory: a session without one is hashed again
 /// from its file.
@@ -69,155 +64,16 @@ impl Hashes {
         states.insert(id.clone(), State { hasher, seen, since: Instant::now() });
     }
 
-    fn forget(&self, id: &UploadId) {
+    pub(super) fn forget(&self, id: &UploadId) {
         locked(&self.states).remove(id);
-    }
-}
-
-/// A file that is being written to, and the hash of all of it so far.
-struct Sink {
-    file: Arc<File>,
-    disk: Arc<dyn Disk>,
-    hasher: Hasher,
-    written: u64,
-    reserved: u64,
-}
-
-impl Sink {
-    fn new(file: &File, disk: &Arc<dyn Disk>, hasher: Hasher, written: u64) -> io::Result<Sink> {
-        let (file, disk) = (Arc::new(file.try_clone()?), Arc::clone(disk));
-        Ok(Sink { file, disk, hasher, written, reserved: 0 })
-    }
-
-    /// Writes and hashes a batch, each piece while it is in the cache.
-    fn take(&mut self, batch: Vec<Bytes>) -> io::Result<()> {
-        self.reserved = reserve(&self.file, self.written, self.reserved);
-        for piece in batch {
-            self.disk.write(&self.file, &piece, self.written)?;
-            self.hasher.update(&piece);
-            self.written += piece.len() as u64;
-        }
-        Ok(())
-    }
-}
-
-/// How receiving a body ended; what arrived before an error is written and counted.
-struct Received {
-    sink: Sink,
-    result: Result<()>,
-}
-
-/// Moves a body into a sink: one batch is written while the next one arrives.
-async fn receive<S>(sink: Sink, mut body: S) -> Result<Received>
-where
-    S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
-{
-    let mut pump = Pump { idle: Some(sink), job: None };
-    let mut batch = Batch::default();
-    let result = loop {
-        let next = match body.next().now_or_never() {
-            Some(next) => next,
-            None => {
-                if !batch.is_empty() && (pump.is_idle() || batch.length >= SMALL_BATCH) {
-                    pump.write(batch.take()).await?;
-                }
-                body.next().await
-            }
-        };
-        match next {
-            Some(Ok(bytes)) => {
-                batch.add(bytes);
-                if batch.length >= BATCH {
-                    pump.write(batch.take()).await?;
-                }
-            }
-            Some(Err(error)) => break Err(Error::Body(Arc::new(error))),
-            None => break Ok(()),
-        }
-    };
-    pump.write(batch.take()).await?;
-    Ok(Received { sink: pump.finish().await?, result })
-}
-
-/// Pieces that were received and not yet handed to the disk.
-#[derive(Default)]
-struct Batch {
-    pieces: Vec<Bytes>,
-    /// Tiny pieces are joined: a client may send its blob byte by byte.
-    tiny: BytesMut,
-    length: usize,
-}
-
-/// A piece shorter than this is copied to its neighbours.
-const TINY: usize = 4096;
-
-impl Batch {
-    fn add(&mut self, piece: Bytes) {
-        self.length += piece.len();
-        if piece.len() < TINY {
-            self.tiny.extend_from_slice(&piece);
-        } else {
-            self.end_tiny();
-            self.pieces.push(piece);
-        }
-    }
-
-    fn end_tiny(&mut self) {
-        if !self.tiny.is_empty() {
-            self.pieces.push(self.tiny.split().freeze());
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
-    fn take(&mut self) -> Vec<Bytes> {
-        self.end_tiny();
-        self.length = 0;
-        std::mem::take(&mut self.pieces)
-    }
-}
-
-type Job = tokio::task::JoinHandle<(Sink, io::Result<()>)>;
-
-/// A sink with at most one batch on its way to the disk.
-struct Pump {
-    idle: Option<Sink>,
-    job: Option<Job>,
-}
-
-impl Pump {
-    fn is_idle(&self) -> bool {
-        self.job.as_ref().is_none_or(Job::is_finished)
-    }
-
-    /// Waits for the batch before, then starts writing this one.
-    async fn write(&mut self, batch: Vec<Bytes>) -> Result<()> {
-        let mut sink = self.settle().await?;
-        self.job = Some(tokio::task::spawn_blocking(move || {
-            let written = sink.take(batch);
-            (sink, written)
-        }));
-        Ok(())
-    }
-
-    async fn finish(mut self) -> Result<Sink> {
-        self.settle().await
-    }
-
-    async fn settle(&mut self) -> Result<Sink> {
-        if let Some(job) = self.job.take() {
-            let (sink, written) = job.await.map_err(|_| Error::Internal)?;
-            written.at(|| path::UPLOADS.into())?;
-            self.idle = Some(sink);
-        }
-        self.idle.take().ok_or(Error::Internal)
     }
 }
 
 impl Registry {
     /// Opens a session ("Pushing a blob monolithically", "… in chunks").
+    ///
+    /// # Errors
+    /// [`Error::TooManyUploads`] if the user has as many as one may have.
     pub async fn begin_upload(
         &self,
         repo: &RepoName,
@@ -226,10 +82,11 @@ impl Registry {
     ) -> Result<UploadStatus> {
         let algorithm = algorithm.unwrap_or(Algorithm::Sha256);
         let owner = Owner::new(actor.who.clone(), repo, algorithm);
+        let slot = self.slot(actor).await?;
         self.blocking(move |inner| {
-            let id = UploadId::random();
-            Session::create(&inner.tree, &id, owner)?;
-            Ok(UploadStatus { id, size: 0 })
+            inner.space.check()?;
+            Session::create(&inner.tree, slot.id(), owner)?;
+            Ok(UploadStatus { id: slot.keep(), size: 0 })
         })
         .await
     }
@@ -298,12 +155,17 @@ impl Registry {
         self.blocking(move |inner| {
             let data = inner.lock_session(&session, &id)?;
             inner.hashes.forget(&id);
-            Ok(session.remove(&inner.tree, &id, data)?)
+            session.remove(&inner.tree, &id, data)?;
+            inner.slots.free(&id);
+            Ok(())
         })
         .await
     }
 
-    /// Takes a whole blob in one request.
+    /// Takes a whole blob in one request, which counts as an open upload as long as it lasts.
+    ///
+    /// # Errors
+    /// [`Error::TooManyUploads`] if the user has as many as one may have.
     pub async fn put_blob(
         &self,
         repo: &RepoName,
@@ -311,19 +173,21 @@ impl Registry {
         body: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
         digest: &Digest,
     ) -> Result<()> {
+        let slot = self.slot(actor).await?;
         let algorithm = digest.algorithm();
         let (incoming, sink) = self
             .blocking(move |inner| {
+                inner.space.check()?;
                 let incoming = Incoming::create(&inner.tree)?;
-                let sink = Sink::new(incoming.file(), &inner.tree.disk, Hasher::new(algorithm), 0)
-                    .at(|| inner.tree.room.at(path::UPLOADS))?;
-                Ok((incoming, sink))
+                let sink = inner.sink(incoming.file(), Hasher::new(algorithm), 0);
+                Ok((incoming, sink.at(|| inner.tree.room.at(path::UPLOADS))?))
             })
             .await?;
         let received = receive(sink, body).await;
         self.promise(repo, digest, actor).await?;
         let to = Destination::new(repo, digest, actor);
         self.blocking(move |inner| {
+            let _slot = slot;
             let Received { sink, result } = received?;
             result.and_then(|()| inner.admit(&to, &incoming, sink))
         })
@@ -393,6 +257,8 @@ impl Inner {
     fn lock_session(&self, session: &Session, id: &UploadId) -> Result<SessionData> {
         match session.lock() {
             Ok(Some(data)) => Ok(data),
+            // Nobody but the sweep holds what has seen no byte for so long.
+            Ok(None) if self.is_expired(session) => Err(Error::UploadUnknown(id.to_string())),
             Ok(None) => Err(Error::UploadBusy(id.clone())),
             Err(error) if error.is_absent() => Err(Error::UploadUnknown(id.to_string())),
             Err(error) => Err(error.into()),
@@ -406,7 +272,11 @@ impl Inner {
             Some(hasher) => hasher,
             None => hash_file(&data.file, algorithm, data.size).at(at)?,
         };
-        Ok(Sink::new(&data.file, &self.tree.disk, hasher, data.size).at(at)?)
+        Ok(self.sink(&data.file, hasher, data.size).at(at)?)
+    }
+
+    fn sink(&self, file: &File, hasher: Hasher, written: u64) -> io::Result<Sink> {
+        Sink::new(file, &self.tree.disk, &self.space, hasher, written)
     }
 
     fn finish_session(
@@ -425,8 +295,11 @@ impl Inner {
             return admitted;
         }
         drop(incoming);
-        if let Err(error) = session.remove(&self.tree, id, data) {
-            tracing::warn!(%error, "a finished upload session stays until gc removes it");
+        match session.remove(&self.tree, id, data) {
+            Ok(()) => self.slots.free(id),
+            Err(error) => {
+                tracing::warn!(%error, "a finished upload session stays until it is swept");
+            }
         }
         admitted
     }
@@ -440,6 +313,7 @@ impl Inner {
             return Err(Error::DigestMismatch { expected: digest.clone(), actual });
         }
         let dir = self.tree.make_repository(repo, account)?;
+        self.space.check_copy(&dir, size)?;
         let target = Target { name: repo, dir: &dir };
         Ok(blobs::admit(&self.tree, &self.holders, target, incoming, digest, size)?)
     }

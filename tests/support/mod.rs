@@ -11,6 +11,7 @@
 //! - [`containers`]: podman, buildah and skopeo with storage of their own.
 //! - [`tls`]: certificates, curl that trusts them, raw TLS and HTTP/2.
 //! - [`command`]: other programs, run with their output kept for the failure message.
+//! - [`tmpfs`]: a small file system, to be filled.
 #![allow(
     dead_code,
     unused_imports,
@@ -25,6 +26,7 @@ pub mod content;
 pub mod http;
 mod registry;
 pub mod tls;
+pub mod tmpfs;
 
 pub use registry::{Registry, STILLAGE};
 

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -31,7 +31,7 @@ pub struct Registry {
     envs: Vec<(String, String)>,
     addr: SocketAddr,
     /// What the server says on stdout after its first line.
-    report: Option<mpsc::Receiver<String>>,
+    report: Option<Mutex<mpsc::Receiver<String>>>,
     server: Option<Child>,
     damage_expected: bool,
 }
@@ -89,6 +89,8 @@ impl Registry {
             .arg(&self.root)
             .args(["--listen", "127.0.0.1:0"])
             .args(&self.args)
+            // The machine's disk may be nearly full, which is no business of most tests.
+            .env("STILLAGE_MIN_FREE", "0")
             .envs(self.envs.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -114,7 +116,7 @@ impl Registry {
             .filter(|(scheme, _)| matches!(*scheme, "http" | "https"))
             .and_then(|(_, addr)| addr.parse().ok())
             .unwrap_or_else(|| panic!("first line {line:?}, expected {prefix}http://ADDR"));
-        self.report = Some(lines);
+        self.report = Some(Mutex::new(lines));
     }
 
     /// SIGTERM, wait for the end, start again on the same tree. The port is a new one.
@@ -160,6 +162,7 @@ impl Registry {
     /// The next line that the server prints on stdout, after the one with its address.
     pub fn next_line(&self) -> String {
         let lines = self.report.as_ref().expect("a server that was started");
+        let lines = lines.lock().expect("nobody panics with it");
         lines.recv_timeout(PATIENCE).expect("one more line")
     }
 

@@ -78,7 +78,9 @@ async fn a_damaged_manifest_might_refer_to_anything() {
 #[tokio::test]
 async fn a_sparse_push_takes_a_planted_file_for_absent() {
     let temp = tempfile::tempdir().unwrap();
-    let registry = Registry::open(temp.path(), Settings { allow_sparse: true }).unwrap();
+    let registry =
+        Registry::open(temp.path(), Settings { allow_sparse: true, ..Settings::default() })
+            .unwrap();
     let f = Fixture { temp, registry };
     f.blob("a", b"{}").await;
     let layer = f.blob_path("a", &sha256(b"layer"));

@@ -3,6 +3,7 @@
 mod commits;
 mod facts;
 mod kinds;
+mod limits;
 mod outsiders;
 mod sessions;
 mod sources;

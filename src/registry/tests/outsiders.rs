@@ -10,7 +10,7 @@ async fn an_unreadable_index_blocks_writes_and_is_never_overwritten() {
     f.image("b", "two").await.unwrap();
     let index = f.path("a/index.json");
     std::fs::write(&index, "{ torn").unwrap();
-    let past = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    let past = std::time::SystemTime::now() - Duration::from_secs(60);
     std::fs::File::options().write(true).open(&index).unwrap().set_modified(past).unwrap();
     let refused = f.push("a", tag("x"), image(b"{}", b"one")).await.unwrap_err();
     assert!(refused.to_string().contains("a/index.json"), "{refused}");

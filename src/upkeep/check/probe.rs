@@ -45,8 +45,8 @@ pub(super) fn unreadable(error: &Error, findings: &mut Findings) {
     let why = match error {
         Error::Io { source, .. } => source.to_string(),
         Error::Damaged { why, .. } => why.clone(),
-        // Of making directories only.
-        Error::NoAcls { .. } => error.to_string(),
+        // Of making directories and of uploads only.
+        Error::NoAcls { .. } | Error::Full { .. } => error.to_string(),
     };
     findings.add(Rule::Unreadable, error.path(), format!("cannot be read: {why}"));
 }

@@ -1,0 +1,200 @@
+//! Bodies on their way to the disk: from a socket to a file, hashed on the way, never a whole blob in
+//! memory.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{FutureExt, Stream, StreamExt};
+
+use super::{Error, Result};
+use crate::layout::space::{Growth, Space};
+use crate::layout::{self, At, Disk, path};
+use crate::oci::Hasher;
+
+/// Bytes are written and hashed in batches of about this size.
+const BATCH: usize = 1024 * 1024;
+
+/// A batch of this size is written without waiting for more, if nothing more has arrived.
+pub(super) const SMALL_BATCH: usize = 256 * 1024;
+
+/// A file that is being written to, and the hash of all of it so far.
+pub(super) struct Sink {
+    file: Arc<File>,
+    disk: Arc<dyn Disk>,
+    growth: Growth,
+    pub(super) hasher: Hasher,
+    pub(super) written: u64,
+}
+
+impl Sink {
+    pub(super) fn new(
+        file: &File,
+        disk: &Arc<dyn Disk>,
+        space: &Arc<Space>,
+        hasher: Hasher,
+        written: u64,
+    ) -> io::Result<Sink> {
+        let (file, disk) = (Arc::new(file.try_clone()?), Arc::clone(disk));
+        Ok(Sink { file, disk, growth: space.growth(), hasher, written })
+    }
+
+    /// Writes and hashes a batch, each piece while it is in the cache.
+    fn take(&mut self, batch: Vec<Bytes>) -> layout::Result<()> {
+        let len = batch.iter().map(|piece| piece.len() as u64).sum();
+        self.growth.before(&self.file, self.written, len)?;
+        for piece in batch {
+            let len = piece.len() as u64;
+            self.disk.write(&self.file, &piece, self.written).at(|| path::UPLOADS.into())?;
+            self.hasher.update(&piece);
+            self.growth.after(self.written, len);
+            self.written += len;
+        }
+        Ok(())
+    }
+
+    /// Cuts the file to what was written whole, so that no space stays reserved past its end: whoever
+    /// sent this may never come back.
+    fn cut(&self) -> layout::Result<()> {
+        self.disk.set_len(&self.file, self.written).at(|| path::UPLOADS.into())
+    }
+}
+
+/// How receiving a body ended; what arrived before an error is written and counted.
+pub(super) struct Received {
+    pub(super) sink: Sink,
+    pub(super) result: Result<()>,
+}
+
+/// Moves a body into a sink: one batch is written while the next one arrives.
+pub(super) async fn receive<S>(sink: Sink, body: S) -> Result<Received>
+where
+    S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
+{
+    let mut pump = Pump { idle: Some(sink), failed: None, job: None };
+    let poured = pump.pour(body).await;
+    let sink = pump.settle().await?;
+    let failed = pump.failed.take();
+    let is_ahead = failed.is_some() || sink.growth.is_ahead_of(sink.written);
+    let result = failed.map_or(poured, |error| Err(error.into()));
+    if !is_ahead {
+        return Ok(Received { sink, result });
+    }
+    let cut = tokio::task::spawn_blocking(move || sink.cut().map(|()| sink));
+    let sink = cut.await.map_err(|_| Error::Internal)??;
+    Ok(Received { sink, result })
+}
+
+/// Pieces that were received and not yet handed to the disk.
+#[derive(Default)]
+struct Batch {
+    pieces: Vec<Bytes>,
+    /// Tiny pieces are joined: a client may send its blob byte by byte.
+    tiny: BytesMut,
+    length: usize,
+}
+
+/// A piece shorter than this is copied to its neighbours.
+const TINY: usize = 4096;
+
+impl Batch {
+    fn add(&mut self, piece: Bytes) {
+        self.length += piece.len();
+        if piece.len() < TINY {
+            self.tiny.extend_from_slice(&piece);
+        } else {
+            self.end_tiny();
+            self.pieces.push(piece);
+        }
+    }
+
+    fn end_tiny(&mut self) {
+        if !self.tiny.is_empty() {
+            self.pieces.push(self.tiny.split().freeze());
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        self.end_tiny();
+        self.length = 0;
+        std::mem::take(&mut self.pieces)
+    }
+}
+
+type Job = tokio::task::JoinHandle<(Sink, layout::Result<()>)>;
+
+/// A sink with at most one batch on its way to the disk.
+struct Pump {
+    idle: Option<Sink>,
+    /// Why the last batch was not written whole: nothing is written after it.
+    failed: Option<layout::Error>,
+    job: Option<Job>,
+}
+
+impl Pump {
+    /// Writes what the body holds, until it ends or something fails.
+    async fn pour<S>(&mut self, mut body: S) -> Result<()>
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
+    {
+        let mut batch = Batch::default();
+        let ended = loop {
+            if self.failed.is_some() {
+                return Ok(());
+            }
+            let next = match body.next().now_or_never() {
+                Some(next) => next,
+                None if !batch.is_empty() && (self.is_idle() || batch.length >= SMALL_BATCH) => {
+                    self.write(batch.take()).await?;
+                    continue;
+                }
+                None => body.next().await,
+            };
+            match next {
+                Some(Ok(bytes)) => {
+                    batch.add(bytes);
+                    if batch.length >= BATCH {
+                        self.write(batch.take()).await?;
+                    }
+                }
+                Some(Err(error)) => break Err(Error::Body(Arc::new(error))),
+                None => break Ok(()),
+            }
+        };
+        self.write(batch.take()).await?;
+        ended
+    }
+
+    fn is_idle(&self) -> bool {
+        self.job.as_ref().is_none_or(Job::is_finished)
+    }
+
+    /// Waits for the batch before, then starts writing this one.
+    async fn write(&mut self, batch: Vec<Bytes>) -> Result<()> {
+        let mut sink = self.settle().await?;
+        if self.failed.is_some() {
+            self.idle = Some(sink);
+            return Ok(());
+        }
+        self.job = Some(tokio::task::spawn_blocking(move || {
+            let written = sink.take(batch);
+            (sink, written)
+        }));
+        Ok(())
+    }
+
+    /// Waits for the batch on its way.
+    async fn settle(&mut self) -> Result<Sink> {
+        if let Some(job) = self.job.take() {
+            let (sink, written) = job.await.map_err(|_| Error::Internal)?;
+            self.failed = written.err();
+            self.idle = Some(sink);
+        }
+        self.idle.take().ok_or(Error::Internal)
+    }
+}

@@ -1,0 +1,140 @@
+//! How long uploads live, and how much they take.
+
+use std::os::unix::fs::MetadataExt;
+use std::time::SystemTime;
+
+use super::*;
+
+fn alice() -> Actor {
+    Actor { who: Some("alice".into()), ..Actor::default() }
+}
+
+fn with(settings: Settings) -> Fixture {
+    let temp = tempfile::tempdir().unwrap();
+    let registry = Registry::open(temp.path(), settings).unwrap();
+    Fixture { temp, registry }
+}
+
+impl Fixture {
+    fn data(&self, id: &UploadId) -> PathBuf {
+        self.path(".stillage/uploads").join(id.as_str()).join("data")
+    }
+
+    fn uploads(&self) -> usize {
+        std::fs::read_dir(self.path(".stillage/uploads")).unwrap().count()
+    }
+}
+
+fn age(path: PathBuf) {
+    let past = SystemTime::now() - Duration::from_secs(48 * 60 * 60);
+    std::fs::File::open(path).unwrap().set_modified(past).unwrap();
+}
+
+#[tokio::test]
+async fn upload_expiry_is_measured_from_the_last_byte() {
+    let f = fixture();
+    let (name, actor) = (repo("a"), alice());
+    let [goes_on, idle] = [0, 1].map(|_| f.registry.begin_upload(&name, None, &actor));
+    let (goes_on, idle) = (goes_on.await.unwrap().id, idle.await.unwrap().id);
+    age(f.data(&goes_on));
+    age(f.data(&idle));
+    f.registry.append_upload(&name, &goes_on, &actor, None, body(b"abc")).await.unwrap();
+    f.registry.sweep_uploads().await.unwrap();
+    assert_eq!(f.registry.upload_status(&name, &goes_on, &actor).await.unwrap().size, 3);
+    let gone = f.registry.upload_status(&name, &idle, &actor).await;
+    assert!(matches!(gone, Err(Error::UploadUnknown(_))), "{gone:?}");
+    assert_eq!(f.uploads(), 1);
+}
+
+/// Every session is old the moment that nobody holds it, and the sweep never rests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn upload_expiry_takes_all_of_an_upload_or_nothing() {
+    let f = with(Settings { upload_expiry: Duration::ZERO, ..Settings::default() });
+    let (name, actor) = (repo("a"), alice());
+    let (mut kept, mut gone) = (0, 0);
+    for round in 0..2000_u32 {
+        if round >= 20 && kept > 0 && gone > 0 {
+            break;
+        }
+        let mut ids = Vec::new();
+        for _ in 0..4 {
+            ids.push(f.registry.begin_upload(&name, None, &actor).await.unwrap().id);
+        }
+        let sweeper = tokio::spawn({
+            let registry = f.registry.clone();
+            async move {
+                loop {
+                    registry.sweep_uploads().await.unwrap();
+                }
+            }
+        });
+        let pushes: Vec<_> = ids
+            .into_iter()
+            .map(|id| {
+                let (registry, name, actor) = (f.registry.clone(), name.clone(), actor.clone());
+                tokio::spawn(async move {
+                    let bytes = path::random_hex::<16>();
+                    let digest = sha256(bytes.as_bytes());
+                    let end = body(bytes.as_bytes());
+                    let done = registry.finish_upload(&name, &id, &actor, None, end, &digest).await;
+                    (digest, done)
+                })
+            })
+            .collect();
+        for push in pushes {
+            let (digest, done) = push.await.unwrap();
+            let there = f.blob_path("a", &digest).exists();
+            match done {
+                Ok(()) => kept += 1,
+                Err(Error::UploadUnknown(_)) => gone += 1,
+                Err(error) => panic!("{error}"),
+            }
+            assert_eq!(done.is_ok(), there, "half of {digest} is there");
+        }
+        sweeper.abort();
+        let _ = sweeper.await;
+    }
+    assert!(kept > 0 && gone > 0, "{kept} kept, {gone} gone");
+    f.registry.sweep_uploads().await.unwrap();
+    assert_eq!(f.uploads(), 0);
+    assert!(f.registry.inner.slots.is_empty());
+}
+
+#[tokio::test]
+async fn a_chunk_reserves_nothing_past_its_end() {
+    let f = fixture();
+    let (name, actor) = (repo("a"), alice());
+    let id = f.registry.begin_upload(&name, None, &actor).await.unwrap().id;
+    let reserved = |len: u64| {
+        let meta = std::fs::metadata(f.data(&id)).unwrap();
+        assert_eq!(meta.len(), len);
+        (meta.blocks() * 512).saturating_sub(len)
+    };
+    let chunk = vec![7u8; 9 * 1024 * 1024 + 13];
+    let pieces = || chunk.chunks(100_000).map(|piece| Ok(Bytes::copy_from_slice(piece)));
+    f.registry
+        .append_upload(&name, &id, &actor, None, stream::iter(pieces().collect::<Vec<_>>()))
+        .await
+        .unwrap();
+    let len = chunk.len() as u64;
+    assert!(reserved(len) < 1 << 20, "{} past the end", reserved(len));
+    let broken = pieces().chain([Err(std::io::ErrorKind::ConnectionReset.into())]);
+    let broken = stream::iter(broken.collect::<Vec<_>>());
+    let refused = f.registry.append_upload(&name, &id, &actor, None, broken).await;
+    assert!(matches!(refused, Err(Error::Body(_))));
+    assert!(reserved(2 * len) < 1 << 20, "{} past the end", reserved(2 * len));
+    let digest = sha256(&[chunk.as_slice(), &chunk].concat());
+    f.registry.finish_upload(&name, &id, &actor, None, body(b""), &digest).await.unwrap();
+}
+
+#[tokio::test]
+async fn upload_cap_sees_what_others_ended() {
+    let f = with(Settings { max_uploads: 1, ..Settings::default() });
+    let id = f.registry.begin_upload(&repo("a"), None, &alice()).await.unwrap().id;
+    let refused = f.registry.begin_upload(&repo("a"), None, &alice()).await;
+    assert!(matches!(refused, Err(Error::TooManyUploads { limit: 1 })), "{refused:?}");
+    // Another server on the same tree, or gc.
+    f.reopened().cancel_upload(&repo("a"), &id, &alice()).await.unwrap();
+    f.registry.sweep_uploads().await.unwrap();
+    f.registry.begin_upload(&repo("a"), None, &alice()).await.unwrap();
+}
