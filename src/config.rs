@@ -10,8 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 
 use crate::http::{BaseUrl, Network};
+use crate::oci::{NameError, RepoName};
 use crate::registry::MinFree;
-use crate::{auth, http, registry};
+use crate::{access, auth, http, registry};
 
 mod units;
 
@@ -35,6 +36,46 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Look for damage in ROOT; exits 4 where there is some
     Check(CheckArgs),
+    /// Say who may do what to a repository, and which directory decides it
+    Access(AccessArgs),
+}
+
+/// `stillage access`
+#[derive(Debug, Args)]
+#[command(override_usage = "stillage access [ROOT] REPO [USER] [OPTIONS]")]
+#[command(after_help = "Without USER: everybody whom a directory on the way names.\n\
+    With STILLAGE_ROOT set, ROOT is left out, or begins with '/' or '.'.")]
+pub struct AccessArgs {
+    /// The registry's directory, the repository, and an account or `anonymous`
+    #[arg(required = true, num_args = 1..=3, value_names = ["ROOT", "REPO", "USER"])]
+    question: Vec<String>,
+    /// Report as one JSON document
+    #[arg(long, env = "STILLAGE_JSON", hide_env = true, value_parser = FalseyValueParser::new())]
+    pub json: bool,
+    /// The group whose members may do everything, as the server has it
+    #[arg(long, env = "STILLAGE_ADMIN_GROUP", hide_env = true, value_name = "GROUP")]
+    admin_group: Option<String>,
+    /// What the server allows without a login
+    #[arg(long, env = "STILLAGE_ANONYMOUS", hide_env = true, value_enum, default_value = "pull")]
+    anonymous: AnonymousMode,
+}
+
+impl AccessArgs {
+    /// Checks what was typed. `root` is what the environment says of ROOT.
+    pub fn check(self, root: Option<PathBuf>) -> Result<(access::Question, bool), ConfigError> {
+        let mut words = self.question.into_iter();
+        let first = words.next().unwrap_or_default();
+        let (root, repo) = match root {
+            // No repository is called so.
+            Some(root) if !first.starts_with(['/', '.']) && words.len() < 2 => (root, Some(first)),
+            _ => (PathBuf::from(first), words.next()),
+        };
+        let repo = repo.ok_or(ConfigError::NoRepository)?;
+        let repo = RepoName::parse(&repo).map_err(ConfigError::Repository)?;
+        let user = words.next();
+        let (admin_group, anonymous) = (self.admin_group, self.anonymous.into());
+        Ok((access::Question { root, repo, user, admin_group, anonymous }, self.json))
+    }
 }
 
 /// `stillage check`
@@ -123,6 +164,10 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: u64,
+    /// How many seconds a request waits for a repository's lock
+    #[arg(long, env = "STILLAGE_LOCK_WAIT", hide = true, default_value = "30")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    lock_wait: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -140,6 +185,15 @@ enum AnonymousMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum OwnTls {
     SelfSigned,
+}
+
+impl From<AnonymousMode> for auth::Anonymous {
+    fn from(mode: AnonymousMode) -> auth::Anonymous {
+        match mode {
+            AnonymousMode::Pull => auth::Anonymous::Pull,
+            AnonymousMode::None => auth::Anonymous::Nothing,
+        }
+    }
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -167,6 +221,12 @@ pub enum ConfigError {
     /// Who has no logins cannot ask for one.
     #[error("--auth none lets everyone in: --anonymous none contradicts it")]
     Anonymous,
+    /// There is something to ask of a repository only.
+    #[error("name the repository: stillage access ROOT REPO [USER]")]
+    NoRepository,
+    /// No repository can be called so.
+    #[error(transparent)]
+    Repository(#[from] NameError),
     /// A relative directory would depend on where the workers were started.
     #[error("--pam-confdir {0:?} is not an absolute path")]
     PamConfdir(PathBuf),
@@ -233,8 +293,7 @@ impl ServeArgs {
             return Err(ConfigError::PamConfdir(path.clone()));
         }
         let anonymous = match self.anonymous {
-            Some(AnonymousMode::Pull) => auth::Anonymous::Pull,
-            Some(AnonymousMode::None) => auth::Anonymous::Nothing,
+            Some(mode) => mode.into(),
             None if loopback => auth::Anonymous::Pull,
             None => auth::Anonymous::Nothing,
         };
@@ -243,6 +302,7 @@ impl ServeArgs {
             listen: self.listen,
             registry: registry::Settings {
                 allow_sparse: self.allow_sparse,
+                lock_wait: Duration::from_secs(self.lock_wait),
                 max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
                 upload_expiry: self.upload_expiry,
                 min_free: self.min_free.unwrap_or(MinFree::Usual),
@@ -279,19 +339,13 @@ impl Serve {
         }
     }
 
-    /// The start report's lines about rights: who may push, and what needs no login.
-    pub fn rights(&self) -> [&'static str; 2] {
-        let push = match self.mode {
-            auth::Mode::Pam => "whoever is logged in may push, and so create repositories",
-            auth::Mode::None => "whoever reaches this address may push, and so create repositories",
-        };
-        let pull = match (self.mode, self.anonymous) {
-            (auth::Mode::None, _) | (_, auth::Anonymous::Pull) => {
-                "everything can be pulled without a login"
-            }
-            (auth::Mode::Pam, auth::Anonymous::Nothing) => "nothing can be pulled without a login",
-        };
-        [push, pull]
+    /// What the start report says of rights.
+    pub fn start(&self) -> access::Start<'_> {
+        access::Start {
+            root: &self.root,
+            anonymous: (self.mode != auth::Mode::None).then_some(self.anonymous),
+            admin_group: self.admin_group.as_deref(),
+        }
     }
 }
 
@@ -367,6 +421,10 @@ mod tests {
         let mut seen = 0;
         for argument in arguments {
             let id = argument.get_id().as_str();
+            // What is asked is no setting.
+            if id == "question" {
+                continue;
+            }
             let expected = format!("STILLAGE_{}", id.to_ascii_uppercase());
             let variable = argument.get_env().map(|name| name.to_string_lossy().into_owned());
             assert_eq!(variable, Some(expected), "{id}");
@@ -375,8 +433,29 @@ mod tests {
             }
             seen += 1;
         }
-        // Of serve, of check, and of both.
+        // Of the commands, and of all.
         assert!(seen > 15, "{seen}");
+    }
+
+    #[test]
+    fn the_root_of_the_environment_may_be_left_out() {
+        let asked = |root: Option<&str>, words: &[&str]| {
+            let line = ["stillage", "access"].iter().chain(words);
+            let Command::Access(args) = Cli::try_parse_from(line).unwrap().command else {
+                panic!("another command");
+            };
+            let (question, _) = args.check(root.map(PathBuf::from)).map_err(|e| e.to_string())?;
+            let access::Question { root, repo, user, .. } = question;
+            Ok::<_, String>(format!("{} {repo} {user:?}", root.display()))
+        };
+        assert_eq!(asked(None, &["r", "a/b"]).unwrap(), "r a/b None");
+        assert_eq!(asked(None, &["r", "a/b", "u"]).unwrap(), "r a/b Some(\"u\")");
+        assert_eq!(asked(Some("/e"), &["a/b"]).unwrap(), "/e a/b None");
+        assert_eq!(asked(Some("/e"), &["a/b", "u"]).unwrap(), "/e a/b Some(\"u\")");
+        assert_eq!(asked(Some("/e"), &["./r", "a/b"]).unwrap(), "./r a/b None");
+        assert_eq!(asked(Some("/e"), &["r", "a/b", "u"]).unwrap(), "r a/b Some(\"u\")");
+        assert!(asked(None, &["r"]).unwrap_err().contains("name the repository"));
+        assert!(asked(None, &["r", "A"]).unwrap_err().contains("\"A\""));
     }
 
     #[test]

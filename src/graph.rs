@@ -1,11 +1,16 @@
 //! Which blob refers to which.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::layout::facts::{self, Fact, Position};
-use crate::layout::{Dir, Error, IndexFile, Result, Stamp, Tree, blobs, lock, path, read_all};
+use crate::layout::readers::Readers;
+use crate::layout::{
+    Account, Blob, Dir, Error, IndexFile, Result, Stamp, Tree, blobs, lock, path, read_all,
+};
 use crate::oci::{Descriptor, Digest, Index, Kind, MAX_MANIFEST, Manifest};
 
 /// Reads a manifest's bytes from a repository; `None` if they are not there.
@@ -13,15 +18,32 @@ use crate::oci::{Descriptor, Digest, Index, Kind, MAX_MANIFEST, Manifest};
 /// # Errors
 /// Bytes that do not have the digest are damage, never an answer.
 pub fn read_manifest_bytes(repo: &Dir, digest: &Digest) -> Result<Option<Vec<u8>>> {
-    let Some(file) = blobs::open(repo, digest)? else {
+    let Some((file, _)) = blobs::open(repo, digest)? else {
         return Ok(None);
     };
-    let at = || repo.at(&path::blob(digest));
-    let bytes = read_all(&file, MAX_MANIFEST as u64, at)?;
+    bytes_of(&file, digest, &repo.at(&path::blob(digest))).map(Some)
+}
+
+/// Reads a manifest's bytes on behalf of an account; `None` if they are not there, or not for it.
+///
+/// # Errors
+/// As above.
+pub fn manifest_bytes_for(
+    tree: &Tree,
+    repo: &Dir,
+    digest: &Digest,
+    reader: &Account,
+) -> Result<Option<Vec<u8>>> {
+    let blob = Blob::open(tree, repo, digest, reader)?;
+    blob.map(|blob| bytes_of(blob.file(), digest, blob.path())).transpose()
+}
+
+fn bytes_of(file: &File, digest: &Digest, path: &Path) -> Result<Vec<u8>> {
+    let bytes = read_all(file, MAX_MANIFEST as u64, || path.to_owned())?;
     if Digest::of(digest.algorithm(), &bytes) != *digest {
-        return Err(Error::damaged(at(), "the manifest's bytes do not have the digest"));
+        return Err(Error::damaged(path, "the manifest's bytes do not have the digest"));
     }
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 /// Reads and parses what a descriptor names; `None` if it is not there, or is no manifest but a
@@ -30,26 +52,32 @@ pub fn read_manifest_bytes(repo: &Dir, digest: &Digest) -> Result<Option<Vec<u8>
 /// # Errors
 /// What is called a manifest and cannot be read as one is damage, never a plain blob.
 pub fn read_manifest(repo: &Dir, descriptor: &Descriptor) -> Result<Option<(Manifest, u64)>> {
-    let Descriptor { digest, media_type, size, .. } = descriptor;
-    let untyped = media_type.is_empty();
-    let plain = if untyped {
-        *size > MAX_MANIFEST as u64
-    } else {
-        Kind::of_media_type(media_type).is_none()
-    };
-    if plain {
+    if is_plain(descriptor) {
         return Ok(None);
     }
-    let Some(bytes) = read_manifest_bytes(repo, digest)? else {
-        return Ok(None);
-    };
-    if untyped {
+    match read_manifest_bytes(repo, &descriptor.digest)? {
+        Some(bytes) => parse(repo, descriptor, &bytes),
+        None => Ok(None),
+    }
+}
+
+/// Whether what a descriptor names cannot be a manifest.
+fn is_plain(descriptor: &Descriptor) -> bool {
+    match descriptor.media_type.as_str() {
+        "" => descriptor.size > MAX_MANIFEST as u64,
+        media_type => Kind::of_media_type(media_type).is_none(),
+    }
+}
+
+fn parse(repo: &Dir, descriptor: &Descriptor, bytes: &[u8]) -> Result<Option<(Manifest, u64)>> {
+    let media_type = descriptor.media_type.as_str();
+    if media_type.is_empty() {
         // The content is what the digest says: if it has no manifest's shape, it refers to nothing.
-        let manifest = Manifest::parse_untyped(&bytes).ok();
+        let manifest = Manifest::parse_untyped(bytes).ok();
         return Ok(manifest.map(|manifest| (manifest, bytes.len() as u64)));
     }
-    let manifest = Manifest::parse(&bytes, Some(media_type))
-        .map_err(|error| Error::damaged(repo.at(&path::blob(digest)), error))?;
+    let manifest = Manifest::parse(bytes, Some(media_type))
+        .map_err(|error| Error::damaged(repo.at(&path::blob(&descriptor.digest)), error))?;
     Ok(Some((manifest, bytes.len() as u64)))
 }
 
@@ -87,6 +115,8 @@ pub fn referrer_of_blob(repo: &Dir, index: &Index, digest: &Digest) -> Result<Op
 #[derive(Debug, Default)]
 pub struct Knowledge {
     facts: HashMap<Digest, Arc<Fact>>,
+    /// Whose files not everybody may read: what they say is for those who may, and not written down.
+    closed: HashSet<Digest>,
     position: Option<Position>,
     /// The index.json that what follows is true of.
     stamp: Option<Stamp>,
@@ -102,7 +132,7 @@ impl Knowledge {
             return Ok(());
         }
         self.position = facts::read(repo, self.position, &mut self.facts)?;
-        let found = self.reconcile(repo, &index.index)?;
+        let found = self.reconcile(tree, repo, &index.index)?;
         self.stamp = Some(index.stamp);
         self.weight = self.facts.values().map(|fact| 2 * fact.weight()).sum();
         if !found.is_empty() {
@@ -118,6 +148,11 @@ impl Knowledge {
         referrers.filter_map(|digest| self.facts.get(digest))
     }
 
+    /// Whether the manifest's file was not for everybody when it was read: then ask the file.
+    pub fn is_closed(&self, manifest: &Digest) -> bool {
+        self.closed.contains(manifest)
+    }
+
     /// The descriptor by which an index of the repository lists a manifest.
     pub fn contained(&self, digest: &Digest) -> Option<&Descriptor> {
         self.contained.get(digest)
@@ -129,7 +164,7 @@ impl Knowledge {
     }
 
     /// Walks from the entries to all that indexes contain; gives the facts that were not known.
-    fn reconcile(&mut self, repo: &Dir, index: &Index) -> Result<Vec<Arc<Fact>>> {
+    fn reconcile(&mut self, tree: &Tree, repo: &Dir, index: &Index) -> Result<Vec<Arc<Fact>>> {
         self.by_subject.clear();
         self.contained.clear();
         let mut found = Vec::new();
@@ -139,7 +174,7 @@ impl Knowledge {
             if !seen.insert(descriptor.digest.clone()) {
                 continue;
             }
-            let Some(fact) = self.fact(repo, &descriptor, &mut found)? else {
+            let Some(fact) = self.fact(tree, repo, &descriptor, &mut found)? else {
                 continue;
             };
             if let Some(subject) = &fact.subject {
@@ -157,6 +192,7 @@ impl Knowledge {
 
     fn fact(
         &mut self,
+        tree: &Tree,
         repo: &Dir,
         descriptor: &Descriptor,
         found: &mut Vec<Arc<Fact>>,
@@ -164,7 +200,7 @@ impl Knowledge {
         if let Some(fact) = self.facts.get(&descriptor.digest) {
             return Ok(Some(Arc::clone(fact)));
         }
-        let (manifest, size) = match read_manifest(repo, descriptor) {
+        let (manifest, size, readers) = match read_with_readers(tree, repo, descriptor) {
             Ok(Some(read)) => read,
             Ok(None) => return Ok(None),
             Err(error @ Error::Damaged { .. }) => {
@@ -176,9 +212,32 @@ impl Knowledge {
         };
         let fact = Arc::new(Fact::of(descriptor.digest.clone(), size, &manifest));
         self.facts.insert(fact.digest.clone(), Arc::clone(&fact));
-        found.push(Arc::clone(&fact));
+        if readers == Readers::Everybody {
+            found.push(Arc::clone(&fact));
+        } else {
+            self.closed.insert(fact.digest.clone());
+        }
         Ok(Some(fact))
     }
+}
+
+/// Reads what a descriptor names, as [`read_manifest`] does, and who may read it.
+fn read_with_readers(
+    tree: &Tree,
+    repo: &Dir,
+    descriptor: &Descriptor,
+) -> Result<Option<(Manifest, u64, Readers)>> {
+    if is_plain(descriptor) {
+        return Ok(None);
+    }
+    let digest = &descriptor.digest;
+    let Some(blob) = Blob::open(tree, repo, digest, &Account::default())? else {
+        return Ok(None);
+    };
+    let bytes = bytes_of(blob.file(), digest, blob.path())?;
+    let read = parse(repo, descriptor, &bytes)?;
+    let readers = blob.readers()?;
+    Ok(read.map(|(manifest, size)| (manifest, size, readers)))
 }
 
 /// The entry that the referrers API lists for a manifest, with what its fact leaves out.

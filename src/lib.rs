@@ -12,7 +12,7 @@
 //! | [`auth`] | who are they, and may they: PAM, tokens, permissions | `oci` |
 //! | [`access`] | what `layout` read, decided by `auth`, and why in words | `layout`, `auth` |
 //! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `access` |
-//! | [`config`] | settings, checked once at the start | `http`, `registry`, `auth` |
+//! | [`config`] | settings, checked once at the start | `http`, `registry`, `access` |
 //!
 //! `auth` and `registry` never see each other. How a line knows its room: a status code or a header
 //! is `http`; a path, an fsync or a lock is `layout`; "what points at what" is `graph`; "is this

@@ -9,8 +9,11 @@ use clap::Parser;
 use futures_util::{Stream, stream};
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stillage::access;
 use stillage::auth::{self, Auth};
-use stillage::config::{Certificate, CheckArgs, Cli, Command, Serve, ServeArgs};
+use stillage::config::{
+    AccessArgs, Certificate, CheckArgs, Cli, Command, ConfigError, Serve, ServeArgs,
+};
 use stillage::http::{self, Own, Server, Tls};
 use stillage::registry::Registry;
 use stillage::upkeep::check;
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let outcome = start_log(cli.log_level.as_deref()).and_then(|()| match cli.command {
         Command::Serve(args) => serve(*args),
         Command::Check(args) => check(&args),
+        Command::Access(args) => access(args),
     });
     outcome.unwrap_or_else(|error| {
         complain(error.as_ref());
@@ -67,13 +71,16 @@ fn complain(error: &dyn Error) {
     let _ = writeln!(io::stderr(), "stillage: {text}");
 }
 
+/// The command line makes no sense.
+fn misused(error: &ConfigError) -> ExitCode {
+    complain(error);
+    ExitCode::from(USAGE)
+}
+
 fn serve(args: ServeArgs) -> Outcome {
     let settings = match args.check() {
         Ok(settings) => settings,
-        Err(error) => {
-            complain(&error);
-            return Ok(ExitCode::from(USAGE));
-        }
+        Err(error) => return Ok(misused(&error)),
     };
     raise_file_limit();
     // Every file and directory is made with the mode that it is to have.
@@ -124,12 +131,12 @@ fn certificate(
 
 /// What the person who started the server wants to know.
 fn report(settings: &Serve, server: &Server, own: Option<&Own>) -> io::Result<()> {
-    let [push, pull] = settings.rights();
+    let [create, pull] = access::start(&settings.start()).map_err(io::Error::other)?;
     let root = Path::display(&settings.root);
     let scheme = if settings.certificate.is_some() { "https" } else { "http" };
     let address = server.address()?;
     let mut text = format!(
-        "stillage: serving {root} at {scheme}://{address}\nstillage: {}\nstillage: {push}\nstillage: {pull}\n",
+        "stillage: serving {root} at {scheme}://{address}\nstillage: {}\nstillage: {create}\nstillage: {pull}\n",
         server.who_can_log_in(),
     );
     if let Some(own) = own {
@@ -168,4 +175,22 @@ fn check(args: &CheckArgs) -> Outcome {
     let summary = check::report::run(&args.root, options, format, &mut out)?;
     out.flush()?;
     Ok(if summary.is_damaged() { ExitCode::from(DAMAGE) } else { ExitCode::SUCCESS })
+}
+
+fn access(args: AccessArgs) -> Outcome {
+    let root = std::env::var_os("STILLAGE_ROOT").filter(|root| !root.is_empty());
+    let (question, json) = match args.check(root.map(Into::into)) {
+        Ok(checked) => checked,
+        Err(error) => return Ok(misused(&error)),
+    };
+    let report = access::report(&question)?;
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -14,7 +14,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("auth", &["oci"]),
     ("access", &["oci", "layout", "auth"]),
     ("http", &["oci", "layout", "graph", "registry", "upkeep", "auth", "access"]),
-    ("config", &["oci", "registry", "auth", "http"]),
+    ("config", &["oci", "registry", "auth", "access", "http"]),
     ("lib", &[]),
 ];
 

@@ -4,8 +4,8 @@
 mod layouts;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +29,30 @@ fn checking_changes_nothing() {
         findings(temp.path());
         assert_eq!(disk::fingerprint(temp.path()), before, "{}", sample.name);
     }
+}
+
+/// An entry that was taken from the repository's ACL must not live on in what lies in it.
+#[test]
+fn an_acl_inside_is_no_wider_than_the_repositorys() {
+    let temp = disk::place(&valid::written());
+    let app = temp.path().join("team/app");
+    let setfacl = |acl: &str, path: &Path| {
+        assert!(Command::new("setfacl").args(["-m", acl]).arg(path).status().unwrap().success());
+    };
+    fs::set_permissions(&app, Permissions::from_mode(0o750)).unwrap();
+    for name in ["blobs", "blobs/sha256", "_referrers"] {
+        let inner = app.join(name);
+        if !inner.exists() {
+            continue;
+        }
+        fs::set_permissions(&inner, Permissions::from_mode(0o750)).unwrap();
+        setfacl("u:4242:rwx", &inner);
+    }
+    let blobs = app.join("blobs/sha256");
+    assert_reported(temp.path(), &blobs, Rule::InnerWider);
+    setfacl("u:4242:rwx", &app);
+    let wider = findings(temp.path()).0.into_iter().filter(|found| found.rule == Rule::InnerWider);
+    assert_eq!(wider.count(), 0);
 }
 
 /// Everything that a server writes, replaced in turn by a symlink to itself and by a FIFO, which

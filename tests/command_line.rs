@@ -40,8 +40,12 @@ fn the_start_prints_four_lines() {
     let port = report[0].strip_prefix(&format!("stillage: serving {root} at http://127.0.0.1:"));
     assert!(port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)), "{report:#?}");
     assert!(report.iter().all(|line| line.starts_with("stillage: ")), "{report:#?}");
-    assert!(report[2].contains("push") && report[3].contains("without a login"), "{report:#?}");
-    assert!(report[3].contains("everything can be pulled"), "{report:#?}");
+    let create = format!(
+        "stillage: nobody who logs in may create repositories here (root:root 755); to let others: \
+         setfacl -m u:alice:rwx {root}, or sudo install -d -g team -m 2775 {root}/team"
+    );
+    assert_eq!(report[2], create);
+    assert!(report[3].contains("pulled without a login is what everybody may"), "{report:#?}");
 
     // Every flag is a variable too.
     let mut by_variables = Command::new(STILLAGE);
@@ -53,10 +57,15 @@ fn the_start_prints_four_lines() {
         .env("STILLAGE_ANONYMOUS", "none")
         .env("STILLAGE_TRUSTED_PROXY", "10.0.0.0/8,192.168.1.1")
         .env("STILLAGE_EXTERNAL_URL", "https://reg.example")
+        .env("STILLAGE_ADMIN_GROUP", "daemon")
         .env("STILLAGE_ALLOW_SPARSE", "1");
+    run(Command::new("setfacl").args(["-m", "u:bin:rwx", root])).ok();
     let report = start_report(&mut by_variables);
+    let create = "bin, the admin group daemon may create repositories here \
+        (root:root 775+); to let others: ";
+    assert!(report[2].starts_with(&format!("stillage: {create}")), "{report:#?}");
     assert!(report[0].starts_with(&format!("stillage: serving {root} at http://")), "{report:#?}");
-    assert!(report[3].contains("nothing can be pulled"), "{report:#?}");
+    assert!(report[3].ends_with("nothing is pulled without a login"), "{report:#?}");
 }
 
 #[test]
@@ -78,6 +87,11 @@ fn what_contradicts_itself_is_a_usage_error() {
         (&["serve", at, "--external-url", "reg.example"], "reg.example"),
         (&["serve", at, "--pam-confdir", "relative"], "relative"),
         (&["serve", at, "--nonsense"], "--nonsense"),
+        (&["access"], "REPO"),
+        (&["access", at], "name the repository"),
+        (&["access", at, "Team/App"], "\"Team\""),
+        (&["access", at, "a", "b", "c"], "'c'"),
+        (&["access", at, "a", "--anonymous", "push"], "--anonymous"),
         (&["nonsense"], "nonsense"),
     ] {
         let outcome = stillage(args).refused();
@@ -116,7 +130,12 @@ fn what_cannot_be_done_is_an_error_that_names_it() {
 fn help_and_version_fit_a_screen() {
     let version = stillage(&["--version"]).ok();
     assert_eq!(version.stdout, format!("stillage {}\n", env!("CARGO_PKG_VERSION")));
-    for (args, most) in [(&["--help"][..], 24), (&["serve", "-h"], 40), (&["check", "-h"], 24)] {
+    for (args, most) in [
+        (&["--help"][..], 24),
+        (&["serve", "-h"], 40),
+        (&["check", "-h"], 24),
+        (&["access", "-h"], 24),
+    ] {
         let help = stillage(args).ok();
         assert!(help.stdout.lines().count() <= most, "{help}");
         assert!(help.stdout.contains("Usage: stillage"), "{help}");

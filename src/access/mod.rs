@@ -3,9 +3,24 @@
 //! The two never see each other: here the one's values become the other's, an account of the tree
 //! gets its answers, and a decision is put into words.
 
+mod grant;
+mod people;
+mod report;
+mod server;
+mod shell;
+mod start;
+mod text;
 mod words;
 
-pub use words::refusal;
+pub use grant::{Alternative, Grant, grant};
+pub use people::{Kind, Member, Principal};
+pub use report::{
+    ANONYMOUS, Answer, Answers, LevelRow, Named, Other, Question, Report, ReportError, State,
+    Subject, report,
+};
+pub use server::{Problem, Server};
+pub use start::{Start, start};
+pub use words::{Case, why};
 
 use crate::auth::{self, Entry, Permissions, Policy, Who, Whom};
 use crate::layout::acl::{Acl, AclTag};

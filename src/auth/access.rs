@@ -34,7 +34,8 @@ impl Who {
         }
     }
 
-    fn credentials(&self) -> Credentials<'_> {
+    /// What the kernel would know of them.
+    pub fn credentials(&self) -> Credentials<'_> {
         match self.account() {
             None => Credentials { uid: None, groups: &[] },
             Some(user) => Credentials { uid: Some(user.uid), groups: &user.groups },
@@ -179,7 +180,7 @@ pub fn judge(policy: &Policy, who: &Who, way: &Way, action: Action) -> Judgement
 
 /// What each level has to give, each as one question to the kernel: it lists a directory and opens
 /// a file in it by two calls, and creates a file by one that wants both bits of it.
-fn wanted(way: &Way, action: Action) -> impl Iterator<Item = (usize, u8)> {
+pub fn wanted(way: &Way, action: Action) -> impl Iterator<Item = (usize, u8)> {
     let last = way.levels.len().saturating_sub(1);
     let of_last: &[u8] = match action {
         _ if way.stopped => &[SEARCH],

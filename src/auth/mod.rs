@@ -13,6 +13,7 @@ mod frame;
 mod gate;
 mod login;
 mod memory;
+mod names;
 mod pam;
 mod permissions;
 mod report;
@@ -31,12 +32,13 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use access::{Action, Anonymous, Judgement, Policy, Reason, Right, Way, Who, judge};
+pub use access::{Action, Anonymous, Judgement, Policy, Reason, Right, Way, Who, judge, wanted};
+pub use names::{Names, members};
 pub use permissions::{By, Credentials, Entry, Permissions, READ, Ruling, SEARCH, WRITE, Whom};
 pub use scope::{Access, Actions, ChallengeError, MAX_SCOPES, Resource, parse_scopes};
 pub use settings::{DEFAULT_PAM_SERVICE, DEFAULT_WORKER, Limits, Mode, Settings, StartError};
 pub use token::{Issued, LIFETIME, RandomError, TokenError};
-pub use user::User;
+pub use user::{NameServiceError, User};
 
 use crate::oci::RepoName;
 use accounts::AccountFiles;

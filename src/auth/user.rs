@@ -21,15 +21,15 @@ pub struct User {
 /// The name service did not answer; whether the user exists is not known.
 #[derive(Debug, thiserror::Error)]
 #[error("the name service failed for user {name:?}: {source}")]
-pub(super) struct NameServiceError {
+pub struct NameServiceError {
     name: String,
     source: Errno,
 }
 
 impl User {
     /// Asks the name service; `None` if it knows no such user. May block, as LDAP does, and runs
-    /// the host's NSS modules, so only worker processes call it.
-    pub(super) fn find(name: &str) -> Result<Option<User>, NameServiceError> {
+    /// the host's NSS modules, so of a server only its worker processes call it.
+    pub fn find(name: &str) -> Result<Option<User>, NameServiceError> {
         let failed = |source| NameServiceError { name: name.to_owned(), source };
         let entry = match unistd::User::from_name(name) {
             Ok(Some(entry)) => entry,
@@ -47,6 +47,15 @@ impl User {
             gid: entry.gid.as_raw(),
             groups: groups.into_iter().map(unistd::Gid::as_raw).collect(),
         }))
+    }
+
+    /// The account with a number, as [`User::find`] gives it.
+    pub fn with_uid(uid: u32) -> Result<Option<User>, NameServiceError> {
+        match unistd::User::from_uid(unistd::Uid::from_raw(uid)) {
+            Ok(Some(entry)) => User::find(&entry.name),
+            Ok(None) | Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+            Err(source) => Err(NameServiceError { name: uid.to_string(), source }),
+        }
     }
 
     /// The account that this process runs as, with the groups that it really has. An account

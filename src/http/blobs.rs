@@ -23,7 +23,8 @@ impl Visit {
         digest: &Digest,
     ) -> Result<Response, Failure> {
         let pusher = self.permit.promised.then(|| self.actor());
-        let blob = self.registry().stat_blob(repo, digest, pusher.as_ref()).await?;
+        let reader = self.account();
+        let blob = self.registry().stat_blob(repo, digest, &reader, pusher.as_ref()).await?;
         if is_known(&self.headers, digest) {
             return Ok(not_modified(digest));
         }
@@ -37,22 +38,23 @@ impl Visit {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Response, Failure> {
-        let blob = self.registry().open_blob(repo, digest).await?;
+        let blob = self.registry().open_blob(repo, digest, &self.account()).await?;
         if is_known(&self.headers, digest) {
             return Ok(not_modified(digest));
         }
-        let range = range(&self.headers, digest, blob.size)?;
+        let size = blob.size;
+        let range = range(&self.headers, digest, size)?;
         let (status, first, len) = match range {
             Some(range) => (StatusCode::PARTIAL_CONTENT, range.first, range.len()),
-            None => (StatusCode::OK, 0, blob.size),
+            None => (StatusCode::OK, 0, size),
         };
         let mut response = reply::with_status(status);
         describe(&mut response, digest, len);
         if let Some(ByteRange { first, last }) = range {
-            let text = format!("bytes {first}-{last}/{}", blob.size);
+            let text = format!("bytes {first}-{last}/{size}");
             response.headers_mut().insert(CONTENT_RANGE, value(text));
         }
-        *response.body_mut() = body::of_file(blob.file, first, len);
+        *response.body_mut() = body::of_blob(blob, first, len);
         Ok(response)
     }
 

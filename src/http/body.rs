@@ -1,6 +1,5 @@
 //! Bodies: requests' with a time limit on silence, blobs' as a pump from the file.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
@@ -14,6 +13,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::time::{Instant, Sleep};
 
 use super::errors::Refusal;
+use crate::registry::OpenBlob;
 
 /// How much of a blob is read at once, and so held in memory for one download.
 const PIECE: usize = 256 * 1024;
@@ -69,30 +69,35 @@ impl Stream for Upload {
     }
 }
 
-/// The bytes of a file from `first` on, `len` of them, read piece by piece on the blocking pool.
+/// The bytes of a blob from `first` on, `len` of them, read piece by piece on the blocking pool.
 ///
-/// A file that turns out shorter ends the connection: the length was promised already.
-pub(super) fn of_file(file: File, first: u64, len: u64) -> Body {
+/// A file that turns out shorter, or that somebody changes meanwhile, ends the connection: length and
+/// digest were promised already.
+pub(super) fn of_blob(blob: OpenBlob, first: u64, len: u64) -> Body {
     if len == 0 {
         return Body::empty();
     }
-    let file = Arc::new(file);
+    let blob = Arc::new(blob);
     Body::from_stream(stream::try_unfold((first, len), move |(at, left)| {
-        read_piece(Arc::clone(&file), at, left)
+        read_piece(Arc::clone(&blob), at, left)
     }))
 }
 
 type Piece = Option<(Bytes, (u64, u64))>;
 
-async fn read_piece(file: Arc<File>, at: u64, left: u64) -> io::Result<Piece> {
+async fn read_piece(blob: Arc<OpenBlob>, at: u64, left: u64) -> io::Result<Piece> {
     let want = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
     if want == 0 {
         return Ok(None);
     }
     let read = tokio::task::spawn_blocking(move || {
         let mut piece = vec![0; want];
-        let got = file.read_at(&mut piece, at)?;
+        let got = blob.file.read_at(&mut piece, at)?;
         piece.truncate(got);
+        if !blob.is_unchanged()? {
+            tracing::error!(at, "a blob was changed while it was sent");
+            return Err(io::Error::other("the blob was changed while it was sent"));
+        }
         Ok::<_, io::Error>(piece)
     });
     let piece = read.await.map_err(io::Error::other)??;
@@ -109,10 +114,10 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn file(bytes: &[u8]) -> File {
+    fn of_file(bytes: &[u8], first: u64, len: u64) -> Body {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        file
+        of_blob(OpenBlob::sealed(file, bytes.len() as u64), first, len)
     }
 
     async fn read(body: Body) -> Result<Vec<u8>, axum::Error> {
@@ -128,15 +133,15 @@ mod tests {
     async fn a_file_comes_whole_or_in_part() {
         let bytes: Vec<u8> = (0..=250).cycle().take(PIECE * 2 + 77).collect();
         let len = bytes.len() as u64;
-        assert_eq!(read(of_file(file(&bytes), 0, len)).await.unwrap(), bytes);
-        let part = read(of_file(file(&bytes), 100, PIECE as u64)).await.unwrap();
+        assert_eq!(read(of_file(&bytes, 0, len)).await.unwrap(), bytes);
+        let part = read(of_file(&bytes, 100, PIECE as u64)).await.unwrap();
         assert_eq!(part, bytes[100..100 + PIECE]);
-        assert_eq!(read(of_file(file(b""), 0, 0)).await.unwrap(), b"");
+        assert_eq!(read(of_file(b"", 0, 0)).await.unwrap(), b"");
     }
 
     #[tokio::test]
     async fn a_file_that_shrank_is_an_error() {
-        assert!(read(of_file(file(b"short"), 0, 6)).await.is_err());
+        assert!(read(of_file(b"short", 0, 6)).await.is_err());
     }
 
     #[tokio::test]

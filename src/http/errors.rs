@@ -271,6 +271,12 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, &error)
                 .header(ALLOW, value("GET, HEAD"))
         }
+        Error::Closed { .. } => {
+            tracing::warn!(cause = ?error.to_string(), "a change was refused");
+            let text = "somebody put files into this repository that you may not read: ask them, or \
+                an administrator, to let you";
+            Problem::new(StatusCode::FORBIDDEN, Code::Denied, text)
+        }
         Error::Moved(_) => Problem::new(StatusCode::CONFLICT, Code::NameUnknown, &error),
         Error::Busy { path } => {
             tracing::warn!(?path, "a lock was not to be had in time");

@@ -92,12 +92,22 @@ pub(super) fn admit(
             needs(Some(ChallengeError::InsufficientScope), beyond(caller, repo, deed))
         }
         Verdict::Denied => {
+            let case = access::Case {
+                names: auth::Names::Files,
+                policy: app.auth.policy(),
+                who: &caller.who,
+                called: None,
+                repo,
+                way: &found,
+                action: deed.right(),
+                server: rustix::process::geteuid().as_raw(),
+            };
             tracing::info!(
                 who = caller.who.name(),
                 client = %origin.client,
                 repo = repo.as_str(),
                 right = ?deed.right(),
-                why = ?access::refusal(&found, &judgement),
+                why = ?access::why(&case, &judgement),
                 "refused"
             );
             Err(denied(repo, deed))

@@ -17,14 +17,16 @@ const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied
 
 impl Visit {
     pub(super) async fn catalog(&self, page: &Page) -> Result<Response, Failure> {
-        let found = self.registry().catalog(page.last.as_deref(), page.n, self.may_read()).await?;
+        let (last, n, reader) = (page.last.as_deref(), page.n, self.account());
+        let found = self.registry().catalog(last, n, self.may_read(), &reader).await?;
         let names: Vec<&str> = found.items.iter().map(RepoName::as_str).collect();
         let next = next(&found, names.last().copied(), "/v2/_catalog", page.n);
         Ok(linked(reply::json(StatusCode::OK, &json!({ "repositories": names })), next))
     }
 
     pub(super) async fn tags(&self, repo: &RepoName, page: &Page) -> Result<Response, Failure> {
-        let found = self.registry().tags(repo, page.last.as_deref(), page.n).await?;
+        let found =
+            self.registry().tags(repo, page.last.as_deref(), page.n, &self.account()).await?;
         let tags: Vec<&str> = found.items.iter().map(Tag::as_str).collect();
         let path = format!("/v2/{repo}/tags/list");
         let next = next(&found, tags.last().copied(), &path, page.n);
@@ -39,7 +41,8 @@ impl Visit {
         artifact_type: Option<&str>,
         last: Option<&Digest>,
     ) -> Result<Response, Failure> {
-        let found = self.registry().referrers(repo, subject, artifact_type, last).await?;
+        let reader = self.account();
+        let found = self.registry().referrers(repo, subject, artifact_type, last, &reader).await?;
         let (page, more) = cut(found, last, MAX_MANIFEST);
         let next = page.last().filter(|_| more).map(|end| {
             let filter = artifact_type.map(|text| format!("&artifactType={}", encode(text)));

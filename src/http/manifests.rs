@@ -24,7 +24,7 @@ impl Visit {
         reference: &Reference,
         head: bool,
     ) -> Result<Response, Failure> {
-        let manifest = self.registry().manifest(repo, reference).await?;
+        let manifest = self.registry().manifest(repo, reference, &self.account()).await?;
         if is_known(&self.headers, &manifest.digest) {
             return Ok(not_modified(&manifest.digest));
         }

@@ -107,19 +107,25 @@ impl AclTag {
     }
 }
 
-/// The value of the attribute `name` of a directory that may be open only as a path; `None` if
-/// there is none, or the file system knows none. Needs no right to read the directory.
-pub fn read(dir: impl AsFd, name: &str) -> Result<Option<Vec<u8>>, Errno> {
-    // fgetxattr(2) refuses descriptors that are open only as a path.
-    let own = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
+/// The value of the attribute `name` of a file or directory that may be open only as a path; `None`
+/// if there is none, or the file system knows none. Needs no right to read the file.
+pub fn read(file: impl AsFd, name: &str) -> Result<Option<Vec<u8>>, Errno> {
+    let file = file.as_fd();
+    let get = |buffer: &mut [u8]| match fs::fgetxattr(file, name, &mut *buffer) {
+        // Descriptors that are open only as a path are refused; the path to them is not.
+        Err(Errno::BADF) => {
+            fs::getxattr(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str(), name, buffer)
+        }
+        got => got,
+    };
     let mut buffer = [0u8; VERSION.len() + ENTRY * 32];
-    match fs::getxattr(own.as_str(), name, &mut buffer[..]) {
+    match get(&mut buffer) {
         Ok(len) => Ok(Some(buffer[..len].to_vec())),
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
         Err(Errno::RANGE) => {
             // No attribute is longer than this (XATTR_SIZE_MAX).
             let mut buffer = vec![0u8; 1 << 16];
-            let len = fs::getxattr(own.as_str(), name, &mut buffer[..])?;
+            let len = get(&mut buffer)?;
             buffer.truncate(len);
             Ok(Some(buffer))
         }

@@ -11,12 +11,15 @@ use std::path::PathBuf;
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
+use super::account::Account;
+use super::blob::Blob;
 use super::dir::{self, Dir, Inode};
 use super::error::{At, Error, OrAbsent, Result};
 use super::holders::Holders;
 use super::incoming::Incoming;
 use super::path;
 use super::tree::Tree;
+use super::verified::Verdict;
 use crate::oci::{Digest, Hasher, RepoName};
 
 /// A repository to put blobs into.
@@ -35,8 +38,8 @@ pub enum Presence {
     Absent,
     /// An inode that the server wrote and hashed itself.
     Ours,
-    /// A file that somebody else put there, or one of ours that nobody has looked at since the start:
-    /// to be adopted before anything relies on it.
+    /// A file that somebody else put there, or one of ours that nobody has looked at since the start,
+    /// or that has another digest's name: to be adopted before anything relies on it.
     Foreign,
 }
 
@@ -55,9 +58,20 @@ pub fn presence(tree: &Tree, repo: &Dir, digest: &Digest, size: u64) -> Result<P
     if !dir::is_regular(&stat) || dir::size_of(&stat) != size {
         return Ok(Presence::Absent);
     }
-    let known = tree.is_ours(&stat)
-        && (tree.verified.knows(&stat) || is_pooled(&stat, pool_stat(tree, digest)?.as_ref()));
+    let known = tree.is_ours(&stat) && verdict(tree, digest, &stat)? == Some(Verdict::Right);
     Ok(if known { Presence::Ours } else { Presence::Foreign })
+}
+
+/// What is known, without reading it, of an inode under this digest's name.
+pub(super) fn verdict(tree: &Tree, digest: &Digest, stat: &Stat) -> Result<Option<Verdict>> {
+    if let Some(known) = tree.known(digest, stat) {
+        return Ok(Some(known));
+    }
+    if !tree.is_ours(stat) || !is_pooled(stat, pool_stat(tree, digest)?.as_ref()) {
+        return Ok(None);
+    }
+    tree.verified.remember_sealed(digest, stat);
+    Ok(Some(Verdict::Right))
 }
 
 fn is_pooled(stat: &Stat, pool: Option<&Stat>) -> bool {
@@ -72,9 +86,9 @@ pub fn stat(repo: &Dir, digest: &Digest) -> Result<Option<Stat>> {
     }
 }
 
-/// Opens a repository's blob for reading.
-pub fn open(repo: &Dir, digest: &Digest) -> Result<Option<File>> {
-    repo.file(&path::blob(digest)).or_absent()
+/// Opens a repository's blob for reading, for the server itself.
+pub fn open(repo: &Dir, digest: &Digest) -> Result<Option<(File, Stat)>> {
+    repo.file_stat(&path::blob(digest)).or_absent()
 }
 
 /// Puts content whose digest was computed while it arrived into a repository and into the pool.
@@ -100,7 +114,7 @@ pub fn admit(
         incoming.seal(tree, size)?;
         place(tree, &blobs, digest, |to, name| tree.disk.link_file(&incoming.file, to, name))
             .or_else(|error| copy_instead(tree, &incoming.file, &blobs, digest, size, error))?;
-        remember(tree, &incoming.file)?;
+        remember(tree, &incoming.file, digest)?;
         pool_file(tree, &incoming.file, digest);
     }
     holders.note(tree, digest, size, target.name);
@@ -129,13 +143,14 @@ pub fn admit_bytes(
 ///
 /// # Guarantee
 /// What the target gets has the digest: the source's name is believed only if it is the pool's own
-/// inode; otherwise its content is hashed.
+/// inode; otherwise its content is hashed. And it is nothing that `reader` may not read.
 pub fn mount(
     tree: &Tree,
     holders: &Holders,
     target: Target<'_>,
     source: &Dir,
     digest: &Digest,
+    reader: &Account,
 ) -> Result<bool> {
     let Some(found) = stat(source, digest)? else {
         return Ok(false);
@@ -155,69 +170,70 @@ pub fn mount(
             return Ok(true);
         }
     }
-    adopt_from(tree, holders, target, source, digest)
+    match Blob::open(tree, source, digest, reader)? {
+        Some(blob) => copy_from(tree, holders, target, &blob, digest),
+        None => Ok(false),
+    }
 }
 
 /// Makes sure that a repository's file has the digest, and that it is an inode of the server's own: a
-/// foreign one is replaced by a copy. `false` if the content does not have the digest.
-pub fn adopt(tree: &Tree, holders: &Holders, target: Target<'_>, digest: &Digest) -> Result<bool> {
-    match open(target.dir, digest)? {
-        None => Ok(false),
-        Some(file) if tree.is_ours(&stat_file(target.dir, digest, &file)?) => {
-            verify(tree, target.dir, digest, &file)
-        }
-        Some(_) => adopt_from(tree, holders, target, target.dir, digest),
+/// foreign one is replaced by a copy. `false` if the content does not have the digest, or is nothing
+/// that `reader` may read: a copy would be open to all who may read the repository.
+pub fn adopt(
+    tree: &Tree,
+    holders: &Holders,
+    target: Target<'_>,
+    digest: &Digest,
+    reader: &Account,
+) -> Result<bool> {
+    let Some(mut blob) = Blob::open(tree, target.dir, digest, reader)? else {
+        return Ok(false);
+    };
+    if !blob.is_ours(tree) {
+        return copy_from(tree, holders, target, &blob, digest);
     }
-}
-
-/// Hashes and syncs an inode of our own account that is not the pool's: a copy that was restored, one
-/// of before the pool was lost, or one on a file system without links.
-fn verify(tree: &Tree, repo: &Dir, digest: &Digest, file: &File) -> Result<bool> {
-    let at = || repo.at(&path::blob(digest));
-    if read_hashed(file, digest, at, |_, _| Ok(()))?.is_none() {
+    // A copy that was restored, one of before the pool was lost, or one on a file system without
+    // links.
+    let known = blob.verdict(tree)?;
+    if known.map_or_else(|| blob.verify(tree), Ok)? == Verdict::Wrong {
         return Ok(false);
     }
-    tree.disk.sync(file).at(at)?;
-    remember(tree, file)?;
-    pool_file(tree, file, digest);
+    tree.disk.sync(blob.file()).at(|| blob.path().to_owned())?;
+    pool_file(tree, blob.file(), digest);
     Ok(true)
 }
 
 /// This process knows from now on what the inode holds.
-fn remember(tree: &Tree, file: &File) -> Result<()> {
+fn remember(tree: &Tree, file: &File, digest: &Digest) -> Result<()> {
     let stat = dir::stat_file(file, || tree.room.at(path::POOL))?;
-    tree.verified.remember(&stat);
+    tree.verified.remember_sealed(digest, &stat);
     Ok(())
 }
 
-fn stat_file(repo: &Dir, digest: &Digest, file: &File) -> Result<Stat> {
-    dir::stat_file(file, || repo.at(&path::blob(digest)))
-}
-
 /// Copies while hashing; reflink is not worth its own path here, for every byte is read anyway.
-fn adopt_from(
+fn copy_from(
     tree: &Tree,
     holders: &Holders,
     target: Target<'_>,
-    source: &Dir,
+    blob: &Blob,
     digest: &Digest,
 ) -> Result<bool> {
-    let Some(file) = open(source, digest)? else {
+    if blob.verdict(tree)? == Some(Verdict::Wrong) {
         return Ok(false);
-    };
+    }
     let incoming = Incoming::create(tree)?;
-    let at = || source.at(&path::blob(digest));
+    let at = || blob.path().to_owned();
     let copy = |piece: &[u8], offset| {
         tree.disk.write(&incoming.file, piece, offset).at(|| incoming.path(tree))
     };
-    match read_hashed(&file, digest, at, copy)? {
+    match read_hashed(blob.file(), digest, at, copy)? {
         Some(size) => admit(tree, holders, target, &incoming, digest, size).map(|()| true),
         None => Ok(false),
     }
 }
 
 /// Reads a file to its end, hands on every piece, and gives the length if the bytes have the digest.
-fn read_hashed(
+pub(super) fn read_hashed(
     file: &File,
     digest: &Digest,
     at: impl Fn() -> PathBuf,
@@ -320,19 +336,19 @@ fn copy_instead(
     }
     if refused.errno() == Some(Errno::MLINK) {
         let incoming = Incoming::create(tree)?;
-        copy_content(tree, file, &incoming, size)?;
+        copy_content(tree, file, &incoming, digest, size)?;
         pool_file(tree, &incoming.file, digest);
         return place(tree, blobs, digest, |to, name| {
             tree.disk.link_file(&incoming.file, to, name)
         });
     }
     let incoming = Incoming::beside(tree, blobs)?;
-    copy_content(tree, file, &incoming, size)?;
+    copy_content(tree, file, &incoming, digest, size)?;
     incoming.rename_to(tree, digest.hex())
 }
 
 /// Reflink where the file system can, else the bytes; sealed either way.
-fn copy_content(tree: &Tree, from: &File, to: &Incoming, size: u64) -> Result<()> {
+fn copy_content(tree: &Tree, from: &File, to: &Incoming, digest: &Digest, size: u64) -> Result<()> {
     if tree.disk.clone_content(from, &to.file).is_err() {
         let mut buffer = vec![0u8; 256 * 1024];
         let mut offset = 0;
@@ -347,7 +363,7 @@ fn copy_content(tree: &Tree, from: &File, to: &Incoming, size: u64) -> Result<()
         }
     }
     to.seal(tree, size)?;
-    remember(tree, &to.file)
+    remember(tree, &to.file, digest)
 }
 
 /// Gives the pool one more link to a sealed file, over whatever has the name. The pool is only an
@@ -371,7 +387,6 @@ mod tests {
 
     use super::super::disk::RealDisk;
     use super::*;
-    use crate::layout::Account;
     use crate::oci::Algorithm;
 
     struct Fixture {
@@ -401,7 +416,7 @@ mod tests {
             let dir = self.tree.make_repository(&name, &Account::default()).unwrap();
             let source = self.tree.root.dir(from).unwrap();
             let target = Target { name: &name, dir: &dir };
-            mount(&self.tree, &self.holders, target, &source, digest).unwrap()
+            mount(&self.tree, &self.holders, target, &source, digest, &Account::default()).unwrap()
         }
 
         fn path(&self, repo: &str, digest: &Digest) -> PathBuf {
@@ -456,7 +471,7 @@ mod tests {
         let dir = f.tree.make_repository(&name, &Account::default()).unwrap();
         let target = Target { name: &name, dir: &dir };
         assert_eq!(presence(&f.tree, &dir, &secret, 6).unwrap(), Presence::Foreign);
-        assert!(!adopt(&f.tree, &f.holders, target, &secret).unwrap());
+        assert!(!adopt(&f.tree, &f.holders, target, &secret, &Account::default()).unwrap());
     }
 
     #[test]
@@ -470,7 +485,8 @@ mod tests {
         assert_ne!(f.ino(&f.path("b", &digest)), foreign);
         let name = RepoName::parse("a").unwrap();
         let dir = f.tree.make_repository(&name, &Account::default()).unwrap();
-        assert!(adopt(&f.tree, &f.holders, Target { name: &name, dir: &dir }, &digest).unwrap());
+        let target = Target { name: &name, dir: &dir };
+        assert!(adopt(&f.tree, &f.holders, target, &digest, &Account::default()).unwrap());
         assert_eq!(f.ino(&f.path("a", &digest)), f.ino(&f.path("b", &digest)));
     }
 

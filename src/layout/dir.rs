@@ -72,14 +72,23 @@ impl Dir {
         self.regular(relative, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())
     }
 
+    /// The same, with the file's status as it was then.
+    pub fn file_stat(&self, relative: &str) -> Result<(File, Stat)> {
+        self.regular_stat(relative, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())
+    }
+
     /// Opens, with flags of the caller's, what must be a regular file.
     pub fn regular(&self, relative: &str, flags: OFlags, mode: Mode) -> Result<File> {
+        self.regular_stat(relative, flags, mode).map(|(file, _)| file)
+    }
+
+    fn regular_stat(&self, relative: &str, flags: OFlags, mode: Mode) -> Result<(File, Stat)> {
         let file = File::from(self.open(relative, flags, mode)?);
         let stat = fs::fstat(&file).at(|| self.at(relative))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Error::damaged(self.at(relative), "is not a regular file"));
         }
-        Ok(file)
+        Ok((file, stat))
     }
 
     fn open(&self, relative: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd> {

@@ -180,6 +180,22 @@ pub(super) fn is_torn(file: &File, end: u64) -> io::Result<bool> {
     Ok(last != *b"\n")
 }
 
+/// The file, open for appending, and its length. One that has another name too, anywhere, is not
+/// written to: another takes the name here.
+fn open_alone(tree: &Tree, dir: &Dir) -> Result<(File, u64)> {
+    loop {
+        let (file, made) = tree.disk.open_append(dir, path::FACTS, Mode::RUSR | Mode::WUSR)?;
+        if made {
+            inherit::apply(dir, &file, Purpose::Public)?;
+        }
+        let stat = dir::stat_file(&file, || dir.at(path::FACTS))?;
+        if stat.st_nlink == 1 {
+            return Ok((file, dir::size_of(&stat)));
+        }
+        tree.disk.unlink(dir, path::FACTS)?;
+    }
+}
+
 /// Appends facts; call it under the repository's lock. Nothing is synced: what a crash takes is
 /// read anew from the manifests.
 pub fn append<'a>(
@@ -189,11 +205,7 @@ pub fn append<'a>(
 ) -> Result<()> {
     let dir = tree.make_inner(repo, path::REFERRERS)?;
     let at = || dir.at(path::FACTS);
-    let (file, made) = tree.disk.open_append(&dir, path::FACTS, Mode::RUSR | Mode::WUSR)?;
-    if made {
-        inherit::apply(&dir, &file, Purpose::Public)?;
-    }
-    let end = dir::size_of(&dir::stat_file(&file, at)?);
+    let (file, end) = open_alone(tree, &dir)?;
     let mut lines = Vec::new();
     if is_torn(&file, end).at(at)? {
         // An empty line, if the crash left a whole one without its newline, is passed over.
@@ -238,6 +250,21 @@ mod tests {
         assert!(typed.more && typed.annotations.len() == 1 && typed.artifact_type.is_none());
         let line = String::from_utf8(serde_json::to_vec(&noted).unwrap()).unwrap();
         assert!(line.contains(r#""more":true"#), "{line}");
+    }
+
+    #[test]
+    fn a_file_that_is_also_another_one_is_not_written_to() {
+        let temp = tempfile::tempdir().unwrap();
+        let tree =
+            Tree::open(temp.path(), Arc::new(crate::layout::RealDisk)).expect("a tree of our own");
+        let other = temp.path().join("crontab");
+        std::fs::write(&other, "theirs").unwrap();
+        std::fs::create_dir_all(temp.path().join("a/_referrers")).unwrap();
+        let own = temp.path().join("a/_referrers/facts.jsonl");
+        std::fs::hard_link(&other, &own).unwrap();
+        append(&tree, &tree.root.dir("a").unwrap(), [&fact(1, 1)]).unwrap();
+        assert_eq!(std::fs::read(&other).unwrap(), b"theirs");
+        assert!(Fact::parse(std::fs::read(&own).unwrap().trim_ascii_end()).is_some());
     }
 
     #[test]

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::Stat;
-use rustix::time::{ClockId, clock_gettime};
-
 use super::dir::{self, Dir};
 use super::error::{Error, OrAbsent, Result};
 use super::path;
+use super::readers::Readers;
 use super::stamp::Stamp;
+use super::version::Version;
 use crate::oci::Index;
 
 /// The largest index.json that is read: ten times what 100,000 tags need.
@@ -28,44 +27,13 @@ pub struct IndexFile {
     pub index: Arc<Index>,
     /// Which bytes they were.
     pub stamp: Stamp,
+    /// Who may read it.
+    pub readers: Readers,
     version: Version,
     /// The times were old enough when it was read that a later change must show in them.
     settled: bool,
     /// Held open, so that the inode's number cannot be given to another file.
     file: File,
-}
-
-/// What stat(2) tells of a file's content: equal versions of an open file mean equal bytes, once
-/// the times are settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
-    dev: u64,
-    ino: u64,
-    size: i64,
-    mtime: (i64, u64),
-    ctime: (i64, u64),
-}
-
-impl Version {
-    fn of(stat: &Stat) -> Version {
-        Version {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-            size: stat.st_size,
-            mtime: (stat.st_mtime, stat.st_mtime_nsec),
-            ctime: (stat.st_ctime, stat.st_ctime_nsec),
-        }
-    }
-
-    /// Kernels before 6.13 stamp files with a clock that ticks every 4 ms: within two ticks a
-    /// second change may leave all times equal.
-    fn settled(self) -> bool {
-        let now = clock_gettime(ClockId::RealtimeCoarse);
-        let age = (i128::from(now.tv_sec) - i128::from(self.ctime.0)) * 1_000_000_000
-            + i128::from(now.tv_nsec)
-            - i128::from(self.ctime.1);
-        age > 10_000_000
-    }
 }
 
 impl IndexFile {
@@ -123,7 +91,8 @@ impl IndexFile {
     /// What was just written, so that nobody needs to read it. `file` is open on it.
     pub fn written(dir: &Dir, index: Arc<Index>, stamp: Stamp, file: File) -> Result<IndexFile> {
         let version = Version::of(&dir::stat_file(&file, || dir.at(path::INDEX))?);
-        Ok(IndexFile { index, stamp, version, settled: version.settled(), file })
+        let (readers, settled) = (Readers::Everybody, version.settled());
+        Ok(IndexFile { index, stamp, readers, version, settled, file })
     }
 
     /// The open file, to sync what another process may have left unsynced.
@@ -147,6 +116,7 @@ impl IndexFile {
     ) -> Result<IndexFile> {
         let at = || -> PathBuf { dir.at(path::INDEX) };
         let settled = version.settled();
+        let readers = Readers::of(&file, &dir::stat_file(&file, at)?, &at())?;
         let bytes = dir::read_all(&file, MAX_INDEX, at)?;
         let stamp = Stamp::of(&bytes);
         let index = match last {
@@ -155,7 +125,7 @@ impl IndexFile {
         };
         // Changed while it was read: what was read may be half of each.
         let settled = settled && Version::of(&dir::stat_file(&file, at)?) == version;
-        Ok(IndexFile { index, stamp, version, settled, file })
+        Ok(IndexFile { index, stamp, readers, version, settled, file })
     }
 }
 

@@ -9,11 +9,9 @@ use std::os::fd::AsFd;
 use rustix::fs::{self, Gid, Mode, Stat, XattrFlags};
 use rustix::io::Errno;
 
+use super::acl::{self, Acl, AclEntry, AclTag};
 use super::dir::Dir;
 use super::error::{At, Result};
-
-/// The extended attribute in which Linux keeps a POSIX ACL.
-const ACCESS_ACL: &str = "system.posix_acl_access";
 
 /// Which of a repository's files is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +35,7 @@ impl Purpose {
     }
 
     /// The permission bits (rw only) that somebody gets who has `directory` bits on the directory.
-    fn narrowed(self, directory: u16) -> u16 {
+    fn narrowed(self, directory: u8) -> u8 {
         let writes = directory & 0o2 != 0;
         match self {
             _ if writes => 0o6,
@@ -52,9 +50,12 @@ pub fn apply(dir: &Dir, file: &File, purpose: Purpose) -> Result<()> {
     let path = || dir.path().to_owned();
     let stat = dir.stat()?;
     take_group(file, &stat).at(path)?;
-    let acl = read_acl(dir).at(path)?;
-    match acl.as_deref().and_then(|acl| narrow(acl, purpose)) {
-        Some(acl) => fs::fsetxattr(file, ACCESS_ACL, &acl, XattrFlags::empty()).at(path),
+    let acl = acl::read(dir, acl::ACCESS).at(path)?;
+    match acl.as_deref().and_then(Acl::parse) {
+        Some(acl) => {
+            let acl = narrow(&acl, purpose).to_bytes();
+            fs::fsetxattr(file, acl::ACCESS, &acl, XattrFlags::empty()).at(path)
+        }
         None => {
             // A default ACL of the directory has given the file one that its mode does not show.
             strip_acl(file).at(path)?;
@@ -66,25 +67,18 @@ pub fn apply(dir: &Dir, file: &File, purpose: Purpose) -> Result<()> {
 
 /// Removes an ACL, if there is one and the file system knows any.
 pub fn strip_acl(file: impl AsFd) -> std::result::Result<(), Errno> {
-    match fs::fremovexattr(file, ACCESS_ACL) {
-        Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
-        Err(error) => Err(error),
-    }
+    strip(file, acl::ACCESS)
 }
 
-/// The ACL beyond the mode bits, if there is one.
-pub fn read_acl(file: impl AsFd) -> std::result::Result<Option<Vec<u8>>, Errno> {
-    let mut buffer = vec![0u8; 4 + 8 * 64];
-    loop {
-        match fs::fgetxattr(file.as_fd(), ACCESS_ACL, &mut buffer[..]) {
-            Ok(len) => {
-                buffer.truncate(len);
-                return Ok(Some(buffer));
-            }
-            Err(Errno::NODATA | Errno::NOTSUP) => return Ok(None),
-            Err(Errno::RANGE) if buffer.len() < 1 << 16 => buffer.resize(1 << 16, 0),
-            Err(error) => return Err(error),
-        }
+/// Removes what a directory gives to those made in it, likewise.
+pub fn strip_default_acl(dir: impl AsFd) -> std::result::Result<(), Errno> {
+    strip(dir, acl::DEFAULT)
+}
+
+fn strip(file: impl AsFd, name: &str) -> std::result::Result<(), Errno> {
+    match fs::fremovexattr(file, name) {
+        Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -100,34 +94,17 @@ fn take_group(file: impl AsFd, directory: &Stat) -> std::result::Result<(), Errn
     }
 }
 
-// An ACL's entry: tag, permissions, id (acl(5); include/uapi/linux/posix_acl_xattr.h).
-const USER_OBJ: u16 = 0x01;
-const MASK: u16 = 0x10;
-const OTHER: u16 = 0x20;
-
 /// The directory's ACL as a file's: without search permission, and with what `purpose` allows.
-/// `None` if it is not of the form that Linux has.
-fn narrow(acl: &[u8], purpose: Purpose) -> Option<Vec<u8>> {
-    let (version, entries) = acl.split_at_checked(4)?;
-    if version != 2u32.to_le_bytes() || entries.len() % 8 != 0 {
-        return None;
-    }
-    let mut narrowed = version.to_vec();
-    for entry in entries.chunks_exact(8) {
-        let tag = u16::from_le_bytes([entry[0], entry[1]]);
-        let bits = u16::from_le_bytes([entry[2], entry[3]]);
-        let bits = match tag {
-            USER_OBJ => 0o6,
-            MASK => bits & 0o6,
-            OTHER if purpose == Purpose::Public => 0o4,
-            OTHER => 0,
-            _ => purpose.narrowed(bits),
-        };
-        narrowed.extend_from_slice(&tag.to_le_bytes());
-        narrowed.extend_from_slice(&bits.to_le_bytes());
-        narrowed.extend_from_slice(&entry[4..]);
-    }
-    Some(narrowed)
+fn narrow(acl: &Acl, purpose: Purpose) -> Acl {
+    let bits = |entry: &AclEntry| match entry.tag {
+        AclTag::Owner => 0o6,
+        AclTag::Mask => entry.bits & 0o6,
+        AclTag::Other if purpose == Purpose::Public => 0o4,
+        AclTag::Other => 0,
+        AclTag::User(_) | AclTag::OwningGroup | AclTag::Group(_) => purpose.narrowed(entry.bits),
+    };
+    let entries = acl.entries.iter().map(|entry| AclEntry { bits: bits(entry), ..*entry });
+    Acl { entries: entries.collect() }
 }
 
 #[cfg(test)]
@@ -160,24 +137,21 @@ mod tests {
 
     #[test]
     fn an_acl_gives_the_lock_to_those_who_may_write_only() {
-        let entry = |tag: u16, bits: u16, id: u32| {
-            [&tag.to_le_bytes()[..], &bits.to_le_bytes()[..], &id.to_le_bytes()[..]].concat()
+        let entry = |tag, bits| AclEntry { tag, bits };
+        let acl = Acl {
+            entries: vec![
+                entry(AclTag::Owner, 7),
+                entry(AclTag::User(1000), 7),
+                entry(AclTag::User(1001), 5),
+                entry(AclTag::OwningGroup, 5),
+                entry(AclTag::Mask, 7),
+                entry(AclTag::Other, 5),
+            ],
         };
-        let acl = [
-            2u32.to_le_bytes().to_vec(),
-            entry(USER_OBJ, 7, u32::MAX),
-            entry(0x02, 7, 1000),
-            entry(0x02, 5, 1001),
-            entry(0x04, 5, u32::MAX),
-            entry(MASK, 7, u32::MAX),
-            entry(OTHER, 5, u32::MAX),
-        ]
-        .concat();
         let bits = |purpose| -> Vec<u8> {
-            narrow(&acl, purpose).unwrap()[4..].chunks(8).map(|entry| entry[2]).collect()
+            narrow(&acl, purpose).entries.iter().map(|entry| entry.bits).collect()
         };
         assert_eq!(bits(Purpose::Lock), [6, 6, 0, 0, 6, 0]);
         assert_eq!(bits(Purpose::Public), [6, 6, 4, 4, 6, 4]);
-        assert_eq!(narrow(b"x", Purpose::Lock), None);
     }
 }

@@ -73,14 +73,12 @@ fn timestamp() -> String {
 /// Appends records and makes them durable; call it under the repository's lock.
 ///
 /// A tail without a newline, which a crash left there, is cut off first. The journal's name is
-/// durable once the caller has synced `dir`.
+/// durable once the caller has synced `dir`. A file that has another name too, anywhere, is not
+/// written to: it becomes an older part of the journal, and a new one begins.
 pub fn append(disk: &dyn Disk, dir: &Dir, records: &[Record]) -> Result<()> {
     let at = || dir.at(path::JOURNAL);
-    let (file, made) = disk.open_append(dir, path::JOURNAL, Mode::RUSR | Mode::WUSR)?;
-    if made {
-        inherit::apply(dir, &file, Purpose::Journal)?;
-    }
-    let end = cut_torn_tail(disk, &file).at(at)?;
+    let (file, end) = open(disk, dir)?;
+    let end = cut_torn_tail(disk, &file, end).at(at)?;
     let mut lines = Vec::new();
     for record in records {
         serde_json::to_writer(&mut lines, record).map_err(std::io::Error::from).at(at)?;
@@ -95,10 +93,25 @@ pub fn append(disk: &dyn Disk, dir: &Dir, records: &[Record]) -> Result<()> {
     written.at(at)
 }
 
+/// The journal, open for appending, and its length.
+fn open(disk: &dyn Disk, dir: &Dir) -> Result<(File, u64)> {
+    loop {
+        let (file, made) = disk.open_append(dir, path::JOURNAL, Mode::RUSR | Mode::WUSR)?;
+        if made {
+            inherit::apply(dir, &file, Purpose::Journal)?;
+        }
+        let stat = dir::stat_file(&file, || dir.at(path::JOURNAL))?;
+        if stat.st_nlink == 1 {
+            return Ok((file, dir::size_of(&stat)));
+        }
+        let parts = dir.names()?.into_iter().filter_map(|(name, _)| path::old_journal(&name));
+        let next = parts.max().unwrap_or(0).saturating_add(1);
+        disk.rename_new(dir, path::JOURNAL, dir, &path::journal_part(next))?;
+    }
+}
+
 /// Where the last whole line ends; what comes after it is cut off.
-fn cut_torn_tail(disk: &dyn Disk, file: &File) -> std::io::Result<u64> {
-    let stat = dir::stat_file(file, Default::default).map_err(std::io::Error::other)?;
-    let len = dir::size_of(&stat);
+fn cut_torn_tail(disk: &dyn Disk, file: &File, len: u64) -> std::io::Result<u64> {
     let whole = whole_lines(file, len)?;
     if whole < len {
         disk.set_len(file, whole)?;
@@ -146,6 +159,27 @@ mod tests {
         assert_eq!(records.len(), 3);
         assert_eq!(records[0].who.as_deref(), Some("alice"));
         assert!(records[0].time.ends_with('Z'));
+    }
+
+    #[test]
+    fn a_file_that_is_also_another_one_is_not_written_to() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let at = |name: &str| temp.path().join(name);
+        append(&RealDisk, &dir, &[record()]).unwrap();
+        let first = std::fs::read(at("_log.jsonl")).unwrap();
+        // As `cp -al` leaves it, and as somebody plants it.
+        std::fs::hard_link(at("_log.jsonl"), at("copy")).unwrap();
+        append(&RealDisk, &dir, &[record()]).unwrap();
+        assert_eq!(std::fs::read(at("copy")).unwrap(), first);
+        assert_eq!(std::fs::read(at("_log.1.jsonl")).unwrap(), first);
+        std::fs::write(at("crontab"), "no newline").unwrap();
+        std::fs::remove_file(at("_log.jsonl")).unwrap();
+        std::fs::hard_link(at("crontab"), at("_log.jsonl")).unwrap();
+        append(&RealDisk, &dir, &[record(), record()]).unwrap();
+        assert_eq!(std::fs::read(at("crontab")).unwrap(), b"no newline");
+        assert_eq!(std::fs::read_to_string(at("_log.jsonl")).unwrap().lines().count(), 2);
+        assert!(at("_log.2.jsonl").exists());
     }
 
     #[test]

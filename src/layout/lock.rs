@@ -3,12 +3,13 @@
 use std::fs::{File, TryLockError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::dir::{Dir, Inode, stat_file};
 use super::error::{At, Error, OrAbsent, Result};
 use super::inherit::{self, Purpose};
+use super::path;
 
 /// How long a request waits for a repository's lock.
 pub const REQUEST_WAIT: Duration = Duration::from_secs(30);
@@ -57,9 +58,11 @@ fn waits_for(line: &str, ino: u64) -> bool {
 /// waited for one that was meanwhile replaced begins again.
 pub fn repository(dir: &Dir) -> Result<Held> {
     loop {
-        let file = open_lock(dir, super::path::LOCK)?;
-        file.lock().at(|| dir.at(super::path::LOCK))?;
-        if let Some(held) = confirmed(dir, super::path::LOCK, file)? {
+        let file = open_lock(dir, path::LOCK)?;
+        file.lock().at(|| dir.at(path::LOCK))?;
+        if let Some(held) = confirmed(dir, path::LOCK, file)?
+            && is_alone(dir, path::LOCK, &held)?
+        {
             return Ok(held);
         }
     }
@@ -72,7 +75,9 @@ pub fn exclusive_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<
         let file = open_lock(dir, name)?;
         match file.try_lock() {
             Ok(()) => {
-                if let Some(held) = confirmed(dir, name, file)? {
+                if let Some(held) = confirmed(dir, name, file)?
+                    && is_alone(dir, name, &held)?
+                {
                     return Ok(Some(held));
                 }
             }
@@ -105,26 +110,44 @@ pub fn shared_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<Hel
     Ok(None)
 }
 
+/// Whether a lock file has this one name. Another may be anywhere, and those who may open it there
+/// are not those who may push: then a new file takes the name, under the lock of the old one, for
+/// which everybody else who waits begins again.
+fn is_alone(dir: &Dir, name: &str, held: &Held) -> Result<bool> {
+    if stat_file(&held.file, || dir.at(name))?.st_nlink == 1 {
+        return Ok(true);
+    }
+    let beside = path::temporary(name);
+    create(dir, &beside)?;
+    let renamed = rustix::fs::renameat(dir, beside.as_str(), dir, name).at(|| dir.at(name));
+    if renamed.is_err() {
+        let _ = rustix::fs::unlinkat(dir, beside.as_str(), AtFlags::empty());
+    }
+    renamed.map(|()| false)
+}
+
 fn open_lock(dir: &Dir, name: &str) -> Result<File> {
     if let Some(file) = open_existing(dir, name)? {
         return Ok(file);
     }
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-    // Born closed to everybody else; the group's bit comes after.
-    match dir.regular(name, flags, Mode::RUSR | Mode::WUSR) {
-        Ok(file) => {
-            inherit::apply(dir, &file, Purpose::Lock)?;
-            Ok(file)
-        }
+    match create(dir, name) {
         // Somebody else made it meanwhile; if it is gone again, that is theirs to explain.
         Err(error) if error.errno() == Some(Errno::EXIST) => open_existing(dir, name)?.ok_or(error),
-        Err(error) => Err(error),
+        made => made,
     }
+}
+
+fn create(dir: &Dir, name: &str) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    // Born closed to everybody else; the group's bit comes after.
+    let file = dir.regular(name, flags, Mode::RUSR | Mode::WUSR)?;
+    inherit::apply(dir, &file, Purpose::Lock)?;
+    Ok(file)
 }
 
 /// Opens a lock file that is there. flock(1) makes it as the shell's umask says: what is wider than
 /// it may be is narrowed, and one that its maker alone may write is locked through a descriptor for
-/// reading.
+/// reading. A file that has another name too may be anybody's: it is not touched.
 fn open_existing(dir: &Dir, name: &str) -> Result<Option<File>> {
     let open = |access| dir.regular(name, access | OFlags::NONBLOCK, Mode::empty()).or_absent();
     let file = match open(OFlags::RDWR) {
@@ -132,7 +155,8 @@ fn open_existing(dir: &Dir, name: &str) -> Result<Option<File>> {
         opened => opened?,
     };
     if let Some(file) = &file {
-        let mode = stat_file(file, || dir.at(name))?.st_mode;
+        let stat = stat_file(file, || dir.at(name))?;
+        let mode = if stat.st_nlink == 1 { stat.st_mode } else { 0 };
         let group = mode & 0o060 != 0 && dir.stat()?.st_mode & 0o020 == 0;
         let narrowed = if mode & 0o007 != 0 || group {
             inherit::apply(dir, file, Purpose::Lock)
@@ -214,6 +238,33 @@ mod tests {
             assert_eq!(mode(), expected, "in a directory of mode {directory:o}");
             std::fs::remove_file(temp.path().join(".lock")).unwrap();
         }
+    }
+
+    #[test]
+    fn a_lock_file_that_is_also_another_file_is_replaced_and_the_other_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o2775)).unwrap();
+        let other = temp.path().join("passwd");
+        std::fs::write(&other, "root").unwrap();
+        std::os::unix::fs::chown(&other, None, Some(4711)).unwrap();
+        let other = || {
+            let stat = dir.stat_name("passwd").unwrap().unwrap();
+            (stat.st_mode & 0o7777, stat.st_gid, stat.st_nlink)
+        };
+        let before = other();
+        let plant =
+            || std::fs::hard_link(temp.path().join("passwd"), temp.path().join(".lock")).unwrap();
+        plant();
+        let held = repository(&dir).unwrap();
+        assert_eq!(held.inode(), Inode::of(&dir.stat_name(".lock").unwrap().unwrap()));
+        assert_eq!(other(), before);
+        assert_eq!(dir.stat_name(".lock").unwrap().unwrap().st_mode & 0o777, 0o660);
+        std::fs::remove_file(temp.path().join(".lock")).unwrap();
+        plant();
+        assert!(exclusive_within(&dir, ".lock", Duration::from_secs(10)).unwrap().is_some());
+        assert_eq!(other(), before);
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -64,8 +64,17 @@ pub(super) fn in_room(disk: &dyn Disk, parent: &Dir, relative: &str) -> Result<D
     }
     relative.split('/').try_fold(parent.clone(), |at, name| {
         match disk.make_dir(&at, name, Mode::RWXU) {
-            Err(error) if error.errno() != Some(Errno::EXIST) => Err(error),
-            _ => at.dir(name),
+            Err(error) if error.errno() == Some(Errno::EXIST) => at.dir(name),
+            made => {
+                made?;
+                let dir = at.dir(name)?;
+                // A default ACL of ROOT would let others in.
+                inherit::strip_acl(&dir)
+                    .and_then(|()| inherit::strip_default_acl(&dir))
+                    .at(|| dir.path().to_owned())?;
+                fs::fchmod(&dir, Mode::RWXU).at(|| dir.path().to_owned())?;
+                Ok(dir)
+            }
         }
     })
 }

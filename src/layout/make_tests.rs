@@ -192,3 +192,16 @@ fn who_was_faster_keeps_theirs() {
     assert_eq!(f.rights("a"), "711");
     assert!(f.no_leftovers());
 }
+
+#[test]
+fn the_room_is_nobody_elses_whatever_root_gives_away() {
+    let f = fixture(0o755);
+    f.setfacl("", "d:u:77:rwx,d:o::rx");
+    let room = in_room(&RealDisk, &f.root, ".stillage").unwrap();
+    in_room(&RealDisk, &room, "pool/sha256").unwrap();
+    for name in [".stillage", ".stillage/pool", ".stillage/pool/sha256"] {
+        assert_eq!(f.rights(name), "700", "{name}");
+    }
+    f.make("team/app", &stranger()).unwrap();
+    assert!(f.rights("team/app").contains("user:77:rwx"));
+}

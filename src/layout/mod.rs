@@ -6,11 +6,12 @@
 //!   the one writer of files that are replaced.
 //! - [`Tree`] is ROOT with the registry's own room. [`blobs`], [`IndexFile`], [`journal`],
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
-//!   [`Walk`] goes over all repositories, [`rights`] reads owners, modes and ACLs.
+//!   [`Walk`] goes over all repositories, [`rights`] and [`readers`] read owners, modes and ACLs.
 //! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
 pub mod account;
 pub mod acl;
+mod blob;
 pub mod blobs;
 mod dir;
 mod disk;
@@ -27,6 +28,7 @@ mod make;
 pub mod notes;
 mod own_certificate;
 pub mod path;
+pub mod readers;
 pub mod rights;
 pub mod space;
 mod stamp;
@@ -34,9 +36,11 @@ pub mod sweep;
 mod tree;
 pub mod uploads;
 mod verified;
+mod version;
 mod walk;
 
 pub use account::Account;
+pub use blob::Blob;
 pub use dir::{Dir, DirId, Inode, is_regular, modified, read_all, size_of, stat_file};
 pub use disk::{Disk, RealDisk};
 pub use error::{At, Error, OrAbsent, Result};
@@ -45,4 +49,6 @@ pub use index_file::IndexFile;
 pub use own_certificate::OwnCertificate;
 pub use stamp::Stamp;
 pub use tree::Tree;
+pub use verified::Verdict;
+pub use version::Version;
 pub use walk::Walk;

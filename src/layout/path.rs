@@ -97,6 +97,11 @@ pub fn old_journal(name: &str) -> Option<u64> {
     number.parse().ok()
 }
 
+/// `_log.<n>.jsonl`
+pub fn journal_part(number: u64) -> String {
+    format!("_log.{number}.jsonl")
+}
+
 /// A name beside `name` for what is about to replace it: hidden, and never met twice.
 pub fn temporary(name: &str) -> String {
     let name = name.trim_start_matches('.');

@@ -51,6 +51,22 @@ impl Level {
         let (uid, gid) = (stat.st_uid, stat.st_gid);
         Ok(Level { path: at(), inode: Inode::of(&stat), uid, gid, mode, acl })
     }
+
+    /// Of a regular file right in `dir`, which need not be readable; `None` if there is none.
+    pub fn of_file(dir: &Dir, name: &str) -> Result<Option<Level>> {
+        let opened = dir.regular(name, OFlags::PATH, Mode::empty()).or_absent()?;
+        let Some(file) = opened else { return Ok(None) };
+        let at = || dir.at(name);
+        let stat = fs::fstat(&file).at(at)?;
+        let acl = acl::read(&file, acl::ACCESS).at(at)?;
+        let acl = match acl {
+            None => None,
+            Some(bytes) => Some(Acl::parse(&bytes).ok_or_else(|| Error::unreadable_acl(&at()))?),
+        };
+        let mode = u16::try_from(stat.st_mode & 0o7777).unwrap_or(0);
+        let (uid, gid) = (stat.st_uid, stat.st_gid);
+        Ok(Some(Level { path: at(), inode: Inode::of(&stat), uid, gid, mode, acl }))
+    }
 }
 
 /// What lies on the way from ROOT to a repository's directory.
@@ -83,11 +99,21 @@ impl Rights {
     /// # Errors
     /// ROOT itself cannot be looked at. Whatever happens further down is in [`Way::stopped`].
     pub fn way(&self, tree: &Tree, repo: &RepoName, write: bool) -> Result<Way> {
-        let reader = Reader { rights: self, remote: tree.is_remote() };
-        let (mut fd, root) = reader.root(&tree.root)?;
+        self.beneath(&tree.root, tree.is_remote(), repo, write)
+    }
+
+    /// The same once, for a command: it needs no tree that is open for serving, makes nothing, and
+    /// remembers nothing.
+    pub fn look(root: &Dir, repo: &RepoName) -> Result<Way> {
+        Rights::default().beneath(root, true, repo, true)
+    }
+
+    fn beneath(&self, root_dir: &Dir, remote: bool, repo: &RepoName, write: bool) -> Result<Way> {
+        let reader = Reader { rights: self, remote };
+        let (mut fd, root) = reader.root(root_dir)?;
         let mut way = Way { levels: vec![root], whole: false, read_only: false, stopped: None };
         for end in ends(repo.as_str()) {
-            match reader.step(&tree.root, &fd, &repo.as_str()[..end]) {
+            match reader.step(root_dir, &fd, &repo.as_str()[..end]) {
                 Ok(Some((next, level))) => {
                     fd = next;
                     way.levels.push(level);

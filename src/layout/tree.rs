@@ -8,14 +8,15 @@ use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::account::Account;
+use super::acl;
 use super::dir::{self, Dir};
 use super::disk::Disk;
 use super::error::{At, Error, OrAbsent, Result};
-use super::inherit::{self, Purpose};
+use super::inherit::Purpose;
 use super::make;
-use super::verified::Verified;
+use super::verified::{Verdict, Verified};
 use super::{durable, path};
-use crate::oci::RepoName;
+use crate::oci::{Digest, RepoName};
 
 /// An open tree. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -90,10 +91,17 @@ impl Tree {
         self.remote
     }
 
-    /// Whether an inode can be one that the server wrote and hashed itself: a regular file of the
-    /// server's account that nobody may write.
+    /// Whether an inode can be one that the server wrote, hashed and sealed itself: a regular file of
+    /// the server's account that everybody may read, where they can come to it, and nobody may write.
+    /// Whether its content is what its name says is another question.
     pub fn is_ours(&self, stat: &Stat) -> bool {
-        dir::is_regular(stat) && stat.st_uid == self.uid && stat.st_mode & 0o222 == 0
+        dir::is_regular(stat) && stat.st_uid == self.uid && stat.st_mode & 0o666 == 0o444
+    }
+
+    /// What this process remembers of an inode under this digest's name, and nothing that costs a
+    /// system call.
+    pub fn known(&self, digest: &Digest, stat: &Stat) -> Option<Verdict> {
+        self.verified.verdict(digest, stat, self.is_ours(stat))
     }
 
     /// The key that signs tokens, made at the first call.
@@ -166,7 +174,7 @@ fn check_room(room: &Dir) -> Result<()> {
         return Err(Error::damaged(room.path(), why));
     }
     let open = stat.st_mode & 0o077 != 0;
-    let acl = inherit::read_acl(room).at(|| room.path().to_owned())?;
+    let acl = acl::read(room, acl::ACCESS).at(|| room.path().to_owned())?;
     if open || acl.is_some() {
         let path = room.path().display();
         let why = format!(

@@ -1,49 +1,113 @@
-//! Which inodes this process knows to hold what their name says.
+//! Which inodes this process knows to hold, or not to hold, what their names say.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::Stat;
 
+use super::dir::Inode;
+use super::version::Version;
+use crate::oci::Digest;
+
 /// Inodes are remembered up to this many; then it begins anew.
 const MOST: usize = 1 << 16;
 
-/// Inodes of the server's own account whose content was hashed and synced by this process.
+/// Whether a file's content has the digest that its name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has.
+    Right,
+    /// It has another.
+    Wrong,
+}
+
+/// What inodes were found to hold when they were hashed.
 ///
-/// Nobody but that account can write to them, and whoever does changes length or time.
+/// The digest is part of what is known: whoever may write a directory can give an inode another
+/// digest's name.
 #[derive(Debug, Default)]
 pub(super) struct Verified {
-    known: Mutex<HashSet<Key>>,
+    known: Mutex<HashMap<(Inode, Digest), (Verdict, State)>>,
 }
 
-/// A link changes an inode's ctime, so that is left out; and some file systems behind FUSE forget the
-/// fraction of a second of a file's time while it is open.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Key {
-    dev: u64,
-    ino: u64,
-    size: i64,
-    mtime: i64,
+/// Of which state of the inode it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Sealed and of the server's own account: nobody else can write to it, and whoever does changes
+    /// length or time. A link changes an inode's ctime, so that is left out; and some file systems
+    /// behind FUSE forget the fraction of a second of a file's time while it is open.
+    Sealed { size: i64, mtime: i64 },
+    /// Anything else may change at any moment, and its owner can set mtime back, but not ctime.
+    Exact(Version),
 }
 
-impl Key {
-    fn of(stat: &Stat) -> Key {
-        Key { dev: stat.st_dev, ino: stat.st_ino, size: stat.st_size, mtime: stat.st_mtime }
+impl State {
+    fn sealed(stat: &Stat) -> State {
+        State::Sealed { size: stat.st_size, mtime: stat.st_mtime }
     }
 }
 
 impl Verified {
-    /// Remembers an inode that was just hashed and synced.
-    pub(super) fn remember(&self, stat: &Stat) {
+    /// Remembers an inode of the server's own that was just hashed and sealed, or that the pool has.
+    pub(super) fn remember_sealed(&self, digest: &Digest, stat: &Stat) {
+        self.put(digest, stat, Verdict::Right, State::sealed(stat));
+    }
+
+    /// Remembers what came out when exactly this state of an inode was hashed: its times were
+    /// settled before, and equal afterwards.
+    pub(super) fn remember_exact(&self, digest: &Digest, stat: &Stat, verdict: Verdict) {
+        self.put(digest, stat, verdict, State::Exact(Version::of(stat)));
+    }
+
+    fn put(&self, digest: &Digest, stat: &Stat, verdict: Verdict, state: State) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST {
             known.clear();
         }
-        known.insert(Key::of(stat));
+        known.insert((Inode::of(stat), digest.clone()), (verdict, state));
     }
 
-    /// Whether an inode is one of them.
-    pub(super) fn knows(&self, stat: &Stat) -> bool {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(&Key::of(stat))
+    /// What is known of an inode under this digest's name. `sealed`: whether it is one that only the
+    /// server could change.
+    pub(super) fn verdict(&self, digest: &Digest, stat: &Stat, sealed: bool) -> Option<Verdict> {
+        let key = (Inode::of(stat), digest.clone());
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (verdict, state) = *known.get(&key)?;
+        let same = match state {
+            State::Sealed { .. } => sealed && state == State::sealed(stat),
+            State::Exact(version) => version == Version::of(stat),
+        };
+        same.then_some(verdict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn what_is_known_is_known_of_one_digest_and_one_state() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stat = || rustix::fs::fstat(&file).unwrap();
+        let [one, two] = [b"one", b"two"].map(|bytes| Digest::of(Algorithm::Sha256, bytes));
+        let known = Verified::default();
+        assert_eq!(known.verdict(&one, &stat(), true), None);
+        known.remember_sealed(&one, &stat());
+        known.remember_exact(&two, &stat(), Verdict::Wrong);
+        let both = |sealed| [&one, &two].map(|digest| known.verdict(digest, &stat(), sealed));
+        assert_eq!(both(true), [Some(Verdict::Right), Some(Verdict::Wrong)]);
+        assert_eq!(both(false), [None, Some(Verdict::Wrong)]);
+        // As a link does: the content of what is sealed is the same.
+        let settled = Version::of(&stat());
+        while !settled.settled() {
+            std::thread::yield_now();
+        }
+        file.as_file().set_permissions(PermissionsExt::from_mode(0o400)).unwrap();
+        assert_eq!(both(true), [Some(Verdict::Right), None]);
+        file.as_file().set_len(1).unwrap();
+        assert_eq!(both(true), [None, None]);
     }
 }

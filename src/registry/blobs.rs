@@ -1,9 +1,14 @@
 //! Pulling blobs.
 
+use std::collections::HashMap;
 use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, Weak};
 
-use super::{Actor, Error, Inner, Registry, Result};
-use crate::layout::{self, Dir, blobs, path, size_of, stat_file};
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
+
+use super::{Actor, Error, Inner, Registry, Result, locked};
+use crate::layout::{self, Account, Blob, Dir, Inode, Verdict, Version, blobs, path, size_of};
 use crate::oci::{Digest, RepoName};
 
 /// What is told of a blob that is there.
@@ -13,41 +18,116 @@ pub struct BlobInfo {
     pub size: u64,
 }
 
-/// A blob that is being pulled.
+/// A blob that is being pulled: when it was opened, its content had the digest.
 #[derive(Debug)]
 pub struct OpenBlob {
     /// The open file; whoever removes the blob meanwhile does not disturb the pull.
     pub file: File,
     /// Its length in bytes.
     pub size: u64,
+    /// The state that the file must stay in, where others could change it.
+    state: Option<Version>,
+}
+
+impl OpenBlob {
+    /// A file that nobody else can change.
+    #[cfg(test)]
+    pub(crate) fn sealed(file: File, size: u64) -> OpenBlob {
+        OpenBlob { file, size, state: None }
+    }
+
+    /// Whether the content still is what was found when it was opened. To be asked after each read,
+    /// before its bytes go out.
+    pub fn is_unchanged(&self) -> io::Result<bool> {
+        match self.state {
+            None => Ok(true),
+            Some(state) => Ok(Version::of(&rustix::fs::fstat(&self.file)?) == state),
+        }
+    }
+}
+
+/// Whose turn it is to hash an inode: whoever else asks for it meanwhile waits, and holds no thread.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    turns: Mutex<HashMap<Inode, Weak<Turn<()>>>>,
+}
+
+impl Turns {
+    async fn of(&self, inode: Inode) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = locked(&self.turns);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            match turns.get(&inode).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::new(Turn::new(()));
+                    turns.insert(inode, Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        turn.lock_owned().await
+    }
 }
 
 impl Registry {
-    /// Whether a repository has a blob (distribution specification, "Checking if content exists").
+    /// Whether a repository has a blob (distribution specification, "Checking if content exists")
+    /// that `reader` may read.
     ///
-    /// With a `pusher` the caller may push here, and collection will not take what he is told of.
+    /// With a `pusher` the caller may push here, and collection will not take what he is told of. A
+    /// damaged blob is absent for him: what he then uploads takes its place.
     pub async fn stat_blob(
         &self,
         repo: &RepoName,
         digest: &Digest,
+        reader: &Account,
         pusher: Option<&Actor>,
     ) -> Result<BlobInfo> {
         if let Some(pusher) = pusher {
             self.promise(repo, digest, pusher).await?;
         }
-        let (repo, digest) = (repo.clone(), digest.clone());
-        self.blocking(move |inner| inner.stat_blob(&repo, &digest)).await
+        let (repo, digest, reader) = (repo.clone(), digest.clone(), reader.clone());
+        let pushes = pusher.is_some();
+        self.blocking(move |inner| match inner.stat_blob(&repo, &digest, &reader) {
+            Err(Error::Layout(error @ layout::Error::Damaged { .. })) if pushes => {
+                tracing::error!(cause = ?error.to_string(), "a blob is damaged: push it again");
+                Err(Error::BlobUnknown { repo, digest })
+            }
+            done => done,
+        })
+        .await
     }
 
-    /// Opens a blob for a pull ("Pulling blobs").
-    pub async fn open_blob(&self, repo: &RepoName, digest: &Digest) -> Result<OpenBlob> {
-        let (repo, digest) = (repo.clone(), digest.clone());
-        self.blocking(move |inner| inner.open_blob(&repo, &digest)).await
+    /// Opens a blob for a pull ("Pulling blobs") by `reader`.
+    ///
+    /// # Guarantee
+    /// The content has the digest: an inode of which that is not known is read first. Everything
+    /// else is damage.
+    pub async fn open_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        reader: &Account,
+    ) -> Result<OpenBlob> {
+        let (name, wanted, reader) = (repo.clone(), digest.clone(), reader.clone());
+        let opened = self.blocking(move |inner| inner.open_blob(&name, &wanted, &reader)).await?;
+        match opened {
+            (blob, Some(verdict)) => self.inner.pulled(blob, verdict),
+            (blob, None) => {
+                let turn = self.inner.turns.of(blob.inode()).await;
+                self.blocking(move |inner| {
+                    // Whoever asked may go away; what was begun is finished before another begins.
+                    let _turn = turn;
+                    inner.hash(blob)
+                })
+                .await
+            }
+        }
     }
 }
 
 impl Inner {
-    fn stat_blob(&self, repo: &RepoName, digest: &Digest) -> Result<BlobInfo> {
+    fn stat_blob(&self, repo: &RepoName, digest: &Digest, reader: &Account) -> Result<BlobInfo> {
         let unknown = || Error::BlobUnknown { repo: repo.clone(), digest: digest.clone() };
         let dir = self.tree.repository(repo)?.ok_or_else(unknown)?;
         let stat = blobs::stat(&dir, digest)?.ok_or_else(unknown)?;
@@ -57,16 +137,46 @@ impl Inner {
         }
         let size = size_of(&stat);
         self.check_length(&dir, digest, size)?;
+        // Nothing is read here; but what a pull would refuse is not vouched for.
+        if !self.tree.is_ours(&stat) || self.tree.known(digest, &stat) == Some(Verdict::Wrong) {
+            let blob = Blob::open(&self.tree, &dir, digest, reader)?.ok_or_else(unknown)?;
+            if blob.verdict(&self.tree)? == Some(Verdict::Wrong) {
+                return Err(blob.wrong().into());
+            }
+        }
         Ok(BlobInfo { size })
     }
 
-    fn open_blob(&self, repo: &RepoName, digest: &Digest) -> Result<OpenBlob> {
+    fn open_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        reader: &Account,
+    ) -> Result<(Blob, Option<Verdict>)> {
         let unknown = || Error::BlobUnknown { repo: repo.clone(), digest: digest.clone() };
         let dir = self.tree.repository(repo)?.ok_or_else(unknown)?;
-        let file = blobs::open(&dir, digest)?.ok_or_else(unknown)?;
-        let size = size_of(&stat_file(&file, || dir.at(&path::blob(digest)))?);
-        self.check_length(&dir, digest, size)?;
-        Ok(OpenBlob { file, size })
+        let blob = Blob::open(&self.tree, &dir, digest, reader)?.ok_or_else(unknown)?;
+        self.check_length(&dir, digest, blob.size())?;
+        let verdict = blob.verdict(&self.tree)?;
+        Ok((blob, verdict))
+    }
+
+    /// Finds out what a blob holds, unless somebody else just did.
+    fn hash(&self, mut blob: Blob) -> Result<OpenBlob> {
+        let verdict = match blob.verdict(&self.tree)? {
+            Some(known) => known,
+            None => blob.verify(&self.tree)?,
+        };
+        self.pulled(blob, verdict)
+    }
+
+    fn pulled(&self, blob: Blob, verdict: Verdict) -> Result<OpenBlob> {
+        if verdict == Verdict::Wrong {
+            return Err(blob.wrong().into());
+        }
+        let size = blob.size();
+        let (file, state) = blob.into_file(&self.tree);
+        Ok(OpenBlob { file, size, state })
     }
 
     /// A blob that was cut short on the disk is damage, not a shorter answer.

@@ -41,12 +41,10 @@ pub(super) enum Deed {
 
 impl Deed {
     /// How long its requester waits for the lock. Who holds gc.lock keeps others from it.
-    fn patience(&self) -> Duration {
+    fn patience(&self, lock_wait: Duration) -> Duration {
         match self {
-            Deed::Unlink(..) => Duration::from_secs(2),
-            Deed::Put(_) | Deed::Untag(_) | Deed::Remove(_) | Deed::Promise(_) => {
-                lock::REQUEST_WAIT
-            }
+            Deed::Unlink(..) => Duration::from_secs(2).min(lock_wait),
+            Deed::Put(_) | Deed::Untag(_) | Deed::Remove(_) | Deed::Promise(_) => lock_wait,
         }
     }
 }
@@ -97,7 +95,7 @@ impl Registry {
     pub(super) async fn commit(&self, repo: &RepoName, deed: Deed, actor: &Actor) -> Outcome {
         let queue = self.inner.queue(repo);
         let settled = Arc::new(AtomicBool::new(false));
-        let patience = deed.patience();
+        let patience = deed.patience(self.inner.settings.lock_wait);
         let (reply, mut answer) = oneshot::channel();
         let member = Member { deed, actor: actor.clone(), settled: Arc::clone(&settled), reply };
         if queue.join(member) {
@@ -108,6 +106,7 @@ impl Registry {
         let answered = match waited {
             Ok(answered) => answered,
             Err(_) if !settled.swap(true, Ordering::AcqRel) => {
+                queue.leave();
                 return Err(Error::Busy { path: self.inner.lock_path(repo) }.into());
             }
             // The leader has taken it: it is being made durable right now.
@@ -123,6 +122,11 @@ impl Queue {
         let mut waiting = locked(&self.waiting);
         waiting.members.push(member);
         !std::mem::replace(&mut waiting.led, true)
+    }
+
+    /// Lets go of those who gave up: whoever holds the lock may hold it for ever.
+    fn leave(&self) {
+        locked(&self.waiting).members.retain(|member| !member.settled.load(Ordering::Acquire));
     }
 
     /// Takes all who have not given up.

@@ -89,6 +89,12 @@ pub enum Error {
         /// A manifest that refers to it.
         by: Digest,
     },
+    /// A file of the repository has rights of its own, which do not let the requester read it.
+    #[error("{}: its own owner, mode and ACL do not let the requester read it", .path.display())]
+    Closed {
+        /// The file.
+        path: PathBuf,
+    },
     /// Somebody else holds a lock for too long.
     #[error("the repository is busy: try again")]
     Busy {

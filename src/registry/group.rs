@@ -66,6 +66,7 @@ impl<'a> Group<'a> {
     /// Checks one deed and applies it to the index in memory.
     pub(super) fn apply(&mut self, deed: &'a Deed, actor: &Actor) -> Outcome {
         let unknown = |reference| Error::ManifestUnknown { repo: self.repo.clone(), reference };
+        self.refuse_closed(deed, actor)?;
         let changes = match deed {
             Deed::Put(put) => {
                 self.index.agrees(&put.descriptor)?;
@@ -99,6 +100,17 @@ impl<'a> Group<'a> {
         };
         self.changes.extend(changes.into_iter().map(|change| (change, actor.clone())));
         Ok(())
+    }
+
+    /// An index.json that its owner keeps to himself is not published by the one who rewrites it.
+    fn refuse_closed(&self, deed: &Deed, actor: &Actor) -> Outcome {
+        match &self.last {
+            Some(last) if !last.readers.include(&actor.account) => match deed {
+                Deed::Promise(_) => Ok(()),
+                _ => Err(Error::Closed { path: self.dir.at(path::INDEX) }.into()),
+            },
+            _ => Ok(()),
+        }
     }
 
     /// Removes a blob's name, if neither index.json as it stands nor as it is about to be needs it.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{Inner, Result, locked};
-use crate::layout::{Dir, Error, IndexFile};
+use crate::layout::{Account, Dir, Error, IndexFile, path, readers};
 use crate::oci::RepoName;
 
 /// The most index.json files that are held open.
@@ -103,6 +103,24 @@ impl Inner {
                 },
             }
         }
+    }
+
+    /// The index.json for somebody who reads; `None` also if its own rights do not let them.
+    pub(super) fn index_for(
+        &self,
+        name: &RepoName,
+        dir: &Dir,
+        reader: &Account,
+    ) -> Result<Option<Arc<IndexFile>>> {
+        let file = self.index(name, dir, Meanwhile::LastGood)?;
+        let file = file.filter(|file| {
+            let may = file.readers.include(reader);
+            if !may {
+                readers::passed_over(&dir.at(path::INDEX));
+            }
+            may
+        });
+        Ok(file)
     }
 
     fn read_index(

@@ -2,11 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::indexes::Meanwhile;
 use super::{Error, Inner, MayRead, Registry, Result, locked};
 use crate::graph::{self, Knowledge};
 use crate::layout::facts::Fact;
-use crate::layout::{Dir, IndexFile, Walk};
+use crate::layout::{Account, Blob, Dir, IndexFile, Walk};
 use crate::oci::{Descriptor, Digest, MAX_MANIFEST, RepoName, Tag};
 
 /// Part of a list.
@@ -34,9 +33,15 @@ const MOST_KNOWN_BYTES: usize = 64 * 1024 * 1024;
 
 impl Registry {
     /// A repository's tags after `last`, in lexical order ("Listing Tags").
-    pub async fn tags(&self, repo: &RepoName, last: Option<&str>, n: usize) -> Result<Page<Tag>> {
-        let (repo, last) = (repo.clone(), last.map(str::to_owned));
-        self.blocking(move |inner| inner.tags(&repo, last.as_deref(), n)).await
+    pub async fn tags(
+        &self,
+        repo: &RepoName,
+        last: Option<&str>,
+        n: usize,
+        reader: &Account,
+    ) -> Result<Page<Tag>> {
+        let (repo, last, reader) = (repo.clone(), last.map(str::to_owned), reader.clone());
+        self.blocking(move |inner| inner.tags(&repo, last.as_deref(), n, &reader)).await
     }
 
     /// The manifests after `last` that refer to `subject`, of one artifact type or of all ("Listing
@@ -48,11 +53,13 @@ impl Registry {
         subject: &Digest,
         artifact_type: Option<&str>,
         last: Option<&Digest>,
+        reader: &Account,
     ) -> Result<Vec<Descriptor>> {
         let (repo, subject, last) = (repo.clone(), subject.clone(), last.cloned());
+        let reader = reader.clone();
         let artifact_type = artifact_type.map(str::to_owned);
         self.blocking(move |inner| {
-            inner.referrers(&repo, &subject, artifact_type.as_deref(), last.as_ref())
+            inner.referrers(&repo, &subject, artifact_type.as_deref(), last.as_ref(), &reader)
         })
         .await
     }
@@ -63,16 +70,23 @@ impl Registry {
         last: Option<&str>,
         n: usize,
         may_read: MayRead,
+        reader: &Account,
     ) -> Result<Page<RepoName>> {
-        let last = last.map(str::to_owned);
-        self.blocking(move |inner| inner.catalog(last.as_deref(), n, &may_read)).await
+        let (last, reader) = (last.map(str::to_owned), reader.clone());
+        self.blocking(move |inner| inner.catalog(last.as_deref(), n, &may_read, &reader)).await
     }
 }
 
 impl Inner {
-    fn tags(&self, repo: &RepoName, last: Option<&str>, n: usize) -> Result<Page<Tag>> {
+    fn tags(
+        &self,
+        repo: &RepoName,
+        last: Option<&str>,
+        n: usize,
+        reader: &Account,
+    ) -> Result<Page<Tag>> {
         let dir = self.repository(repo)?;
-        match self.index(repo, &dir, Meanwhile::LastGood)? {
+        match self.index_for(repo, &dir, reader)? {
             Some(file) if !file.index.is_empty() => {
                 Ok(Page::of(n, file.index.tags_after(last).cloned()))
             }
@@ -86,22 +100,30 @@ impl Inner {
         subject: &Digest,
         artifact_type: Option<&str>,
         last: Option<&Digest>,
+        reader: &Account,
     ) -> Result<Vec<Descriptor>> {
         let Some(dir) = self.tree.repository(repo)? else {
             return Ok(Vec::new());
         };
-        let Some(index) = self.index(repo, &dir, Meanwhile::LastGood)? else {
+        let Some(index) = self.index_for(repo, &dir, reader)? else {
             return Ok(Vec::new());
         };
         let wanted = |fact: &Fact| {
             let unsaid = fact.more && fact.artifact_type.is_none();
             artifact_type.is_none() || unsaid || fact.artifact_type.as_deref() == artifact_type
         };
-        let facts: Vec<Arc<Fact>> = self.with_knowledge(repo, &dir, &index, |known| {
+        let facts: Vec<(Arc<Fact>, bool)> = self.with_knowledge(repo, &dir, &index, |known| {
             let after = known.referrers(subject).filter(|f| last.is_none_or(|l| f.digest > *l));
-            after.filter(|fact| wanted(fact)).cloned().collect()
+            let wanted = after.filter(|fact| wanted(fact));
+            wanted.map(|fact| (Arc::clone(fact), known.is_closed(&fact.digest))).collect()
         })?;
-        let found = facts.iter().filter_map(|fact| listed(&dir, fact));
+        // What is known of them is known for everybody who asks; they themselves may not be.
+        let may = |fact: &Fact| {
+            let opened = Blob::open(&self.tree, &dir, &fact.digest, reader);
+            opened.map(|opened| opened.is_some()).unwrap_or_else(left_out)
+        };
+        let facts = facts.iter().filter(|(fact, closed)| !closed || may(fact));
+        let found = facts.filter_map(|(fact, _)| listed(&dir, fact));
         Ok(cut(found
             .filter(|d| artifact_type.is_none() || d.artifact_type.as_deref() == artifact_type)))
     }
@@ -141,10 +163,18 @@ impl Inner {
         }
     }
 
-    fn catalog(&self, last: Option<&str>, n: usize, may_read: &MayRead) -> Result<Page<RepoName>> {
+    fn catalog(
+        &self,
+        last: Option<&str>,
+        n: usize,
+        may_read: &MayRead,
+        reader: &Account,
+    ) -> Result<Page<RepoName>> {
         let walk = Walk::after(&self.tree.root, last)?;
+        let listed =
+            |name: &RepoName, dir: &Dir| may_read(name) && self.has_entries(name, dir, reader);
         let names = walk.filter_map(|found| match found {
-            Ok((name, dir)) => (may_read(&name) && self.has_entries(&name, &dir)).then_some(name),
+            Ok((name, dir)) => listed(&name, &dir).then_some(name),
             Err(error) => {
                 tracing::warn!(%error, "a directory is left out of the catalogue");
                 None
@@ -155,8 +185,8 @@ impl Inner {
 
     /// Whether an index.json has an entry. One that cannot be read is listed: whoever asks for the
     /// repository then learns that it is damaged.
-    fn has_entries(&self, name: &RepoName, dir: &Dir) -> bool {
-        match self.index(name, dir, Meanwhile::LastGood) {
+    fn has_entries(&self, name: &RepoName, dir: &Dir, reader: &Account) -> bool {
+        match self.index_for(name, dir, reader) {
             Ok(file) => file.is_some_and(|file| !file.index.is_empty()),
             Err(error) => {
                 tracing::error!(%error, "a repository cannot be read");
@@ -168,10 +198,12 @@ impl Inner {
 
 /// One broken manifest must not hide the others; `check` reports it.
 fn listed(dir: &Dir, fact: &Fact) -> Option<Descriptor> {
-    graph::referrer(dir, fact).unwrap_or_else(|error| {
-        tracing::error!(%error, "a manifest cannot be read and is left out");
-        None
-    })
+    graph::referrer(dir, fact).unwrap_or_else(left_out)
+}
+
+fn left_out<T: Default>(error: crate::layout::Error) -> T {
+    tracing::error!(%error, "a manifest cannot be read and is left out");
+    T::default()
 }
 
 /// Takes what one answer can hold and one more, so that it shows whether that was all.

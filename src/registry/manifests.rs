@@ -5,12 +5,11 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::commit::{Deed, Refusal};
-use super::indexes::Meanwhile;
 use super::{Actor, Destination, Error, Inner, Registry, Result};
 use crate::graph;
 use crate::layout::blobs::{self, Presence, Target};
 use crate::layout::facts::Fact;
-use crate::layout::{self, Dir, IndexFile, path};
+use crate::layout::{self, Account, Dir, IndexFile, path};
 use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Reference, RepoName, Tag};
 
 /// A manifest as it was pushed, byte for byte.
@@ -52,10 +51,15 @@ pub struct Pushed {
 const TRIES: usize = 5;
 
 impl Registry {
-    /// A manifest by tag or digest ("Pulling manifests").
-    pub async fn manifest(&self, repo: &RepoName, reference: &Reference) -> Result<StoredManifest> {
-        let (repo, reference) = (repo.clone(), reference.clone());
-        self.blocking(move |inner| inner.manifest(&repo, &reference)).await
+    /// A manifest by tag or digest ("Pulling manifests") that `reader` may read.
+    pub async fn manifest(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+        reader: &Account,
+    ) -> Result<StoredManifest> {
+        let (repo, reference, reader) = (repo.clone(), reference.clone(), reader.clone());
+        self.blocking(move |inner| inner.manifest(&repo, &reference, &reader)).await
     }
 
     /// Stores a manifest and makes its tags name it ("Pushing manifests").
@@ -101,8 +105,8 @@ pub(super) struct Put {
     pub(super) fact: Fact,
     pub(super) required: Vec<Descriptor>,
     pub(super) tags: Vec<Tag>,
-    /// Files under the names of required blobs whose content was found to be something else: they
-    /// count as absent.
+    /// Files under the names of required blobs whose content was found to be something else, or
+    /// nothing that the pusher may read: they count as absent.
     pub(super) bad: HashSet<Digest>,
 }
 
@@ -150,22 +154,30 @@ fn describe(manifest: &Manifest, digest: Digest, size: u64) -> Descriptor {
 }
 
 impl Inner {
-    fn manifest(&self, repo: &RepoName, reference: &Reference) -> Result<StoredManifest> {
+    fn manifest(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+        reader: &Account,
+    ) -> Result<StoredManifest> {
         let unknown =
             || Error::ManifestUnknown { repo: repo.clone(), reference: reference.clone() };
         let dir = self.tree.repository(repo)?.ok_or_else(unknown)?;
-        let index = self.index(repo, &dir, Meanwhile::LastGood)?.ok_or_else(unknown)?;
+        let index = self.index_for(repo, &dir, reader)?.ok_or_else(unknown)?;
         let descriptor = self.resolve(repo, &dir, &index, reference)?.ok_or_else(unknown)?;
         let digest = descriptor.digest;
-        let bytes = graph::read_manifest_bytes(&dir, &digest)?.ok_or_else(|| {
-            // A tag whose manifest is gone is damage; a sparse index's child is simply absent.
-            match reference {
-                Reference::Tag(_) => {
-                    layout::Error::damaged(dir.at(&path::blob(&digest)), "is missing").into()
-                }
-                Reference::Digest(_) => unknown(),
+        let bytes = match graph::manifest_bytes_for(&self.tree, &dir, &digest, reader)? {
+            Some(bytes) => bytes,
+            // A tag whose manifest is gone is damage; a sparse index's child is simply absent, and
+            // so is what the reader may not read.
+            None if matches!(reference, Reference::Tag(_))
+                && blobs::stat(&dir, &digest)?.is_none() =>
+            {
+                let path = dir.at(&path::blob(&digest));
+                return Err(layout::Error::damaged(path, "is missing").into());
             }
-        })?;
+            None => return Err(unknown()),
+        };
         let media_type = match descriptor.media_type.as_str() {
             "" => untyped(&dir, &digest, &bytes)?,
             known => known.to_owned(),
@@ -201,7 +213,7 @@ impl Inner {
         let mut bad = HashSet::new();
         if let Some(dir) = self.tree.repository(repo)? {
             let target = Target { name: repo, dir: &dir };
-            let absent = self.absent(target, &put.required, &mut bad)?;
+            let absent = self.absent(target, &put.required, account, &mut bad)?;
             self.refuse_absent(absent)?;
         } else {
             self.refuse_absent(put.required.iter().map(|r| r.digest.clone()).collect())?;
@@ -213,11 +225,13 @@ impl Inner {
     }
 
     /// Which of the references the repository does not have. Foreign files are adopted on the way;
-    /// those that are not what their name says are absent, and `bad`.
+    /// those that are not what their name says, or nothing that the pusher may read, are absent, and
+    /// `bad`.
     fn absent(
         &self,
         target: Target<'_>,
         required: &[Descriptor],
+        pusher: &Account,
         bad: &mut HashSet<Digest>,
     ) -> Result<Vec<Digest>> {
         let mut absent = Vec::new();
@@ -229,7 +243,7 @@ impl Inner {
                 Presence::Absent => false,
                 Presence::Foreign if bad.contains(digest) => false,
                 Presence::Foreign => {
-                    let adopted = blobs::adopt(&self.tree, &self.holders, target, digest)?;
+                    let adopted = blobs::adopt(&self.tree, &self.holders, target, digest, pusher)?;
                     if !adopted {
                         bad.insert(digest.clone());
                     }

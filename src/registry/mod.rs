@@ -48,6 +48,8 @@ use crate::oci::{Digest, RepoName};
 pub struct Settings {
     /// Take manifests whose blobs are absent.
     pub allow_sparse: bool,
+    /// How long a request waits for a repository's lock.
+    pub lock_wait: Duration,
     /// How many uploads one user may have open. A CI account with a hundred jobs at once, each
     /// pushing six layers at a time, needs 600; a thousand that are empty take 12 MB.
     pub max_uploads: usize,
@@ -63,6 +65,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             allow_sparse: false,
+            lock_wait: layout::lock::REQUEST_WAIT,
             max_uploads: 1000,
             upload_expiry: Duration::from_secs(24 * 60 * 60),
             min_free: MinFree::Bytes(0),
@@ -114,6 +117,7 @@ struct Inner {
     indexes: indexes::Indexes,
     queues: Mutex<HashMap<RepoName, Arc<commit::Queue>>>,
     hashes: uploads::Hashes,
+    turns: blobs::Turns,
     slots: Arc<slots::Slots>,
     space: Arc<Space>,
     knowledge: Mutex<HashMap<RepoName, Arc<Mutex<Knowledge>>>>,
@@ -138,6 +142,7 @@ impl Registry {
             indexes: indexes::Indexes::default(),
             queues: Mutex::default(),
             hashes: uploads::Hashes::default(),
+            turns: blobs::Turns::default(),
             knowledge: Mutex::default(),
         };
         Ok(Registry { inner: Arc::new(inner) })

@@ -68,7 +68,8 @@ impl Inner {
     fn mount_from(&self, to: &Destination, source: &Dir) -> Result<bool> {
         let dir = self.tree.make_repository(&to.repo, &to.account)?;
         let target = Target { name: &to.repo, dir: &dir };
-        match blobs::mount(&self.tree, &self.holders, target, source, &to.digest) {
+        let reader = &to.account;
+        match blobs::mount(&self.tree, &self.holders, target, source, &to.digest, reader) {
             Err(error) if is_of(source, &error) => Ok(passed_over(&error)),
             done => Ok(done?),
         }

@@ -207,6 +207,12 @@ fn rights() -> Vec<Sample> {
         mode("journal-open", roomy(), |root| {
             disk::set_mode(&root.join("app/_log.jsonl"), 0o644);
         }),
+        mode("file-closed", image(), |root| {
+            disk::set_mode(&blob_of(root, "layer of one"), 0o440);
+        }),
+        mode("file-linked", roomy(), |root| {
+            fs::hard_link(root.join("app/_log.jsonl"), root.join("copy")).unwrap();
+        }),
     ]
 }
 

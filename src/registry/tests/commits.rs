@@ -265,7 +265,7 @@ async fn a_blob_that_a_manifest_needs_is_not_deleted_and_a_free_one_is() {
     ));
     f.registry.delete_blob(&repo("a"), &layer, &actor).await.unwrap();
     assert!(matches!(
-        f.registry.stat_blob(&repo("a"), &layer, None).await,
+        f.registry.stat_blob(&repo("a"), &layer, &Account::default(), None).await,
         Err(Error::BlobUnknown { .. })
     ));
     assert!(f.path(".stillage").join(path::pool(&layer)).exists(), "the pool keeps it");
@@ -281,9 +281,12 @@ async fn a_promise_takes_collections_note_away() {
         std::fs::write(&note, "").unwrap();
     };
     plant();
-    f.registry.stat_blob(&repo("a/b"), &digest, None).await.unwrap();
+    f.registry.stat_blob(&repo("a/b"), &digest, &Account::default(), None).await.unwrap();
     assert!(note.exists(), "who may only pull is promised nothing");
-    f.registry.stat_blob(&repo("a/b"), &digest, Some(&Actor::default())).await.unwrap();
+    f.registry
+        .stat_blob(&repo("a/b"), &digest, &Account::default(), Some(&Actor::default()))
+        .await
+        .unwrap();
     assert!(!note.exists(), "HEAD by a pusher");
     plant();
     f.blob("a/b", b"layer").await;
@@ -312,7 +315,9 @@ async fn promises_that_wait_for_a_shells_lock_hold_up_nobody_else() {
         .map(|_| {
             let (registry, digest) = (f.registry.clone(), digest.clone());
             let look = async move {
-                registry.stat_blob(&repo("a"), &digest, Some(&Actor::default())).await
+                registry
+                    .stat_blob(&repo("a"), &digest, &Account::default(), Some(&Actor::default()))
+                    .await
             };
             tokio::spawn(look)
         })
@@ -321,7 +326,10 @@ async fn promises_that_wait_for_a_shells_lock_hold_up_nobody_else() {
     while queue.waiting() < 600 {
         tokio::task::yield_now().await;
     }
-    f.registry.stat_blob(&repo("b"), &other, Some(&Actor::default())).await.unwrap();
+    f.registry
+        .stat_blob(&repo("b"), &other, &Account::default(), Some(&Actor::default()))
+        .await
+        .unwrap();
     assert!(note.exists());
     held.release();
     for looked in waiting {

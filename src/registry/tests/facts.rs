@@ -22,7 +22,11 @@ impl Fixture {
 
     async fn listed(&self, of_type: Option<&str>, last: Option<&Digest>) -> Vec<Digest> {
         let subject = sha256(b"subject");
-        let found = self.registry.referrers(&repo("a"), &subject, of_type, last).await.unwrap();
+        let found = self
+            .registry
+            .referrers(&repo("a"), &subject, of_type, last, &Account::default())
+            .await
+            .unwrap();
         found.into_iter().map(|descriptor| descriptor.digest).collect()
     }
 }
@@ -40,7 +44,10 @@ async fn long_annotations_are_read_from_the_manifest() {
             let (registry, of) = (registry.clone(), of.to_owned());
             async move {
                 let subject = sha256(b"subject");
-                registry.referrers(&repo("a"), &subject, Some(&of), None).await.unwrap()
+                registry
+                    .referrers(&repo("a"), &subject, Some(&of), None, &Account::default())
+                    .await
+                    .unwrap()
             }
         };
         let found = find("x/y").await;

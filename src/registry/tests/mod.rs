@@ -5,6 +5,7 @@ mod facts;
 mod kinds;
 mod limits;
 mod outsiders;
+mod planted;
 mod sessions;
 mod sources;
 
@@ -83,7 +84,8 @@ impl Fixture {
     }
 
     async fn tags(&self, name: &str) -> Vec<String> {
-        let page = self.registry.tags(&repo(name), None, 10_000).await.unwrap();
+        let page =
+            self.registry.tags(&repo(name), None, 10_000, &Account::default()).await.unwrap();
         page.items.iter().map(Tag::to_string).collect()
     }
 

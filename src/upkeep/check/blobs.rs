@@ -4,10 +4,11 @@ use std::collections::HashSet;
 
 use rustix::fs::{FileType, Stat};
 
-use super::Run;
 use super::finding::Findings;
 use super::probe::{self, Seen};
 use super::rule::Rule;
+use super::{Run, closed};
+use crate::layout::rights::Level;
 use crate::layout::{Dir, Inode, path};
 use crate::oci::{Algorithm, Digest};
 
@@ -27,9 +28,11 @@ pub(super) fn check(run: &mut Run<'_>, repo: &Dir, findings: &mut Findings) -> B
         return blobs;
     };
     let mut shared = HashSet::new();
+    let level = Level::of(repo).ok();
     for algorithm in Algorithm::ALL {
         if let Some(dir) = probe::dir(&dir, algorithm.as_str(), findings).there() {
-            of_algorithm(run, &dir, algorithm, &mut blobs, &mut shared, findings);
+            let place = Place { dir: &dir, algorithm, repo: level.as_ref() };
+            of_algorithm(run, place, &mut blobs, &mut shared, findings);
         }
     }
     for (name, kind) in probe::names(&dir, findings) {
@@ -42,14 +45,22 @@ pub(super) fn check(run: &mut Run<'_>, repo: &Dir, findings: &mut Findings) -> B
     blobs
 }
 
+/// Where blobs of one algorithm lie, and whom the repository lets read.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    dir: &'a Dir,
+    algorithm: Algorithm,
+    repo: Option<&'a Level>,
+}
+
 fn of_algorithm(
     run: &mut Run<'_>,
-    dir: &Dir,
-    algorithm: Algorithm,
+    place: Place<'_>,
     blobs: &mut Blobs,
     shared: &mut HashSet<Inode>,
     findings: &mut Findings,
 ) {
+    let Place { dir, algorithm, .. } = place;
     for (name, _) in probe::names(dir, findings) {
         if probe::is_hidden(&name) {
             continue;
@@ -60,7 +71,7 @@ fn of_algorithm(
             continue;
         };
         blobs.count += 1;
-        match content(run, dir, &digest, findings) {
+        match content(run, place, &digest, findings) {
             Seen::There(stat) => two_algorithms(dir, &digest, &stat, shared, findings),
             Seen::Bad => {
                 blobs.bad.insert(digest);
@@ -72,7 +83,13 @@ fn of_algorithm(
 }
 
 /// Hashes one blob. A file that changes meanwhile is read again: it may be just being copied.
-fn content(run: &mut Run<'_>, dir: &Dir, digest: &Digest, findings: &mut Findings) -> Seen<Stat> {
+fn content(
+    run: &mut Run<'_>,
+    place: Place<'_>,
+    digest: &Digest,
+    findings: &mut Findings,
+) -> Seen<Stat> {
+    let dir = place.dir;
     for attempt in 1.. {
         let (file, stat) = match probe::file(dir, digest.hex(), findings) {
             Seen::There(found) => found,
@@ -83,7 +100,12 @@ fn content(run: &mut Run<'_>, dir: &Dir, digest: &Digest, findings: &mut Finding
         let agrees = run.hashes.agrees(&file, &stat, digest);
         run.summary.bytes_hashed += run.hashes.bytes - before;
         match agrees {
-            Ok(true) => return Seen::There(stat),
+            Ok(true) => {
+                if let Some(repo) = place.repo {
+                    closed::readers(repo, &file, &stat, &dir.at(digest.hex()), findings);
+                }
+                return Seen::There(stat);
+            }
             Ok(false) if attempt < 3 && moved(dir, digest, &stat) => {}
             Ok(false) => {
                 let message = format!("its content does not have the digest {digest}");

@@ -9,6 +9,7 @@
 //! a repository's name for the same inode is not read again.
 
 mod blobs;
+mod closed;
 mod facts;
 mod finding;
 mod hashes;

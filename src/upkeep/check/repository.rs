@@ -7,7 +7,7 @@ use super::blobs::Blobs;
 use super::finding::Findings;
 use super::probe::{self, Seen};
 use super::rule::Rule;
-use super::{Run, blobs, facts, journal, manifests, rights};
+use super::{Run, blobs, closed, facts, journal, manifests, rights};
 use crate::layout::{self, Dir, Error, IndexFile, Inode, Stamp, lock, path};
 use crate::oci::Algorithm;
 
@@ -154,6 +154,7 @@ fn still_named(run: &Run<'_>, name: &str, dir: &Dir) -> Named {
 fn examine(run: &mut Run<'_>, dir: &Dir, truth: &Truth, findings: &mut Findings) -> (u64, u64) {
     oci_layout(dir, truth, findings);
     rights::check(dir, findings);
+    closed::check(dir, findings);
     let blobs = blobs::check(run, dir, findings);
     let manifests = index(run, dir, truth, &blobs, findings);
     match truth {

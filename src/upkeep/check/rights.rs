@@ -8,7 +8,8 @@ use rustix::fs::{FileType, Stat};
 use super::finding::Findings;
 use super::probe;
 use super::rule::Rule;
-use crate::layout::{Dir, inherit, path};
+use crate::layout::acl::{self, Acl, AclEntry, AclTag};
+use crate::layout::{Dir, path};
 use crate::oci::Algorithm;
 
 /// Checks the directories, the lock and the journal of a repository.
@@ -23,16 +24,21 @@ pub(super) fn check(repo: &Dir, findings: &mut Findings) {
 }
 
 fn inner(repo: &Dir, outer: &Stat, findings: &mut Findings) {
+    let (given, everybody) = (Holders::of(repo, outer), (outer.st_mode & 0o7) as u8);
     let narrow = |dir: &Dir, name: &str, findings: &mut Findings| {
-        // Other types are reported where the directory is read.
-        let Ok(Some(stat)) = dir.stat_name(name) else {
-            return;
-        };
-        let wider = stat.st_mode & !outer.st_mode & 0o077;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && wider != 0 {
+        // Other types, and what cannot be opened, are reported where the directory is read.
+        let Ok(inner) = dir.dir(name) else { return };
+        let Ok(stat) = inner.stat() else { return };
+        let at = inner.path();
+        if stat.st_mode & !outer.st_mode & 0o007 != 0 {
             let (inner, outer) = (stat.st_mode & 0o777, outer.st_mode & 0o777);
             let message = format!("has mode {inner:o}, wider than the repository's {outer:o}");
-            findings.add(Rule::InnerWider, &dir.at(name), message);
+            return findings.add(Rule::InnerWider, at, message);
+        }
+        if let Some((who, bits)) = Holders::of(&inner, &stat).beyond(&given, everybody) {
+            let bits = letters(bits);
+            let message = format!("gives {who} {bits}, which the repository's directory does not");
+            findings.add(Rule::InnerWider, at, message);
         }
     };
     narrow(repo, path::BLOBS, findings);
@@ -42,6 +48,12 @@ fn inner(repo: &Dir, outer: &Stat, findings: &mut Findings) {
             narrow(&blobs, algorithm.as_str(), findings);
         }
     }
+}
+
+/// Bits as `ls -l` shows them.
+fn letters(bits: u8) -> String {
+    let letter = |bit, letter| if bits & bit == 0 { '-' } else { letter };
+    [letter(4, 'r'), letter(2, 'w'), letter(1, 'x')].into_iter().collect()
 }
 
 fn lock(repo: &Dir, findings: &mut Findings) {
@@ -55,12 +67,11 @@ fn lock(repo: &Dir, findings: &mut Findings) {
             format!("has mode {:o}: everybody can hold it for ever", stat.st_mode & 0o777);
         return findings.add(Rule::LockOpen, &at, message);
     }
-    let may_write = Holders::of(repo, repo.stat().map_or(0, |stat| stat.st_mode));
+    let may_write = repo.stat().map_or_else(|_| Holders::default(), |of| Holders::of(repo, &of));
     // A lock that this account cannot open is closed at any rate; its mode has the last word then.
-    let acl = repo.file(path::LOCK).ok();
-    let may_open = match &acl {
-        Some(file) => Holders::of(file, stat.st_mode),
-        None => Holders::of_mode(stat.st_mode),
+    let may_open = match &repo.file(path::LOCK) {
+        Ok(file) => Holders::of(file, &stat),
+        Err(_) => Holders::of_mode(&stat),
     };
     let writers: Vec<_> = may_write.with(0o2).collect();
     if let Some(who) = may_open.with(0o6).find(|who| !writers.contains(who)) {
@@ -83,66 +94,67 @@ fn journal(repo: &Dir, outer: &Stat, findings: &mut Findings) {
 /// Somebody besides owner and others whom a mode or an ACL gives permissions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Who {
-    Group,
-    NamedUser(u32),
-    NamedGroup(u32),
+    User(u32),
+    Group(u32),
 }
 
 impl std::fmt::Display for Who {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Who::Group => f.write_str("its group"),
-            Who::NamedUser(id) => write!(f, "user {id}"),
-            Who::NamedGroup(id) => write!(f, "group {id}"),
+            Who::User(id) => write!(f, "user {id}"),
+            Who::Group(id) => write!(f, "group {id}"),
         }
     }
 }
 
-/// Who has which permissions.
-struct Holders(BTreeMap<Who, u16>);
+/// Who, besides the owner and everybody, has which permissions.
+#[derive(Default)]
+struct Holders(BTreeMap<Who, u8>);
 
 impl Holders {
-    fn of(file: impl std::os::fd::AsFd, mode: u32) -> Holders {
-        match inherit::read_acl(file) {
-            Ok(Some(acl)) => Holders::of_acl(&acl),
-            _ => Holders::of_mode(mode),
+    fn of(file: impl std::os::fd::AsFd, stat: &Stat) -> Holders {
+        let acl = acl::read(file, acl::ACCESS).ok().flatten();
+        match acl.as_deref().and_then(Acl::parse) {
+            Some(acl) => Holders::of_acl(acl, stat.st_gid),
+            None => Holders::of_mode(stat),
         }
     }
 
-    fn of_mode(mode: u32) -> Holders {
-        let bits = u16::try_from(mode >> 3 & 0o7).unwrap_or(0);
-        Holders(BTreeMap::from([(Who::Group, bits)]))
+    fn of_mode(stat: &Stat) -> Holders {
+        Holders(BTreeMap::from([(Who::Group(stat.st_gid), (stat.st_mode >> 3 & 0o7) as u8)]))
     }
 
-    /// acl(5), include/uapi/linux/posix_acl_xattr.h; the mask limits all that are held here.
-    fn of_acl(acl: &[u8]) -> Holders {
-        let mut holders = BTreeMap::new();
-        let mut mask = 0o7;
-        for entry in acl.get(4..).unwrap_or_default().chunks_exact(8) {
-            let bits = u16::from_le_bytes([entry[2], entry[3]]);
-            let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
-            match u16::from_le_bytes([entry[0], entry[1]]) {
-                0x02 => holders.insert(Who::NamedUser(id), bits),
-                0x04 => holders.insert(Who::Group, bits),
-                0x08 => holders.insert(Who::NamedGroup(id), bits),
-                0x10 => {
-                    mask = bits;
-                    None
-                }
-                _ => None,
+    /// The mask limits all that are held here.
+    fn of_acl(acl: Acl, group: u32) -> Holders {
+        let mask = acl.entries.iter().find(|entry| entry.tag == AclTag::Mask);
+        let mask = mask.map_or(0o7, |mask| mask.bits);
+        let mut holders = Holders::default();
+        for AclEntry { tag, bits } in acl.entries {
+            let who = match tag {
+                AclTag::User(uid) => Who::User(uid),
+                AclTag::OwningGroup => Who::Group(group),
+                AclTag::Group(gid) => Who::Group(gid),
+                AclTag::Owner | AclTag::Mask | AclTag::Other => continue,
             };
+            *holders.0.entry(who).or_default() |= bits & mask;
         }
-        holders.values_mut().for_each(|bits| *bits &= mask);
-        Holders(holders)
+        holders
+    }
+
+    /// The first who has what neither they nor everybody has there.
+    fn beyond(&self, there: &Holders, everybody: u8) -> Option<(Who, u8)> {
+        let given = |who| there.0.get(who).copied().unwrap_or(0) | everybody;
+        let mut more = self.0.iter().map(|(who, has)| (*who, has & !given(who)));
+        more.find(|(_, bits)| *bits != 0)
     }
 
     /// Those who have one of `bits`.
-    fn with(&self, bits: u16) -> impl Iterator<Item = Who> {
+    fn with(&self, bits: u8) -> impl Iterator<Item = Who> {
         self.0.iter().filter(move |(_, has)| *has & bits != 0).map(|(who, _)| *who)
     }
 }
 
 /// Whether a file has an ACL beyond its mode.
 pub(super) fn has_acl(file: &File) -> bool {
-    matches!(inherit::read_acl(file), Ok(Some(_)))
+    matches!(acl::read(file, acl::ACCESS), Ok(Some(_)))
 }

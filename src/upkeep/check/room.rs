@@ -7,7 +7,7 @@ use super::probe;
 use super::rule::Rule;
 use super::{Run, pool, rights};
 use crate::layout::uploads::{Owner, UploadId};
-use crate::layout::{self, Dir, Result, path, size_of};
+use crate::layout::{self, Dir, Result, acl, path, size_of};
 use crate::oci::{Algorithm, Digest, RepoName};
 
 /// Checks the room. `false` if the tree has a version of which nothing is known.
@@ -54,7 +54,7 @@ fn version(room: &Dir, findings: &mut Findings) -> bool {
 fn open(room: &Dir, findings: &mut Findings) {
     let Ok(stat) = room.stat() else { return };
     let mode = stat.st_mode & 0o7777;
-    let acl = matches!(layout::inherit::read_acl(room), Ok(Some(_)));
+    let acl = matches!(acl::read(room, acl::ACCESS), Ok(Some(_)));
     if mode != 0o700 || acl {
         let acl = if acl { " and an ACL" } else { "" };
         let message = format!("has mode {mode:o}{acl}, must have 700 and no ACL");

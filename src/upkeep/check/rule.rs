@@ -108,6 +108,10 @@ rules! {
     LockOpen = "lock-open", Warning, Stillage;
     /// Somebody who may not write can open the journal.
     JournalOpen = "journal-open", Warning, Stillage;
+    /// Somebody who may read the repository may not read a file of it.
+    FileClosed = "file-closed", Warning, Stillage;
+    /// A file that is written in place has a second name.
+    FileLinked = "file-linked", Warning, Stillage;
     /// A line that is no journal line.
     JournalMalformed = "journal-malformed", Error, Stillage;
     /// index.json was written by another tool.

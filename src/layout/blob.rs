@@ -1,0 +1,142 @@
+//! A blob that is open for somebody: whether he may read it, and whether it is what its name says.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::Stat;
+
+use super::account::Account;
+use super::blobs;
+use super::dir::{self, Dir, Inode};
+use super::error::{Error, Result};
+use super::path;
+use super::readers::{self, Readers};
+use super::tree::Tree;
+use super::verified::Verdict;
+use super::version::Version;
+use crate::oci::Digest;
+
+/// A file under a digest's name, open for reading.
+#[derive(Debug)]
+pub struct Blob {
+    file: File,
+    stat: Stat,
+    path: PathBuf,
+    digest: Digest,
+}
+
+/// A file that is written to while it is hashed is hashed so often.
+const TRIES: usize = 3;
+
+/// So long after a change the next one shows in a file's times; see [`Version`].
+const TICKS: Duration = Duration::from_millis(12);
+
+impl Blob {
+    /// Opens a repository's blob on behalf of an account; `None` if there is none, or none for
+    /// `reader`: what the server did not seal itself has rights of its own.
+    pub fn open(
+        tree: &Tree,
+        repo: &Dir,
+        digest: &Digest,
+        reader: &Account,
+    ) -> Result<Option<Blob>> {
+        let Some((file, stat)) = blobs::open(repo, digest)? else {
+            return Ok(None);
+        };
+        let path = repo.at(&path::blob(digest));
+        let blob = Blob { file, stat, path, digest: digest.clone() };
+        if blob.is_ours(tree) || blob.readers()?.include(reader) {
+            return Ok(Some(blob));
+        }
+        readers::passed_over(&blob.path);
+        Ok(None)
+    }
+
+    /// Who may read the file by its own rights.
+    pub fn readers(&self) -> Result<Readers> {
+        Readers::of(&self.file, &self.stat, &self.path)
+    }
+
+    /// Whether only the server could have changed it.
+    pub(super) fn is_ours(&self, tree: &Tree) -> bool {
+        tree.is_ours(&self.stat)
+    }
+
+    /// What is known of its content without reading it.
+    pub fn verdict(&self, tree: &Tree) -> Result<Option<Verdict>> {
+        blobs::verdict(tree, &self.digest, &self.stat)
+    }
+
+    /// Reads all of it to find out, and remembers what came out.
+    ///
+    /// # Errors
+    /// A file that others change all the time has no content that could be compared.
+    pub fn verify(&mut self, tree: &Tree) -> Result<Verdict> {
+        for _ in 0..TRIES {
+            let begun = self.settle()?;
+            let at = || self.path.clone();
+            let right = blobs::read_hashed(&self.file, &self.digest, at, |_, _| Ok(()))?.is_some();
+            self.stat = dir::stat_file(&self.file, at)?;
+            let ours = self.is_ours(tree);
+            // A link that somebody makes meanwhile changes what is sealed as little as it.
+            if Version::of(&self.stat) != begun && !(ours && right) {
+                continue;
+            }
+            let verdict = if right { Verdict::Right } else { Verdict::Wrong };
+            if ours && right {
+                tree.verified.remember_sealed(&self.digest, &self.stat);
+            } else if begun.settled() && !tree.is_remote() {
+                tree.verified.remember_exact(&self.digest, &self.stat, verdict);
+            }
+            return Ok(verdict);
+        }
+        Err(Error::damaged(&self.path, "is being changed while it is read"))
+    }
+
+    /// Waits, for a moment at most, until whatever happens to the file from now on must show.
+    fn settle(&mut self) -> Result<Version> {
+        for _ in 0..TRIES {
+            self.stat = dir::stat_file(&self.file, || self.path.clone())?;
+            let version = Version::of(&self.stat);
+            if version.settled() || version.is_coarse() {
+                return Ok(version);
+            }
+            // There is nothing to be woken by: it is a clock that has to tick.
+            std::thread::sleep(TICKS);
+        }
+        Ok(Version::of(&self.stat))
+    }
+
+    /// The error for content that does not have the digest.
+    pub fn wrong(&self) -> Error {
+        Error::damaged(&self.path, format!("its content does not have the digest {}", self.digest))
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Its length in bytes.
+    pub fn size(&self) -> u64 {
+        dir::size_of(&self.stat)
+    }
+
+    /// Which file it is.
+    pub fn inode(&self) -> Inode {
+        Inode::of(&self.stat)
+    }
+
+    /// The path it was opened by, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file, and the state in which it has to stay while it is read: `None` where only the
+    /// server could change it.
+    pub fn into_file(self, tree: &Tree) -> (File, Option<Version>) {
+        let state = (!self.is_ours(tree)).then(|| Version::of(&self.stat));
+        (self.file, state)
+    }
+}
