@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
@@ -102,7 +103,7 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_LISTEN", hide_env = true, value_name = "ADDR:PORT")]
     #[arg(default_value = "127.0.0.1:5000", value_parser = address)]
     listen: SocketAddr,
-    /// How people log in: with the host's accounts, or not at all
+    /// How people log in: the host's accounts, the same without tokens, or not at all
     #[arg(long, env = "STILLAGE_AUTH", hide_env = true, value_enum, default_value = "pam")]
     auth: AuthMode,
     /// What is allowed without a login [default: pull on loopback, none elsewhere]
@@ -173,6 +174,7 @@ pub struct ServeArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum AuthMode {
     Pam,
+    Basic,
     None,
 }
 
@@ -227,6 +229,11 @@ pub enum ConfigError {
     /// No repository can be called so.
     #[error(transparent)]
     Repository(#[from] NameError),
+    /// Nobody could push.
+    #[error(
+        "--auth basic lets only administrators push: name their group with --admin-group GROUP"
+    )]
+    NoAdministrators,
     /// A relative directory would depend on where the workers were started.
     #[error("--pam-confdir {0:?} is not an absolute path")]
     PamConfdir(PathBuf),
@@ -289,6 +296,9 @@ impl ServeArgs {
         if open && self.anonymous == Some(AnonymousMode::None) {
             return Err(ConfigError::Anonymous);
         }
+        if self.auth == AuthMode::Basic && self.admin_group.is_none() {
+            return Err(ConfigError::NoAdministrators);
+        }
         if let Some(path) = self.pam_confdir.as_ref().filter(|path| path.is_relative()) {
             return Err(ConfigError::PamConfdir(path.clone()));
         }
@@ -307,7 +317,11 @@ impl ServeArgs {
                 upload_expiry: self.upload_expiry,
                 min_free: self.min_free.unwrap_or(MinFree::Usual),
             },
-            mode: if open { auth::Mode::None } else { auth::Mode::Pam },
+            mode: match self.auth {
+                AuthMode::Pam => auth::Mode::Pam,
+                AuthMode::Basic => auth::Mode::Basic,
+                AuthMode::None => auth::Mode::None,
+            },
             anonymous,
             admin_group: self.admin_group,
             allow_root: self.allow_root,
@@ -328,14 +342,14 @@ impl ServeArgs {
 
 impl Serve {
     /// Login and permissions.
-    pub fn auth(&self, token_key: [u8; 32]) -> auth::Settings {
+    pub fn auth(&self, keys: Arc<dyn auth::KeySource>) -> auth::Settings {
         auth::Settings {
             anonymous: self.anonymous,
             admin_group: self.admin_group.clone(),
             allow_root: self.allow_root,
             pam_service: self.pam_service.clone(),
             pam_confdir: self.pam_confdir.clone(),
-            ..auth::Settings::new(self.mode, token_key)
+            ..auth::Settings::new(self.mode, keys)
         }
     }
 
@@ -345,6 +359,7 @@ impl Serve {
             root: &self.root,
             anonymous: (self.mode != auth::Mode::None).then_some(self.anonymous),
             admin_group: self.admin_group.as_deref(),
+            only_admins_write: self.mode == auth::Mode::Basic,
         }
     }
 }
@@ -380,6 +395,10 @@ mod tests {
         let none = serve(&["--anonymous", "none"]).unwrap();
         assert_eq!(none.anonymous, auth::Anonymous::Nothing);
         assert!(matches!(serve(&["--pam-confdir", "x"]), Err(ConfigError::PamConfdir(_))));
+        let nobody = serve(&["--auth", "basic"]).unwrap_err();
+        assert_eq!(nobody, ConfigError::NoAdministrators);
+        let some = serve(&["--auth", "basic", "--admin-group", "adm"]).unwrap();
+        assert_eq!(some.mode, auth::Mode::Basic);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | [`access`] | what `layout` read, decided by `auth`, and why in words | `layout`, `auth` |
 //! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `access` |
 //! | [`config`] | settings, checked once at the start | `http`, `registry`, `access` |
+//! | [`wipe`] | memory is wiped when it is given back | – |
 //!
 //! `auth` and `registry` never see each other. How a line knows its room: a status code or a header
 //! is `http`; a path, an fsync or a lock is `layout`; "what points at what" is `graph`; "is this
@@ -44,3 +45,4 @@ pub mod layout;
 pub mod oci;
 pub mod registry;
 pub mod upkeep;
+pub mod wipe;

@@ -17,8 +17,13 @@ use stillage::config::{
 use stillage::http::{self, Own, Server, Tls};
 use stillage::registry::Registry;
 use stillage::upkeep::check;
+use stillage::wipe::Wiping;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// Passwords pass through buffers of others: what is freed is wiped.
+#[global_allocator]
+static ALLOCATOR: Wiping = Wiping;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
@@ -95,7 +100,7 @@ fn serve(args: ServeArgs) -> Outcome {
 async fn run(settings: Serve) -> Result<(), Box<dyn Error>> {
     let stop = told_to_stop()?;
     let registry = Registry::open(&settings.root, settings.registry)?;
-    let auth = Auth::new(settings.auth(registry.token_key()?))?;
+    let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
     let sweeper = registry.clone().keep_swept();
     let mut http = settings.http.clone();
     let own = certificate(&settings, &registry, &mut http)?;

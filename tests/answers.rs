@@ -286,23 +286,103 @@ fn mounts_never_ask_for_another_token() {
 }
 
 #[test]
-fn sessions_belong_to_one_user() {
+fn upload_owner_a_session_is_one_users_and_one_repositorys() {
     let host = Host::new();
     let registry = serve(&host, &[]);
     let [mine, other] =
         ["daemon", "games"].map(|user| registry.client().logged_in(user, PASSWORD, "a"));
     let upload = mine.start_upload("a");
     mine.send(Request::patch(upload.as_str()).body("abc")).expect_status(202);
-    let finish = with_query(&upload, &format!("digest={}", sha256(b"abc")));
-    for request in [
-        Request::get(upload.as_str()),
-        Request::patch(upload.as_str()).body("def"),
-        Request::put(finish.as_str()),
-        Request::delete(upload.as_str()),
-    ] {
-        other.send(request).expect_error(404, "BLOB_UPLOAD_UNKNOWN");
+    let (_, id) = upload.rsplit_once('/').expect("a path");
+    let bits: std::collections::BTreeSet<String> =
+        (0..16).map(|_| mine.start_upload("a")).collect();
+    assert!(id.len() == 32 && id.bytes().all(|c| c.is_ascii_hexdigit()), "128 bits: {id}");
+    let starts: std::collections::BTreeSet<_> =
+        bits.iter().filter_map(|upload| upload.rsplit('/').next()?.get(..8)).collect();
+    assert_eq!(starts.len(), 16, "random from the first digit on: {bits:?}");
+
+    let elsewhere = registry.client().logged_in("daemon", PASSWORD, "b");
+    elsewhere.start_upload("b");
+    let moved = upload.replace("/v2/a/", "/v2/b/");
+    for (client, path) in [(&other, &upload), (&elsewhere, &moved)] {
+        let finish = with_query(path, &format!("digest={}", sha256(b"abc")));
+        for request in [
+            Request::get(path.as_str()),
+            Request::patch(path.as_str()).body("def"),
+            Request::put(finish.as_str()),
+            Request::delete(path.as_str()),
+        ] {
+            client.send(request).expect_error(404, "BLOB_UPLOAD_UNKNOWN");
+        }
     }
+    let finish = with_query(&upload, &format!("digest={}", sha256(b"abc")));
     mine.send(Request::put(finish)).expect_status(201);
+}
+
+/// In the same time: by the same way through the code, except that PAM takes longer for some than
+/// for others, and so every refusal is answered at a set time after it began.
+#[test]
+fn enumeration_neither_users_nor_repositories_show() {
+    let host = Host::new();
+    let registry = serve(&host, &["--anonymous", "pull"]);
+    let client = registry.client();
+    let refusals: Vec<(Vec<u8>, std::time::Duration)> = std::thread::scope(|scope| {
+        let pairs =
+            [("daemon", "wrong"), ("nobody-at-all", "wrong"), ("root", PASSWORD), ("games", "")];
+        let asked = pairs.map(|(user, password)| {
+            let client = client.clone();
+            scope.spawn(move || {
+                let began = std::time::Instant::now();
+                let answer = client.send(Request::get("/token").basic(user, password));
+                (answer.expect_status(401).body, began.elapsed())
+            })
+        });
+        asked.into_iter().map(|asked| asked.join().expect("no panic")).collect()
+    });
+    for (body, took) in &refusals {
+        assert_eq!(body, &refusals[0].0);
+        assert!((1500..3000).contains(&took.as_millis()), "{refusals:?}");
+    }
+
+    let owner = client.logged_in("daemon", PASSWORD, "private");
+    let image = Image::random(10);
+    owner.push_image("private", "v1", &image);
+    std::process::Command::new("chmod")
+        .arg("o-rx")
+        .arg(registry.root().join("private"))
+        .status()
+        .expect("chmod");
+    let stranger = |repo: &str| {
+        let games = client.with_authorization(support::http::basic("games", PASSWORD));
+        let token = client.token("", "", &[&format!("repository:{repo}:pull")]).expect("a token");
+        let anonymous = client.with_authorization(format!("Bearer {token}"));
+        let mut told = Vec::new();
+        for (who, asks) in [("games", games), ("anonymous", anonymous), ("nobody", client.clone())]
+        {
+            for path in [
+                "manifests/v1".to_owned(),
+                format!("manifests/{}", image.digest),
+                format!("blobs/{}", sha256(&image.layers[0])),
+                "tags/list".to_owned(),
+                format!("referrers/{}", image.digest),
+            ] {
+                for method in ["GET", "HEAD"] {
+                    let answer = asks.send(Request::new(method, format!("/v2/{repo}/{path}")));
+                    let headers: Vec<_> = answer
+                        .headers
+                        .iter()
+                        .filter(|(name, _)| !["date", "x-request-id"].contains(&name.as_str()))
+                        .map(|(name, value)| format!("{name}: {value}").replace(repo, "REPO"))
+                        .collect();
+                    let body = answer.text().replace(repo, "REPO");
+                    told.push((who, method, path.clone(), answer.status, headers, body));
+                }
+            }
+        }
+        told
+    };
+    // Names of one length, so that lengths can be compared too.
+    assert_eq!(stranger("private"), stranger("missing"));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use stillage::layout::facts::Fact;
 use stillage::layout::holders::Hint;
 use stillage::layout::journal::Record;
 use stillage::layout::uploads::Owner;
-use stillage::layout::{Stamp, path};
+use stillage::layout::{Keys, Stamp, path};
 use stillage::oci::{Algorithm, Index};
 use stillage::upkeep::check::{Origin, Rule};
 
@@ -120,6 +120,9 @@ fn the_examples_are_what_the_code_reads_and_writes() {
     let hint = example("`.stillage/holders/<alg>/<hhh>`", "text");
     assert_eq!(Hint::parse(hint.trim_end(), Algorithm::Sha256).unwrap().size, 481);
 
+    let keys = Keys::parse(example("`.stillage/token-key`", "text").as_bytes()).unwrap();
+    assert!(keys.current.made > keys.previous.unwrap().made);
+
     assert!(page("README.md").contains(&format!("`{}`", Stamp::nothing())));
 }
 
@@ -143,6 +146,7 @@ fn every_path_that_the_code_spells_is_on_the_page() {
         path::GC_LOCK,
         path::TOKEN_KEY,
         path::TLS,
+        path::TOKEN_LOCK,
     ];
     for name in room {
         assert!(page.contains(&format!("\n### `{}/{name}", path::ROOM)), "{name}");

@@ -3,6 +3,7 @@
 #[path = "support/pam.rs"]
 mod pam;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -283,7 +284,7 @@ async fn guessing_ends_in_too_many() {
         }
     }
     assert!(too_many > 40, "{too_many}");
-    let elsewhere = "192.0.2.7".parse().expect("an address");
+    let elsewhere: IpAddr = "192.0.2.7".parse().expect("an address");
     let other = auth.login("bin", PASSWORD, elsewhere).await;
     assert!(other.is_ok(), "nobody else is held up: {other:?}");
 }
@@ -292,7 +293,7 @@ async fn guessing_ends_in_too_many() {
 async fn credential_cache_what_is_remembered_cannot_be_guessed_against() {
     let host = Host::new();
     let auth = Arc::new(host.auth());
-    let elsewhere = "192.0.2.7".parse().expect("an address");
+    let elsewhere: IpAddr = "192.0.2.7".parse().expect("an address");
     assert!(auth.login("daemon", PASSWORD, elsewhere).await.is_ok());
     let guesses: Vec<_> = (0..60)
         .map(|n| {
@@ -407,5 +408,5 @@ async fn settings_that_make_no_sense_are_refused() {
     let mut settings = host.settings();
     settings.pam_confdir = Some("pam.d".into());
     assert!(Auth::new(settings).is_err());
-    assert!(Auth::new(stillage::auth::Settings::new(Mode::Pam, [0; 32])).is_err());
+    assert!(Auth::new(stillage::auth::Settings::new(Mode::Pam, Arc::new([0; 32]))).is_err());
 }

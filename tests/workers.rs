@@ -143,7 +143,7 @@ async fn a_worker_serves_a_hundred_and_no_more() {
     settings.limits.failure_floor = Duration::from_millis(1);
     let auth = Auth::new(settings).expect("good settings");
     for n in 0..101 {
-        let peer = format!("192.0.2.{n}").parse().expect("an address");
+        let peer: std::net::IpAddr = format!("192.0.2.{n}").parse().expect("an address");
         let result = auth.login("daemon", &format!("wrong {n}"), peer).await;
         assert_eq!(result, Err(AuthError::Refused));
     }

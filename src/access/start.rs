@@ -17,6 +17,8 @@ pub struct Start<'a> {
     pub anonymous: Option<Anonymous>,
     /// The group whose members may do everything.
     pub admin_group: Option<&'a str>,
+    /// Whatever the permissions say, nobody but them writes.
+    pub only_admins_write: bool,
 }
 
 /// The two lines: who may create repositories here and what would let others, and what is pulled
@@ -31,6 +33,10 @@ fn creators(start: &Start<'_>, root: &Level, found: &Permissions) -> String {
     let Some(_) = start.anonymous else {
         return "whoever reaches this address may push and create repositories".to_owned();
     };
+    if start.only_admins_write {
+        let group = start.admin_group.unwrap_or("root");
+        return format!("only members of the admin group {group} may push and create repositories");
+    }
     let mut who: Vec<String> = writers(found);
     if let Some(group) = start.admin_group {
         who.push(format!("the admin group {group}"));

@@ -41,6 +41,7 @@ pub fn why(case: &Case<'_>, judgement: &Judgement) -> String {
         Reason::NoAnonymous => {
             "nothing is allowed without a login here (--anonymous none)".to_owned()
         }
+        Reason::NotAdministrator => "with --auth basic only administrators write".to_owned(),
         Reason::AnonymousWrite => format!("{} takes a login", doing(case)),
         Reason::Level { at, ruling, .. } => level(case, at, ruling),
         Reason::Absent if case.way.whole => {

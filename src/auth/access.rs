@@ -123,6 +123,8 @@ pub enum Reason {
         /// What it says.
         ruling: Ruling,
     },
+    /// Only administrators may write here.
+    NotAdministrator,
     /// There is no such repository.
     Absent,
     /// The last level is on a read-only mount.

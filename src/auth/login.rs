@@ -11,11 +11,13 @@ use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroizing;
 
 use super::accounts::{AccountFiles, Stamp};
+use super::audit::{self, Peer};
 use super::bounded::Bounded;
 use super::credentials;
 use super::frame::{Answer, Ask, Check};
 use super::gate::{Gate, Ticket};
 use super::memory::{Mark, Marker, Memory, Verdict};
+use super::pam::Failure;
 use super::turns::Turns;
 use super::user::User;
 use super::users::Users;
@@ -31,14 +33,39 @@ const BUSY: Duration = Duration::from_secs(2);
 /// Why a login did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LoginError {
-    /// Not this user with this password, or an account that may not be used: all alike.
-    Refused,
+    /// Not this user with this password, or an account that may not be used: to the client all
+    /// alike.
+    Refused(Refused),
     /// This address fails too often.
     TooMany(Duration),
     /// Too many logins at once.
     Busy(Duration),
     /// PAM gave no verdict; the log says why.
     Unavailable,
+}
+
+/// Why a login was refused: for the record alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    /// PAM was not even asked.
+    #[error("no account has such a name or password")]
+    Unacceptable,
+    /// The host has no such user.
+    #[error("no such user")]
+    Unknown,
+    /// PAM's verdict on a user of the host.
+    #[error("{0}")]
+    Verdict(Failure),
+    /// The password was right.
+    #[error("uid 0 may not log in without --allow-root")]
+    Root,
+}
+
+impl Refused {
+    /// Whether what was given for a name is one, and not a password that was typed there.
+    pub(super) fn is_name_known(self) -> bool {
+        matches!(self, Refused::Verdict(_) | Refused::Root)
+    }
 }
 
 /// How PAM is used.
@@ -77,8 +104,16 @@ struct Attempt {
     user: String,
     password: Zeroizing<Vec<u8>>,
     peer: IpAddr,
+    /// The request that began it.
+    request: String,
     pair: Mark,
     ticket: Ticket,
+}
+
+impl Attempt {
+    fn peer(&self) -> Peer<'_> {
+        Peer { address: self.peer, request: &self.request }
+    }
 }
 
 impl Login {
@@ -106,28 +141,52 @@ impl Login {
 
     /// Checks a pair. A refusal, and a failure of PAM, takes a multiple of the floor, whatever was
     /// the cause. An attempt once begun is finished and counted even if this future is dropped.
-    pub(super) async fn check(&self, user: &str, password: &[u8], peer: IpAddr) -> Outcome {
+    ///
+    /// What it came to stands in the record once for each request; but that a pair is right is not
+    /// said again while it is remembered.
+    pub(super) async fn check(&self, user: &str, password: &[u8], peer: Peer<'_>) -> Outcome {
         let began = Instant::now();
-        let outcome = self.outcome(user, password, peer.to_canonical()).await;
-        if matches!(outcome, Err(LoginError::Refused | LoginError::Unavailable)) {
+        let peer = Peer { address: peer.address.to_canonical(), ..peer };
+        let outcome = self.outcome(user, password, peer).await;
+        if matches!(outcome, Err(LoginError::Refused(_) | LoginError::Unavailable)) {
             sleep_until(next_multiple(began, self.inner.rules.floor, Instant::now())).await;
         }
         outcome
     }
 
-    async fn outcome(&self, user: &str, password: &[u8], peer: IpAddr) -> Outcome {
+    async fn outcome(&self, user: &str, password: &[u8], peer: Peer<'_>) -> Outcome {
         if !credentials::acceptable(user, password) {
-            return Err(LoginError::Refused);
+            return recorded(Err(LoginError::Refused(Refused::Unacceptable)), user, peer);
         }
         let inner = &self.inner;
         let pair = inner.marker.pair(user, password);
-        if let Some(outcome) = inner.remembered(user, &pair, peer) {
-            return outcome;
+        match inner.remembered(user, &pair, peer.address) {
+            Some(Ok(found)) => return Ok(found),
+            Some(outcome) => return recorded(outcome, user, peer),
+            None => {}
         }
-        let mut flight = inner.fly(user, password, peer, pair)?;
+        let (mut flight, joined) = match inner.fly(user, password, peer, pair) {
+            Ok(flight) => flight,
+            Err(error) => return recorded(Err(error), user, peer),
+        };
         let landed = flight.wait_for(Option::is_some).await;
-        landed.ok().and_then(|outcome| outcome.clone()).unwrap_or(Err(LoginError::Unavailable))
+        let outcome = landed.ok().and_then(|outcome| outcome.clone());
+        let outcome = outcome.unwrap_or(Err(LoginError::Unavailable));
+        // Whoever began the attempt has it recorded, even if they are gone.
+        if joined { recorded(outcome, user, peer) } else { outcome }
     }
+}
+
+/// The outcome, when it has been written down.
+fn recorded(outcome: Outcome, user: &str, peer: Peer<'_>) -> Outcome {
+    match &outcome {
+        Ok(found) => audit::login(&found.name, peer),
+        Err(LoginError::Refused(why)) => audit::refused(user, peer, *why),
+        Err(LoginError::TooMany(_)) => audit::turned_away(None, peer, "too many failed logins"),
+        // No verdict on anybody; the log says what is wrong.
+        Err(LoginError::Busy(_) | LoginError::Unavailable) => {}
+    }
+    outcome
 }
 
 /// The first of `began` + 1, 2, 3… times `step` that is not before `now`: what took longer than one
@@ -143,7 +202,7 @@ impl Inner {
     fn remembered(&self, user: &str, pair: &Mark, peer: IpAddr) -> Option<Outcome> {
         let now = Instant::now();
         match self.memory().recall(pair, &self.files.stamp(), now)? {
-            Verdict::Wrong => Some(Err(LoginError::Refused)),
+            Verdict::Wrong(why) => Some(Err(LoginError::Refused(why))),
             Verdict::Right(found) => {
                 let open = self.gate.is_open(self.marker.user(user), peer, now);
                 open.then_some(Ok(found))
@@ -151,17 +210,18 @@ impl Inner {
         }
     }
 
-    /// Joins the attempt that is under way for this pair and address, or begins one.
+    /// Joins the attempt that is under way for this pair and address (`true`), or begins one.
     fn fly(
         self: &Arc<Inner>,
         user: &str,
         password: &[u8],
-        peer: IpAddr,
+        peer: Peer<'_>,
         pair: Mark,
-    ) -> Result<watch::Receiver<Option<Outcome>>, LoginError> {
+    ) -> Result<(watch::Receiver<Option<Outcome>>, bool), LoginError> {
+        let Peer { address: peer, request } = peer;
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&(pair, peer)) {
-            return Ok(flight.clone());
+            return Ok((flight.clone(), true));
         }
         if flights.len() >= MAX_ATTEMPTS {
             return Err(LoginError::Busy(BUSY));
@@ -172,6 +232,7 @@ impl Inner {
             user: user.to_owned(),
             password: Zeroizing::new(password.to_vec()),
             peer,
+            request: request.to_owned(),
             pair,
             ticket,
         };
@@ -183,7 +244,7 @@ impl Inner {
             let outcome = landing.inner.run(attempt).await;
             landing.landing.send_replace(Some(outcome));
         });
-        Ok(flight)
+        Ok((flight, false))
     }
 
     async fn run(&self, attempt: Attempt) -> Outcome {
@@ -192,8 +253,12 @@ impl Inner {
         let _turn = self.turns.take(user).await.ok_or(LoginError::Busy(BUSY))?;
         let (stamp, now) = (self.files.stamp(), Instant::now());
         match self.memory().recall(&attempt.pair, &stamp, now) {
-            Some(Verdict::Right(found)) => return Ok(found),
-            Some(Verdict::Wrong) => return Err(LoginError::Refused),
+            Some(Verdict::Right(found)) => {
+                return recorded(Ok(found), &attempt.user, attempt.peer());
+            }
+            Some(Verdict::Wrong(why)) => {
+                return recorded(Err(LoginError::Refused(why)), &attempt.user, attempt.peer());
+            }
             None => {}
         }
         if self.hung().get(&user, now).is_some() {
@@ -224,25 +289,20 @@ impl Inner {
     ) -> Outcome {
         match answer {
             Ok(Answer::User(found)) if found.uid == 0 && !self.rules.allow_root => {
-                tracing::warn!(user = %found.name, peer = %attempt.peer,
-                    "login refused: uid 0 may not log in without --allow-root");
-                self.refuse(attempt, stamp)
+                self.refuse(attempt, stamp, Refused::Root)
             }
             Ok(Answer::User(found)) => Ok(self.accept(attempt, Arc::new(found), stamp)),
             Ok(Answer::Absent) => {
                 // Not by name: it may be anything that was typed.
                 tracing::error!(peer = %attempt.peer,
                     "PAM accepted a user whom the name service does not know: login refused");
-                self.refuse(attempt, stamp)
+                self.refuse(attempt, stamp, Refused::Unknown)
             }
             Ok(Answer::Refused { failure, known: true }) => {
-                tracing::info!(user = %attempt.user, peer = %attempt.peer, "login refused: {failure}");
-                self.refuse(attempt, stamp)
+                self.refuse(attempt, stamp, Refused::Verdict(failure))
             }
             Ok(Answer::Refused { known: false, .. }) => {
-                // A password may have been typed for the name.
-                tracing::info!(peer = %attempt.peer, "login refused: no such user");
-                self.refuse(attempt, stamp)
+                self.refuse(attempt, stamp, Refused::Unknown)
             }
             Ok(Answer::Broken(why)) => Err(unavailable(attempt.peer, &why)),
             Err(WorkersError::Busy) => Err(LoginError::Busy(BUSY)),
@@ -257,17 +317,19 @@ impl Inner {
 
     fn accept(&self, attempt: Attempt, found: Arc<User>, stamp: &Stamp) -> Arc<User> {
         let now = Instant::now();
+        audit::login(&found.name, attempt.peer());
         attempt.ticket.succeeded(now);
         self.memory().note(attempt.pair, Verdict::Right(Arc::clone(&found)), stamp, now);
         self.users.found(&found, stamp);
         found
     }
 
-    fn refuse(&self, attempt: Attempt, stamp: &Stamp) -> Outcome {
+    fn refuse(&self, attempt: Attempt, stamp: &Stamp, why: Refused) -> Outcome {
         let now = Instant::now();
+        audit::refused(&attempt.user, attempt.peer(), why);
         attempt.ticket.failed(now);
-        self.memory().note(attempt.pair, Verdict::Wrong, stamp, now);
-        Err(LoginError::Refused)
+        self.memory().note(attempt.pair, Verdict::Wrong(why), stamp, now);
+        Err(LoginError::Refused(why))
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

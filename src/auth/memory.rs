@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::accounts::Stamp;
 use super::bounded::Bounded;
+use super::login::Refused;
 use super::token::{RandomError, keyed};
 use super::user::User;
 
@@ -55,13 +56,14 @@ impl Marker {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
     Right(Arc<User>),
-    Wrong,
+    /// Wrong, and why.
+    Wrong(Refused),
 }
 
 /// Verdicts by mark. All are forgotten when the host's account files change.
 pub(super) struct Memory {
     right: Bounded<Mark, Arc<User>>,
-    wrong: Bounded<Mark, ()>,
+    wrong: Bounded<Mark, Refused>,
     stamp: Option<Stamp>,
 }
 
@@ -79,7 +81,7 @@ impl Memory {
         self.forget_unless(stamp);
         match self.right.get(pair, now) {
             Some(user) => Some(Verdict::Right(Arc::clone(user))),
-            None => self.wrong.get(pair, now).map(|()| Verdict::Wrong),
+            None => self.wrong.get(pair, now).copied().map(Verdict::Wrong),
         }
     }
 
@@ -90,7 +92,7 @@ impl Memory {
         }
         match verdict {
             Verdict::Right(user) => self.right.insert(pair, user, now),
-            Verdict::Wrong => self.wrong.insert(pair, (), now),
+            Verdict::Wrong(why) => self.wrong.insert(pair, why, now),
         }
     }
 
@@ -136,10 +138,10 @@ mod tests {
         let (right, wrong) = ([1; 32], [2; 32]);
         assert_eq!(memory.recall(&right, &before, now), None);
         memory.note(right, Verdict::Right(anna()), &before, now);
-        memory.note(wrong, Verdict::Wrong, &before, now);
+        memory.note(wrong, Verdict::Wrong(Refused::Unknown), &before, now);
         let later = now + REMEMBERED - Duration::from_secs(1);
         assert_eq!(memory.recall(&right, &before, later), Some(Verdict::Right(anna())));
-        assert_eq!(memory.recall(&wrong, &before, later), Some(Verdict::Wrong));
+        assert_eq!(memory.recall(&wrong, &before, later), Some(Verdict::Wrong(Refused::Unknown)));
         assert_eq!(memory.recall(&right, &before, now + REMEMBERED), None);
         assert_eq!(memory.recall(&wrong, &before, now + REMEMBERED), None);
 

@@ -6,11 +6,13 @@
 
 mod access;
 mod accounts;
+mod audit;
 mod bounded;
 mod credentials;
 mod descendants;
 mod frame;
 mod gate;
+mod keys;
 mod login;
 mod memory;
 mod names;
@@ -26,13 +28,14 @@ mod users;
 pub mod worker;
 mod workers;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
 pub use access::{Action, Anonymous, Judgement, Policy, Reason, Right, Way, Who, judge, wanted};
+pub use audit::{AUDIT, Peer};
+pub use keys::{KeySource, KeysError, Need, SigningKey, SigningKeys};
 pub use names::{Names, members};
 pub use permissions::{By, Credentials, Entry, Permissions, READ, Ruling, SEARCH, WRITE, Whom};
 pub use scope::{Access, Actions, ChallengeError, MAX_SCOPES, Resource, parse_scopes};
@@ -47,6 +50,9 @@ use memory::Marker;
 use token::Signer;
 use users::Users;
 use workers::{Bounds, Workers};
+
+/// The value of `WWW-Authenticate` that asks for user and password.
+pub const BASIC_CHALLENGE: &str = "Basic realm=\"stillage\"";
 
 /// A user or client, and how far what they presented reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,7 +138,7 @@ fn whole_seconds(time: Duration) -> u64 {
 impl From<LoginError> for AuthError {
     fn from(error: LoginError) -> AuthError {
         match error {
-            LoginError::Refused => AuthError::Refused,
+            LoginError::Refused(_) => AuthError::Refused,
             LoginError::TooMany(retry_after) => AuthError::TooMany { retry_after },
             LoginError::Busy(retry_after) => AuthError::Busy { retry_after },
             LoginError::Unavailable => AuthError::Unavailable,
@@ -176,12 +182,23 @@ impl Auth {
         let workers = pool(settings.limits.workers);
         Ok(Auth {
             policy: Policy { anonymous: settings.anonymous, admins: settings.admins()? },
-            signer: Signer::new(settings.token_key, &settings.service_name),
+            signer: Signer::new(Arc::clone(&settings.keys), &settings.service_name),
             server: Arc::new(User::of_this_process()),
             login: Login::new(rules, workers, Arc::clone(&users), files, marker),
             users,
             settings,
         })
+    }
+
+    /// Whether there are tokens, and a place to get them.
+    pub fn has_tokens(&self) -> bool {
+        self.settings.mode != Mode::Basic
+    }
+
+    /// Whether a request for something that can be read may pass without credentials: where there
+    /// are no tokens, who is not asked to log in sends none.
+    pub fn lets_in(&self, caller: &Caller) -> bool {
+        caller.presented() || (!self.has_tokens() && self.policy.anonymous == Anonymous::Pull)
     }
 
     /// Finds out who is asking from the bytes of the `Authorization` header, if there is one.
@@ -192,8 +209,9 @@ impl Auth {
     pub async fn identify(
         &self,
         authorization: Option<&[u8]>,
-        peer: IpAddr,
+        peer: impl Into<Peer<'_>>,
     ) -> Result<Caller, AuthError> {
+        let peer = peer.into();
         if self.settings.mode == Mode::None {
             return Ok(Caller {
                 who: Who::Server(Arc::clone(&self.server)),
@@ -204,6 +222,9 @@ impl Auth {
             return Ok(nobody());
         };
         match split_scheme(header) {
+            (scheme, _) if scheme.eq_ignore_ascii_case(b"bearer") && !self.has_tokens() => {
+                Err(AuthError::Malformed("there are no tokens here: send user and password"))
+            }
             (scheme, rest) if scheme.eq_ignore_ascii_case(b"bearer") => self.bearer(rest).await,
             (scheme, rest) if scheme.eq_ignore_ascii_case(b"basic") => self.basic(rest, peer).await,
             _ => Err(AuthError::Malformed("the Authorization header is neither Bearer nor Basic")),
@@ -211,11 +232,16 @@ impl Auth {
     }
 
     /// Checks a user and password, given apart from a header. Both empty is anonymous.
-    pub async fn login(&self, user: &str, password: &str, peer: IpAddr) -> Result<Who, AuthError> {
-        self.check(user, password.as_bytes(), peer).await
+    pub async fn login(
+        &self,
+        user: &str,
+        password: &str,
+        peer: impl Into<Peer<'_>>,
+    ) -> Result<Who, AuthError> {
+        self.check(user, password.as_bytes(), peer.into()).await
     }
 
-    async fn check(&self, user: &str, password: &[u8], peer: IpAddr) -> Result<Who, AuthError> {
+    async fn check(&self, user: &str, password: &[u8], peer: Peer<'_>) -> Result<Who, AuthError> {
         if self.settings.mode == Mode::None {
             return Ok(Who::Server(Arc::clone(&self.server)));
         }
@@ -225,7 +251,7 @@ impl Auth {
         Ok(Who::User(self.login.check(user, password, peer).await?))
     }
 
-    async fn basic(&self, encoded: &[u8], peer: IpAddr) -> Result<Caller, AuthError> {
+    async fn basic(&self, encoded: &[u8], peer: Peer<'_>) -> Result<Caller, AuthError> {
         let pair = credentials::parse_basic(encoded).map_err(AuthError::Malformed)?;
         match self.check(&pair.user, &pair.password, peer).await? {
             Who::Anonymous => Ok(nobody()),
@@ -236,7 +262,10 @@ impl Auth {
     async fn bearer(&self, token: &[u8]) -> Result<Caller, AuthError> {
         let token =
             str::from_utf8(token).map_err(|_| AuthError::InvalidToken(TokenError::Malformed))?;
-        let claims = self.signer.verify(token).map_err(AuthError::InvalidToken)?;
+        let claims = self.signer.verify(token).map_err(|error| match error {
+            TokenError::NoKeys => AuthError::Unavailable,
+            error => AuthError::InvalidToken(error),
+        })?;
         let who = match &claims.sub {
             None => Who::Anonymous,
             Some(name) => self.subject(name).await?,
@@ -304,6 +333,7 @@ impl Auth {
     ) -> (Verdict, Judgement) {
         let judgement = self.judge(&caller.who, way, action);
         let verdict = match (judgement.right, &caller.who) {
+            (Right::Yes, Who::Anonymous) if !self.has_tokens() => Verdict::Allowed,
             _ if !caller.presented() => Verdict::NeedsToken,
             (Right::No, Who::Anonymous) => Verdict::NeedsScope,
             (Right::No, Who::User(_) | Who::Server(_)) => Verdict::Denied,
@@ -317,6 +347,10 @@ impl Auth {
     /// The permissions alone, whatever a token was issued for: for lists, which show what their
     /// reader may pull.
     pub fn judge(&self, who: &Who, way: &Way, action: Action) -> Judgement {
+        let reads = action == Action::Pull;
+        if self.settings.mode == Mode::Basic && !reads && !self.is_administrator(who) {
+            return Judgement { right: Right::No, reason: Reason::NotAdministrator };
+        }
         judge(&self.policy, who, way, action)
     }
 
@@ -336,7 +370,7 @@ impl Auth {
     }
 
     /// The value of `WWW-Authenticate`. `realm` is the absolute URL of the token endpoint; `scope`
-    /// is what this request needs.
+    /// is what this request needs. Where there are no tokens, see [`BASIC_CHALLENGE`].
     pub fn challenge(
         &self,
         realm: &str,
@@ -350,7 +384,7 @@ impl Auth {
     pub fn who_can_log_in(&self) -> String {
         match self.settings.mode {
             Mode::None => format!("no login: every request acts as {}", self.server.name),
-            Mode::Pam => report::who_can_log_in(&report::Facts {
+            Mode::Pam | Mode::Basic => report::who_can_log_in(&report::Facts {
                 server: &self.server,
                 service: &self.settings.pam_service,
                 confdir: self.settings.pam_confdir.as_deref(),

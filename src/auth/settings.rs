@@ -2,6 +2,7 @@
 
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -9,6 +10,7 @@ use nix::unistd::Group;
 use thiserror::Error;
 
 use super::access::Anonymous;
+use super::keys::{KeySource, KeysError, Need};
 use super::token::RandomError;
 
 /// The PAM service whose file decides, unless told otherwise.
@@ -21,6 +23,8 @@ pub const DEFAULT_WORKER: &str = "/proc/self/exe";
 pub enum Mode {
     /// Passwords checked by PAM, tokens for what follows.
     Pam,
+    /// Passwords checked by PAM with every request; no tokens. Only administrators write.
+    Basic,
     /// No login; every request acts as the account that runs the server.
     None,
 }
@@ -41,8 +45,8 @@ pub struct Settings {
     pub admin_group: Option<String>,
     /// Whether uid 0 may log in.
     pub allow_root: bool,
-    /// What signs tokens. Whoever knows it can be anybody.
-    pub token_key: [u8; 32],
+    /// What signs tokens.
+    pub keys: Arc<dyn KeySource>,
     /// Numbers and times.
     pub limits: Limits,
     /// The program that is started as a worker, with `pam-worker` as its argument.
@@ -77,7 +81,7 @@ impl Default for Limits {
 
 impl Settings {
     /// The defaults: service `stillage` in both senses, anonymous nothing, no root.
-    pub fn new(mode: Mode, token_key: [u8; 32]) -> Settings {
+    pub fn new(mode: Mode, keys: Arc<dyn KeySource>) -> Settings {
         Settings {
             mode,
             service_name: "stillage".to_owned(),
@@ -86,7 +90,7 @@ impl Settings {
             anonymous: Anonymous::Nothing,
             admin_group: None,
             allow_root: false,
-            token_key,
+            keys,
             limits: Limits::default(),
             worker: DEFAULT_WORKER.into(),
         }
@@ -116,7 +120,10 @@ impl Settings {
         if let Some(dir) = self.pam_confdir.as_ref().filter(|dir| !dir.is_absolute()) {
             return Err(StartError::Confdir(dir.clone()));
         }
-        if self.token_key == [0; 32] {
+        if self.mode == Mode::Basic && self.admin_group.is_none() {
+            return Err(StartError::NobodyWrites);
+        }
+        if *self.keys.keys(Need::Sign)?.current.secret == [0; 32] {
             return Err(StartError::Key);
         }
         Ok(())
@@ -143,9 +150,15 @@ pub enum StartError {
         /// What the name service said.
         source: Errno,
     },
+    /// With Basic only administrators write, and there are none.
+    #[error("with basic logins only administrators may push: an admin group is needed")]
+    NobodyWrites,
     /// Nobody wrote a key into the array.
     #[error("the key that signs tokens is all zeros")]
     Key,
+    /// There is no key.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The system gives no random bytes.
     #[error(transparent)]
     Random(#[from] RandomError),

@@ -2,9 +2,11 @@
 //!
 //! Shaped as JSON Web Tokens (RFC 7519) because clients show and some parse them, but with one
 //! header for all, compared byte for byte: there is no algorithm to choose, no key to name and
-//! nothing to fetch. Signed with HMAC-SHA256.
+//! nothing to fetch. Signed with HMAC-SHA256. Keys change now and then: which of the two that count
+//! signed a token is tried, never told by the token.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,12 +16,18 @@ use sha2::Sha256;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::keys::{KeySource, KeysError, Need, SigningKey, SigningKeys};
 use super::scope::Access;
 
 /// How long a token is good. Clients raise anything below 60 s to 60 s.
 pub const LIFETIME: Duration = Duration::from_secs(300);
 /// How far the clocks of several servers of one tree may be apart.
 pub(super) const SKEW: Duration = Duration::from_secs(60);
+/// How long after a change of keys the key before is believed: as long as the last token that it
+/// signed, with room for clocks that are apart both where it was signed and where it is checked.
+pub(super) const OVERLAP: Duration = Duration::from_secs(LIFETIME.as_secs() + 2 * SKEW.as_secs());
+/// Signatures that no key made have the keys read again at most so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The longest token read, in bytes; room for [`MAX_SCOPES`](super::scope::MAX_SCOPES) names.
 pub(super) const MAX_TOKEN: usize = 16 << 10;
 
@@ -86,6 +94,24 @@ pub enum TokenError {
     /// The user is not there any more, or may not log in.
     #[error("the token's user is not there any more")]
     Subject,
+    /// It cannot be checked: there are no keys to be had.
+    #[error("the token cannot be checked")]
+    NoKeys,
+}
+
+/// Why no token can be signed.
+#[derive(Debug, Error)]
+pub(super) enum IssueError {
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
+    Random(#[from] RandomError),
+}
+
+impl From<getrandom::Error> for IssueError {
+    fn from(error: getrandom::Error) -> IssueError {
+        IssueError::Random(error.into())
+    }
 }
 
 /// No random bytes could be had from the system.
@@ -95,14 +121,16 @@ pub struct RandomError(#[from] getrandom::Error);
 
 /// Issues and checks the tokens of one service.
 pub(super) struct Signer {
-    key: Zeroizing<[u8; 32]>,
+    keys: Arc<dyn KeySource>,
     service: String,
+    /// When keys were last read again for an unknown signature.
+    again: Mutex<Option<Instant>>,
 }
 
 impl Signer {
     /// A signer for tokens whose audience is `service`.
-    pub(super) fn new(key: [u8; 32], service: &str) -> Signer {
-        Signer { key: Zeroizing::new(key), service: service.to_owned() }
+    pub(super) fn new(keys: Arc<dyn KeySource>, service: &str) -> Signer {
+        Signer { keys, service: service.to_owned(), again: Mutex::default() }
     }
 
     /// Signs a token that is good from now for [`LIFETIME`]; `user` is `None` for anonymous.
@@ -110,7 +138,7 @@ impl Signer {
         &self,
         user: Option<&str>,
         access: Vec<Access>,
-    ) -> Result<Issued, RandomError> {
+    ) -> Result<Issued, IssueError> {
         self.issue_at(SystemTime::now(), user, access)
     }
 
@@ -119,7 +147,7 @@ impl Signer {
         now: SystemTime,
         user: Option<&str>,
         access: Vec<Access>,
-    ) -> Result<Issued, RandomError> {
+    ) -> Result<Issued, IssueError> {
         let mut id = [0; 16];
         getrandom::fill(&mut id)?;
         let issued = seconds(now);
@@ -132,28 +160,13 @@ impl Signer {
             jti: URL_SAFE_NO_PAD.encode(id),
             access,
         };
+        let key = self.keys.keys(Need::Sign)?.current;
         Ok(Issued {
-            token: self.sign(HEADER, &claims),
+            token: sign(&key, HEADER, &claims),
             expires_in: LIFETIME.as_secs(),
             issued_at: UNIX_EPOCH + Duration::from_secs(issued),
             access: claims.access,
         })
-    }
-
-    fn sign(&self, header: &str, claims: &Claims) -> String {
-        // Strings, numbers and lists: serde_json has nothing to refuse in them.
-        let body = serde_json::to_vec(claims).unwrap_or_default();
-        let mut token = format!("{header}.{}", URL_SAFE_NO_PAD.encode(body));
-        let signature = self.mac(token.as_bytes()).finalize().into_bytes();
-        token.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-        token
-    }
-
-    fn mac(&self, signed: &[u8]) -> Hmac<Sha256> {
-        let mut mac = keyed(&self.key);
-        mac.update(signed);
-        mac
     }
 
     /// Checks length, header, signature, audience and times, in this order: nothing of the claims
@@ -172,11 +185,36 @@ impl Signer {
             return Err(TokenError::Header);
         }
         let signature = decode(signature)?;
-        // `verify_slice` compares in constant time.
-        self.mac(signed.as_bytes()).verify_slice(&signature).map_err(|_| TokenError::Signature)?;
+        self.is_signed(now, signed.as_bytes(), &signature)?;
         let claims: Claims =
             serde_json::from_slice(&decode(body)?).map_err(|_| TokenError::Malformed)?;
         self.believe(now, claims)
+    }
+
+    fn is_signed(&self, now: SystemTime, signed: &[u8], by: &[u8]) -> Result<(), TokenError> {
+        let ask = |need| {
+            self.keys.keys(need).map_err(|error| {
+                tracing::error!("cannot check a token: {error}");
+                TokenError::NoKeys
+            })
+        };
+        if has_signed(&ask(Need::Verify)?, now, signed, by)
+            || (self.may_look_again() && has_signed(&ask(Need::Unknown)?, now, signed, by))
+        {
+            return Ok(());
+        }
+        Err(TokenError::Signature)
+    }
+
+    /// Anybody can send bad signatures: they must not keep a disk busy.
+    fn may_look_again(&self) -> bool {
+        let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let may = again.is_none_or(|last| now.duration_since(last) >= LOOK_AGAIN);
+        if may {
+            *again = Some(now);
+        }
+        may
     }
 
     fn believe(&self, now: SystemTime, claims: Claims) -> Result<Claims, TokenError> {
@@ -192,6 +230,32 @@ impl Signer {
         }
         Ok(claims)
     }
+}
+
+fn sign(key: &SigningKey, header: &str, claims: &Claims) -> String {
+    // Strings, numbers and lists: serde_json has nothing to refuse in them.
+    let body = serde_json::to_vec(claims).unwrap_or_default();
+    let mut token = format!("{header}.{}", URL_SAFE_NO_PAD.encode(body));
+    let signature = mac(key, token.as_bytes()).finalize().into_bytes();
+    token.push('.');
+    URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+    token
+}
+
+fn mac(key: &SigningKey, signed: &[u8]) -> Hmac<Sha256> {
+    let mut mac = keyed(&key.secret);
+    mac.update(signed);
+    mac
+}
+
+/// Whether the current key signed this, or the one before if its last tokens may still live.
+fn has_signed(keys: &SigningKeys, now: SystemTime, signed: &[u8], by: &[u8]) -> bool {
+    let ended = |age: Duration| age >= OVERLAP;
+    let over = now.duration_since(keys.current.made).is_ok_and(ended);
+    let previous = keys.previous.as_ref().filter(|_| !over);
+    // `verify_slice` compares in constant time.
+    let mut both = std::iter::once(&keys.current).chain(previous);
+    both.any(|key| mac(key, signed).verify_slice(by).is_ok())
 }
 
 /// HMAC-SHA256 with a key of 32 bytes.

@@ -6,7 +6,15 @@ use super::*;
 const KEY: [u8; 32] = [7; 32];
 
 fn signer() -> Signer {
-    Signer::new(KEY, "stillage")
+    Signer::new(Arc::new(KEY), "stillage")
+}
+
+fn key(secret: [u8; 32], made: SystemTime) -> SigningKey {
+    SigningKey { secret: Zeroizing::new(secret), made }
+}
+
+fn sign_with(header: &str, claims: &Claims) -> String {
+    sign(&key(KEY, UNIX_EPOCH), header, claims)
 }
 
 fn now() -> SystemTime {
@@ -25,7 +33,7 @@ fn issued() -> String {
 fn forged(change: impl FnOnce(&mut Claims)) -> Result<Claims, TokenError> {
     let mut claims = signer().verify_at(now(), &issued()).expect("good");
     change(&mut claims);
-    signer().verify_at(now(), &signer().sign(HEADER, &claims))
+    signer().verify_at(now(), &sign_with(HEADER, &claims))
 }
 
 #[test]
@@ -66,7 +74,7 @@ fn token_key_no_other_header_is_believed() {
         let swapped = format!("{header}.{rest}");
         assert_eq!(signer().verify_at(now(), &swapped), Err(TokenError::Header));
         let claims = signer().verify_at(now(), &issued()).expect("good");
-        let signed = signer().sign(&header, &claims);
+        let signed = sign_with(&header, &claims);
         assert_eq!(signer().verify_at(now(), &signed), Err(TokenError::Header), "even if signed");
     }
 }
@@ -80,7 +88,7 @@ fn a_changed_token_is_not_believed() {
         let changed = String::from_utf8(changed).expect("ASCII");
         assert!(signer().verify_at(now(), &changed).is_err(), "changed at {position}");
     }
-    let other = Signer::new([8; 32], "stillage");
+    let other = Signer::new(Arc::new([8; 32]), "stillage");
     assert_eq!(other.verify_at(now(), &token), Err(TokenError::Signature));
     let (signed, _) = token.rsplit_once('.').expect("dots");
     for signature in ["", "AAAA", &"A".repeat(43)] {
@@ -133,7 +141,7 @@ fn token_claims_none_may_be_missing() {
         less.as_object_mut().expect("an object").remove(claim).expect("it was there");
         let body = URL_SAFE_NO_PAD.encode(less.to_string());
         let signed = format!("{HEADER}.{body}");
-        let signature = signer().mac(signed.as_bytes()).finalize().into_bytes();
+        let signature = mac(&key(KEY, UNIX_EPOCH), signed.as_bytes()).finalize().into_bytes();
         let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature));
         assert_eq!(signer().verify_at(now(), &token), Err(TokenError::Malformed), "{claim}");
     }
@@ -167,6 +175,57 @@ fn the_largest_token_that_is_issued_is_read() {
     let user = "u".repeat(255);
     let token = signer().issue_at(now(), Some(&user), access).expect("random").token;
     assert!(signer().verify_at(now(), &token).is_ok(), "{} bytes", token.len());
+}
+
+/// Keys as a test sets them, which are seen only when somebody looks again.
+#[derive(Clone)]
+struct Changing(Arc<Mutex<(SigningKeys, Option<SigningKeys>)>>);
+
+impl KeySource for Changing {
+    fn keys(&self, need: Need) -> Result<SigningKeys, KeysError> {
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if need != Need::Verify
+            && let Some(next) = keys.1.take()
+        {
+            keys.0 = next;
+        }
+        Ok(keys.0.clone())
+    }
+}
+
+#[test]
+fn the_key_before_is_believed_as_long_as_its_tokens_live() {
+    let token = issued();
+    let rotated = |made: SystemTime| {
+        let (current, previous) = (key([8; 32], made), Some(key(KEY, UNIX_EPOCH)));
+        Signer::new(fixed(SigningKeys { current, previous }), "stillage")
+    };
+    assert!(rotated(now()).verify_at(now(), &token).is_ok());
+    // As of a server whose clock is behind, and one whose clock is ahead.
+    assert!(rotated(now()).verify_at(now().moved(-60), &token).is_ok());
+    assert!(rotated(now().moved(-60)).verify_at(now().moved(359), &token).is_ok());
+    // Whoever found an old key cannot sign with it.
+    let since = rotated(now().moved(-420));
+    assert_eq!(since.verify_at(now(), &token), Err(TokenError::Signature));
+    let gone = SigningKeys { current: key([8; 32], now()), previous: None };
+    let gone = Signer::new(fixed(gone), "stillage");
+    assert_eq!(gone.verify_at(now(), &token), Err(TokenError::Signature));
+}
+
+fn fixed(keys: SigningKeys) -> Arc<dyn KeySource> {
+    Arc::new(Changing(Arc::new(Mutex::new((keys, None)))))
+}
+
+#[test]
+fn an_unknown_signature_has_the_keys_read_again_but_not_for_ever() {
+    let old = SigningKeys { current: key([8; 32], UNIX_EPOCH), previous: None };
+    let new = SigningKeys { current: key(KEY, UNIX_EPOCH), previous: None };
+    let source = Changing(Arc::new(Mutex::new((old.clone(), Some(new.clone())))));
+    let signer = Signer::new(Arc::new(source.clone()), "stillage");
+    assert!(signer.verify_at(now(), &issued()).is_ok(), "another server made a key");
+    *source.0.lock().expect("no panic") = (old, Some(new));
+    let again = signer.verify_at(now(), &issued());
+    assert_eq!(again, Err(TokenError::Signature), "within a second of the last look");
 }
 
 /// Steps in time to both sides.

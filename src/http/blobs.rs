@@ -7,6 +7,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 
+use super::audit;
 use super::body;
 use super::errors::{Failure, Refusal};
 use super::reply::{self, CONTENT_DIGEST, value};
@@ -63,7 +64,14 @@ impl Visit {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Response, Failure> {
-        self.registry().delete_blob(repo, digest, &self.actor()).await?;
+        let (registry, actor) = (self.registry().clone(), self.actor());
+        let (source, repo, digest) = (self.source(), repo.clone(), digest.clone());
+        Self::to_the_end(async move {
+            registry.delete_blob(&repo, &digest, &actor).await?;
+            audit::blob_deleted(&source, &repo, &digest);
+            Ok(())
+        })
+        .await?;
         Ok(reply::empty(StatusCode::ACCEPTED))
     }
 }

@@ -4,12 +4,13 @@ use axum::response::Response;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, ORIGIN};
 
+use super::audit::{self, Source};
 use super::errors::{Failure, Refusal};
 use super::origin::Origin;
 use super::route::{Action, Deed};
 use super::{App, lists};
 use crate::access;
-use crate::auth::{self, AuthError, Caller, ChallengeError, Right, Verdict};
+use crate::auth::{self, AuthError, Caller, ChallengeError, Peer, Right, Verdict};
 use crate::oci::RepoName;
 use crate::registry;
 
@@ -27,7 +28,16 @@ pub(super) async fn identify(
     if values.next().is_some() {
         return Err(Refusal::Doubled("Authorization"));
     }
-    Ok(app.auth.identify(value, origin.client).await)
+    let identified = app.auth.identify(value, peer(origin)).await;
+    if let Err(AuthError::InvalidToken(why)) = identified {
+        audit::token_refused(origin.client, &origin.request, why);
+    }
+    Ok(identified)
+}
+
+/// Where a login comes from.
+pub(super) fn peer(origin: &Origin) -> Peer<'_> {
+    Peer { address: origin.client, request: origin.request.as_str() }
 }
 
 /// Who makes a request of the API; credentials that are not believed are answered with a challenge.
@@ -66,13 +76,21 @@ pub(super) fn admit(
     action: &Action,
 ) -> Result<Permit, Failure> {
     let needs = |error, message| Err(challenge(app, origin, action, error, message));
-    let log_in = || needs(None, "no token: log in, or fetch one from /token".to_owned());
+    let log_in = || {
+        let how = if app.auth.has_tokens() {
+            "no token: log in, or fetch one from /token"
+        } else {
+            "log in first"
+        };
+        needs(None, how.to_owned())
+    };
     let (repo, deed) = match action {
         Action::Repo(repo, deed) => (repo, deed),
+        Action::Catalog(_) if app.auth.lets_in(caller) => return Ok(Permit::default()),
         _ if caller.presented() => return Ok(Permit::default()),
         _ => return log_in(),
     };
-    if !caller.presented() {
+    if !app.auth.lets_in(caller) {
         return log_in();
     }
     let asks = matches!(deed, Deed::ReadBlob { head: true, .. });
@@ -102,14 +120,13 @@ pub(super) fn admit(
                 action: deed.right(),
                 server: rustix::process::geteuid().as_raw(),
             };
-            tracing::info!(
-                who = caller.who.name(),
-                client = %origin.client,
-                repo = repo.as_str(),
-                right = ?deed.right(),
-                why = ?access::why(&case, &judgement),
-                "refused"
-            );
+            let source = Source {
+                who: caller.who.name().map(str::to_owned),
+                client: origin.client,
+                request: origin.request.clone(),
+            };
+            let why = access::why(&case, &judgement);
+            audit::denied(&source, repo, deed.right(), &why);
             Err(denied(repo, deed))
         }
         Verdict::Untold => match found.stopped {
@@ -176,6 +193,10 @@ fn challenge(
     error: Option<ChallengeError>,
     message: String,
 ) -> Failure {
+    if !app.auth.has_tokens() {
+        let challenge = auth::BASIC_CHALLENGE.to_owned();
+        return Failure::Unauthorized { challenge, message };
+    }
     match origin.base() {
         // A realm that a stranger could choose would send passwords to the stranger.
         Err(refusal) => refusal.into(),

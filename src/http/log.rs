@@ -8,30 +8,50 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use http::header::HeaderName;
 use http::request::Parts;
 use http_body::{Frame, SizeHint};
 
+use super::audit::RequestId;
+use super::reply::value;
 use crate::auth::Who;
 
-/// What is known of a request so far.
+/// Tells the client the name that the request has in the log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Stands for the status where the client hung up before there was one, as in nginx's log.
+const GIVEN_UP: u16 = 499;
+
+/// What is known of a request so far. Dropped, it is written down.
 pub(super) struct Record {
+    id: RequestId,
     begun: Instant,
     client: IpAddr,
     method: String,
     path: String,
     who: Option<String>,
+    status: u16,
+    sent: u64,
 }
 
 impl Record {
     pub(super) fn begin(request: &Parts, peer: IpAddr) -> Record {
         Record {
+            id: RequestId::next(),
             begun: Instant::now(),
             client: peer,
             method: request.method.as_str().chars().take(32).collect(),
             // Without the query: that of `/token` names accounts that may be passwords.
             path: request.uri.path().chars().take(512).collect(),
             who: None,
+            status: GIVEN_UP,
+            sent: 0,
         }
+    }
+
+    /// The request's own name.
+    pub(super) fn id(&self) -> &RequestId {
+        &self.id
     }
 
     /// The address behind trusted proxies.
@@ -44,17 +64,16 @@ impl Record {
         self.who = who.name().map(str::to_owned);
     }
 
-    /// The answer, with a body that writes the line when it ends.
-    pub(super) fn end(self, response: Response) -> Response {
-        let status = response.status().as_u16();
-        response.map(|body| Body::new(Logged { body, sent: 0, status, record: self }))
+    /// The answer, with a body that takes the record along until it ends.
+    pub(super) fn end(mut self, mut response: Response) -> Response {
+        response.headers_mut().insert(REQUEST_ID, value(self.id.as_str()));
+        self.status = response.status().as_u16();
+        response.map(|body| Body::new(Logged { body, record: self }))
     }
 }
 
 struct Logged {
     body: Body,
-    sent: u64,
-    status: u16,
     record: Record,
 }
 
@@ -68,7 +87,7 @@ impl http_body::Body for Logged {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &frame {
-            self.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+            self.record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
         }
         frame
     }
@@ -82,9 +101,9 @@ impl http_body::Body for Logged {
     }
 }
 
-impl Drop for Logged {
+impl Drop for Record {
     fn drop(&mut self) {
-        let Record { begun, client, method, path, who } = &self.record;
+        let Record { id, begun, client, method, path, who, status, sent } = self;
         // Debug writes control characters as escapes: no request can forge a line.
         tracing::info!(
             target: "stillage::access",
@@ -92,9 +111,10 @@ impl Drop for Logged {
             %client,
             method,
             path,
-            status = self.status,
-            bytes = self.sent,
+            status,
+            bytes = sent,
             ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            request = id.as_str(),
         );
     }
 }

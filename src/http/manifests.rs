@@ -5,6 +5,7 @@ use axum::response::Response;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LOCATION};
 use http::{HeaderValue, StatusCode};
 
+use super::audit;
 use super::blobs::{FOREVER, is_known, name, not_modified};
 use super::body::Upload;
 use super::errors::{self, Failure, Refusal};
@@ -64,8 +65,14 @@ impl Visit {
             content_type: self.content_type()?,
             bytes: bytes.ok_or(Refusal::ManifestTooLarge)?,
         };
-        let pushed = self.registry().put_manifest(repo, push, &self.actor()).await?;
-        Ok(created(repo, &pushed))
+        let (registry, actor) = (self.registry().clone(), self.actor());
+        let (source, name) = (self.source(), repo.clone());
+        let pushed = Self::to_the_end(async move {
+            let pushed = registry.put_manifest(&name, push, &actor).await?;
+            audit::changed(&source, &name, &pushed.changes);
+            Ok(pushed)
+        });
+        Ok(created(repo, &pushed.await?))
     }
 
     pub(super) async fn delete_manifest(
@@ -73,7 +80,14 @@ impl Visit {
         repo: &RepoName,
         reference: &Reference,
     ) -> Result<Response, Failure> {
-        self.registry().delete_manifest(repo, reference, &self.actor()).await?;
+        let (registry, actor) = (self.registry().clone(), self.actor());
+        let (source, repo, reference) = (self.source(), repo.clone(), reference.clone());
+        Self::to_the_end(async move {
+            let changes = registry.delete_manifest(&repo, &reference, &actor).await?;
+            audit::changed(&source, &repo, &changes);
+            Ok(())
+        })
+        .await?;
         Ok(reply::empty(StatusCode::ACCEPTED))
     }
 }

@@ -17,6 +17,7 @@ use http::{Request, StatusCode};
 use crate::auth::Auth;
 use crate::registry::Registry;
 
+mod audit;
 mod blobs;
 mod body;
 mod conn;
@@ -26,6 +27,7 @@ mod framing;
 mod gate;
 mod head;
 mod http2;
+mod keys;
 mod lists;
 mod log;
 mod manifests;
@@ -41,10 +43,11 @@ mod uploads;
 mod visit;
 
 use errors::{Failure, Refusal};
+pub use keys::token_keys;
 use log::Record;
 use origin::Origin;
 pub use origin::{BaseUrl, Network};
-use route::Action;
+use route::{Action, RouteError};
 pub use server::Server;
 pub use tls::{KeyFiles, Own, OwnError, Tls, TlsError};
 use visit::Visit;
@@ -131,11 +134,14 @@ impl App {
         action: &Action,
         record: &mut Record,
     ) -> Result<Response, Failure> {
-        let origin = Origin::of(request, peer, &self.settings)?;
+        let origin = Origin::of(request, record.id(), peer, &self.settings)?;
         record.client(origin.client);
         gate::browsers(&self, &request.headers, &origin)?;
         match action {
             Action::Front | Action::Health | Action::Ready => Ok(reply::empty(StatusCode::OK)),
+            Action::Token { .. } | Action::TokenForm if !self.auth.has_tokens() => {
+                Err(RouteError::NotFound.into())
+            }
             Action::Token { scopes } => {
                 let (who, response) = token::get(&self, request, &origin, scopes).await?;
                 record.who(&who);
@@ -168,7 +174,8 @@ impl App {
             Err(failure) => return gate::alike(Err(failure), action),
         };
         let (client, headers) = (origin.client, request.headers.clone());
-        let visit = Visit { app: self, caller, permit, client, headers };
+        let request = origin.request.clone();
+        let visit = Visit { app: self, caller, permit, client, request, headers };
         match action {
             Action::Catalog(page) => visit.catalog(page).await,
             Action::Repo(repo, deed) => gate::alike(visit.perform(repo, deed, body).await, action),

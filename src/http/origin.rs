@@ -13,6 +13,7 @@ use http::uri::Authority;
 use http::{HeaderMap, Version};
 
 use super::Settings;
+use super::audit::RequestId;
 use super::errors::Refusal;
 
 /// A range of addresses: `10.0.0.0/8`, or one address alone.
@@ -92,6 +93,8 @@ impl FromStr for BaseUrl {
 pub(super) struct Origin {
     /// The client's address, as far as it can be known.
     pub(super) client: IpAddr,
+    /// The request's own name.
+    pub(super) request: RequestId,
     /// `Host`, or the host of an absolute request target.
     pub(super) host: Option<String>,
     /// How the client reaches us; an error where an untrusted peer says that it is a proxy.
@@ -107,6 +110,7 @@ impl Origin {
     /// Reads a request's headers. A `Host` that is missing, doubled or malformed is an error.
     pub(super) fn of(
         request: &Parts,
+        id: &RequestId,
         peer: IpAddr,
         settings: &Settings,
     ) -> Result<Origin, Refusal> {
@@ -125,7 +129,7 @@ impl Origin {
             (None, None) if is_forwarded(&request.headers) => Err(Refusal::Forwarded),
             (None, None) => direct(scheme, host.as_deref()),
         };
-        Ok(Origin { client, host, base })
+        Ok(Origin { client, request: id.clone(), host, base })
     }
 }
 

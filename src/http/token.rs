@@ -51,7 +51,7 @@ pub(super) async fn post(
         other => return Err(Refusal::Grant(other.chars().take(40).collect()).into()),
     }
     let (user, password) = (form.one("username")?, form.one("password")?);
-    let who = app.auth.login(user, password, origin.client).await;
+    let who = app.auth.login(user, password, gate::peer(origin)).await;
     let who = who.map_err(Failure::Auth)?;
     let asked = auth::parse_scopes(form.all("scope"));
     let issued = grant(app, &who, &asked)?;
@@ -99,7 +99,7 @@ fn rfc3339(at: SystemTime) -> Option<String> {
 pub(super) fn finish(response: &mut Response) {
     no_store(response);
     if response.status() == StatusCode::UNAUTHORIZED {
-        let basic = HeaderValue::from_static("Basic realm=\"stillage\"");
+        let basic = HeaderValue::from_static(auth::BASIC_CHALLENGE);
         response.headers_mut().insert(WWW_AUTHENTICATE, basic);
     }
 }

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 
 use super::App;
+use super::audit::{RequestId, Source};
 use super::errors::{Failure, Refusal};
 use super::gate::Permit;
 use super::route::Deed;
@@ -17,7 +18,7 @@ use crate::access;
 use crate::auth::{self, Caller, Right, Who};
 use crate::layout::Account;
 use crate::oci::RepoName;
-use crate::registry::{Actor, MayRead, Registry};
+use crate::registry::{self, Actor, MayRead, Registry};
 
 /// Who asks, with which headers, and of whom.
 pub(super) struct Visit {
@@ -25,6 +26,7 @@ pub(super) struct Visit {
     pub(super) caller: Caller,
     pub(super) permit: Permit,
     pub(super) client: IpAddr,
+    pub(super) request: RequestId,
     pub(super) headers: HeaderMap,
 }
 
@@ -74,6 +76,19 @@ impl Visit {
             from: Some(self.client),
             account: self.account(),
         }
+    }
+
+    /// Who and which request it is, for the record.
+    pub(super) fn source(&self) -> Source {
+        let who = self.caller.who.name().map(str::to_owned);
+        Source { who, client: self.client, request: self.request.clone() }
+    }
+
+    /// Does what changes a repository to its end, and has it recorded, even if the client hangs up.
+    pub(super) async fn to_the_end<T: Send + 'static>(
+        deed: impl Future<Output = registry::Result<T>> + Send + 'static,
+    ) -> registry::Result<T> {
+        tokio::spawn(deed).await.unwrap_or(Err(registry::Error::Internal))
     }
 
     /// What the caller may read of what others put there, and whose rights are in what is made.

@@ -6,7 +6,8 @@
 //!   the one writer of files that are replaced.
 //! - [`Tree`] is ROOT with the registry's own room. [`blobs`], [`IndexFile`], [`journal`],
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
-//!   [`Walk`] goes over all repositories, [`rights`] and [`readers`] read owners, modes and ACLs.
+//!   [`Walk`] goes over all repositories, [`rights`] and [`readers`] read owners, modes and ACLs,
+//!   [`KeyFile`] has the keys that sign tokens.
 //! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
 pub mod account;
@@ -33,6 +34,7 @@ pub mod rights;
 pub mod space;
 mod stamp;
 pub mod sweep;
+mod token_keys;
 mod tree;
 pub mod uploads;
 mod verified;
@@ -48,6 +50,7 @@ pub use incoming::Incoming;
 pub use index_file::IndexFile;
 pub use own_certificate::OwnCertificate;
 pub use stamp::Stamp;
+pub use token_keys::{Key, KeyFile, Keys};
 pub use tree::Tree;
 pub use verified::Verdict;
 pub use version::Version;

@@ -43,8 +43,10 @@ pub const TRASH: &str = "trash";
 pub const QUARANTINE: &str = "quarantine";
 /// flock'ed by whoever makes blobs' names vanish, and by whoever copies the tree; in the room.
 pub const GC_LOCK: &str = "gc.lock";
-/// The key that signs tokens, in the room.
+/// The keys that sign tokens, in the room.
 pub const TOKEN_KEY: &str = "token-key";
+/// flock'ed by whoever replaces [`TOKEN_KEY`], in the room.
+pub const TOKEN_LOCK: &str = "token-key.lock";
 /// The certificate that the server made for itself, in the room.
 pub const TLS: &str = "tls";
 /// The certificate, in [`TLS`].

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, Stat};
-use rustix::io::Errno;
 
 use super::account::Account;
 use super::acl;
@@ -102,49 +101,6 @@ impl Tree {
     /// system call.
     pub fn known(&self, digest: &Digest, stat: &Stat) -> Option<Verdict> {
         self.verified.verdict(digest, stat, self.is_ours(stat))
-    }
-
-    /// The key that signs tokens, made at the first call.
-    pub fn token_key(&self) -> Result<[u8; 32]> {
-        if let Some(key) = self.read_token_key()? {
-            return Ok(key);
-        }
-        let mut key = [0u8; 32];
-        getrandom::fill(&mut key)
-            .map_err(std::io::Error::other)
-            .at(|| self.room.at(path::TOKEN_KEY))?;
-        let beside = path::temporary(path::TOKEN_KEY);
-        durable::replace(&*self.disk, &self.room, &beside, &key, Purpose::Lock)?;
-        self.take_name(&beside, path::TOKEN_KEY)?;
-        self.disk.sync_dir(&self.room)?;
-        // Of two servers that start at once, both use the key that was first.
-        Ok(self.read_token_key()?.unwrap_or(key))
-    }
-
-    /// Gives a file of the room a name that nobody else has given away meanwhile.
-    fn take_name(&self, beside: &str, name: &str) -> Result<()> {
-        match self.disk.link(&self.room, beside, &self.room, name) {
-            Ok(()) => self.disk.unlink(&self.room, beside),
-            Err(error) if error.errno() == Some(Errno::EXIST) => {
-                self.disk.unlink(&self.room, beside)
-            }
-            // No links here: then the last one counts.
-            Err(_) => self.disk.rename(&self.room, beside, &self.room, name),
-        }
-    }
-
-    fn read_token_key(&self) -> Result<Option<[u8; 32]>> {
-        let Some(file) = self.room.file(path::TOKEN_KEY).or_absent()? else {
-            return Ok(None);
-        };
-        let at = || self.room.at(path::TOKEN_KEY);
-        let bytes = dir::read_all(&file, 32, at)?;
-        match bytes.try_into() {
-            Ok(key) => Ok(Some(key)),
-            Err(_) => {
-                Err(Error::damaged(at(), "is not 32 bytes long: remove it, and a new one is made"))
-            }
-        }
     }
 }
 

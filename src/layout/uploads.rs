@@ -4,7 +4,7 @@
 //! saved state would vouch for bytes that were never written.
 
 use std::fs::{File, TryLockError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, OFlags, Stat, fchmod};
 use rustix::io::Errno;
@@ -18,6 +18,11 @@ use crate::oci::{Algorithm, RepoName};
 
 /// Only the server's account reads and writes a session.
 const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// A worker that is just being started holds all our descriptors until its exec, also one that was
+/// closed meanwhile: a lock counts as somebody's when it was not to be had so often, a millisecond
+/// apart.
+const FORKS: u32 = 20;
 
 /// The name of a session: 128 random bits, so that nobody guesses another's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -166,10 +171,17 @@ impl Session {
     /// session's name and no other. Then it may be written to, even if it was sealed before a kill.
     fn hold(&self, file: &File) -> Result<Option<u64>> {
         let at = || self.dir.at(path::UPLOAD_DATA);
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error).at(at),
+        let mut again = FORKS;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if again > 0 => {
+                    again -= 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error).at(at),
+            }
         }
         let stat = dir::stat_file(file, at)?;
         let named = self.dir.stat_name(path::UPLOAD_DATA)?;

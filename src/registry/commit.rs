@@ -15,7 +15,7 @@ use super::group::{Group, Health, State};
 use super::manifests::Put;
 use super::{Actor, Error, Inner, Registry, Result, locked};
 use crate::layout::{Dir, Stamp, lock, path};
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::{Change, Digest, RepoName, Tag};
 
 /// How long the lock stays free after a commit if another process waits for it.
 const LEAVE_FREE: Duration = Duration::from_millis(5);
@@ -64,7 +64,10 @@ impl<E: Into<Error>> From<E> for Refusal {
     }
 }
 
-pub(super) type Outcome = std::result::Result<(), Refusal>;
+/// Nothing stands in the way, or what does.
+pub(super) type Checked = std::result::Result<(), Refusal>;
+/// What changed, or why nothing did.
+pub(super) type Outcome = std::result::Result<Vec<Change>, Refusal>;
 
 /// A deed that waits for the commit.
 #[derive(Debug)]

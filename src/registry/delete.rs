@@ -7,20 +7,20 @@ use super::indexes::Meanwhile;
 use super::{Actor, Error, Inner, Registry, Result};
 use crate::graph;
 use crate::layout::{Dir, Stamp, blobs, lock, path};
-use crate::oci::{Digest, Index, Reference, RepoName};
+use crate::oci::{Change, Digest, Index, Reference, RepoName};
 
 /// How long a request waits for whoever copies or collects the tree.
 const GC_LOCK_WAIT: Duration = Duration::from_secs(2);
 
 impl Registry {
     /// Removes a tag, or a manifest with all its tags ("Deleting tags", "Deleting Manifests").
-    /// When this returns, the change survives a power cut.
+    /// When this returns, the changes survive a power cut.
     pub async fn delete_manifest(
         &self,
         repo: &RepoName,
         reference: &Reference,
         actor: &Actor,
-    ) -> Result<()> {
+    ) -> Result<Vec<Change>> {
         let deed = match reference {
             Reference::Tag(tag) => Deed::Untag(tag.clone()),
             Reference::Digest(digest) => Deed::Remove(digest.clone()),
@@ -33,12 +33,12 @@ impl Registry {
     pub async fn delete_blob(&self, repo: &RepoName, digest: &Digest, actor: &Actor) -> Result<()> {
         let (name, wanted) = (repo.clone(), digest.clone());
         let (looked, _gc) = self.blocking(move |inner| inner.unreferenced(&name, &wanted)).await?;
-        self.delete(repo, Deed::Unlink(digest.clone(), looked), actor).await
+        self.delete(repo, Deed::Unlink(digest.clone(), looked), actor).await.map(|_| ())
     }
 
-    async fn delete(&self, repo: &RepoName, deed: Deed, actor: &Actor) -> Result<()> {
+    async fn delete(&self, repo: &RepoName, deed: Deed, actor: &Actor) -> Result<Vec<Change>> {
         match self.commit(repo, deed, actor).await {
-            Ok(()) => Ok(()),
+            Ok(changes) => Ok(changes),
             Err(Refusal::Error(error)) => Err(error),
             Err(Refusal::LookAgain) => Err(Error::Moved(repo.clone())),
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::commit::{Deed, Outcome, Refusal};
+use super::commit::{Checked, Deed, Outcome, Refusal};
 use super::indexes::Meanwhile;
 use super::manifests::Put;
 use super::{Actor, Error, Inner, Result};
@@ -98,12 +98,12 @@ impl<'a> Group<'a> {
                 Vec::new()
             }
         };
-        self.changes.extend(changes.into_iter().map(|change| (change, actor.clone())));
-        Ok(())
+        self.changes.extend(changes.iter().cloned().map(|change| (change, actor.clone())));
+        Ok(changes)
     }
 
     /// An index.json that its owner keeps to himself is not published by the one who rewrites it.
-    fn refuse_closed(&self, deed: &Deed, actor: &Actor) -> Outcome {
+    fn refuse_closed(&self, deed: &Deed, actor: &Actor) -> Checked {
         match &self.last {
             Some(last) if !last.readers.include(&actor.account) => match deed {
                 Deed::Promise(_) => Ok(()),
@@ -114,7 +114,7 @@ impl<'a> Group<'a> {
     }
 
     /// Removes a blob's name, if neither index.json as it stands nor as it is about to be needs it.
-    fn unlink(&self, digest: &Digest, looked: Option<Stamp>) -> Outcome {
+    fn unlink(&self, digest: &Digest, looked: Option<Stamp>) -> Checked {
         let stands = self.last.as_ref().filter(|last| looked != Some(last.stamp));
         let indexes = stands.map(|last| &last.index).into_iter();
         for index in indexes.chain((!self.changes.is_empty()).then_some(&self.index)) {
@@ -130,7 +130,7 @@ impl<'a> Group<'a> {
 
     /// Everything that the manifest relies on is there, in inodes of ours, and no collection has
     /// it on its list any more.
-    fn check_references(&self, put: &Put) -> Outcome {
+    fn check_references(&self, put: &Put) -> Checked {
         let tree = &self.inner.tree;
         let all = || std::iter::once(&put.descriptor).chain(&put.required);
         notes::promise(tree, self.repo, all().map(|descriptor| &descriptor.digest))?;

@@ -10,7 +10,7 @@ use crate::graph;
 use crate::layout::blobs::{self, Presence, Target};
 use crate::layout::facts::Fact;
 use crate::layout::{self, Account, Dir, IndexFile, path};
-use crate::oci::{Algorithm, Descriptor, Digest, Manifest, Reference, RepoName, Tag};
+use crate::oci::{Algorithm, Change, Descriptor, Digest, Manifest, Reference, RepoName, Tag};
 
 /// A manifest as it was pushed, byte for byte.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ pub struct Push {
 }
 
 /// A manifest that was pushed: durable, and named by every tag asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pushed {
     /// Its digest.
     pub digest: Digest,
@@ -45,6 +45,8 @@ pub struct Pushed {
     pub subject: Option<Digest>,
     /// The additional tags.
     pub tags: Vec<Tag>,
+    /// What that changed in the repository: nothing, if all was so before.
+    pub changes: Vec<Change>,
 }
 
 /// How often a push begins again because files vanished or changed under it.
@@ -72,10 +74,10 @@ impl Registry {
         for _ in 0..TRIES {
             put.bad = self.store(repo, &put, &push.bytes, actor).await?;
             match self.commit(repo, Deed::Put(Box::new(put.clone())), actor).await {
-                Ok(()) => {
+                Ok(changes) => {
                     let Put { descriptor, fact, .. } = put;
                     let (digest, subject) = (descriptor.digest, fact.subject);
-                    return Ok(Pushed { digest, subject, tags: push.tags });
+                    return Ok(Pushed { digest, subject, tags: push.tags, changes });
                 }
                 // Collected, replaced or dropped in between the look and the lock: look again.
                 Err(Refusal::LookAgain) => {}

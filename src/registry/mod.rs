@@ -35,12 +35,13 @@ pub use uploads::UploadStatus;
 
 pub use crate::layout::space::MinFree;
 pub use crate::layout::uploads::UploadId;
+pub use crate::layout::{Key, Keys};
 
 use crate::graph::Knowledge;
 use crate::layout::holders::Holders;
 use crate::layout::rights::{Rights, Way};
 use crate::layout::space::Space;
-use crate::layout::{self, Account, Disk, OwnCertificate, RealDisk, Tree};
+use crate::layout::{self, Account, Disk, KeyFile, OwnCertificate, RealDisk, Tree};
 use crate::oci::{Digest, RepoName};
 
 /// What an administrator may choose.
@@ -99,6 +100,17 @@ impl Destination {
     }
 }
 
+/// What the keys that sign tokens are wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyNeed {
+    /// To sign a token.
+    Sign,
+    /// To check one.
+    Verify,
+    /// To check one that none of the keys signed, as far as was known.
+    Unknown,
+}
+
 /// Decides whether the caller may pull from a repository.
 pub type MayRead = Arc<dyn Fn(&RepoName) -> bool + Send + Sync>;
 
@@ -114,6 +126,7 @@ struct Inner {
     settings: Settings,
     rights: Rights,
     holders: Holders,
+    keys: KeyFile,
     indexes: indexes::Indexes,
     queues: Mutex<HashMap<RepoName, Arc<commit::Queue>>>,
     hashes: uploads::Hashes,
@@ -139,6 +152,7 @@ impl Registry {
             settings,
             rights: Rights::default(),
             holders: Holders::default(),
+            keys: KeyFile::default(),
             indexes: indexes::Indexes::default(),
             queues: Mutex::default(),
             hashes: uploads::Hashes::default(),
@@ -148,9 +162,16 @@ impl Registry {
         Ok(Registry { inner: Arc::new(inner) })
     }
 
-    /// The key that signs tokens (`.stillage/token-key`), made at the first call.
-    pub fn token_key(&self) -> Result<[u8; 32]> {
-        Ok(self.inner.tree.token_key()?)
+    /// The keys that sign tokens (`.stillage/token-key`), made at the first call. A look at the
+    /// file's status, mostly; a key that is too old to sign with is replaced on the way.
+    pub fn token_keys(&self, need: KeyNeed) -> Result<Arc<Keys>> {
+        let Inner { tree, keys, .. } = &*self.inner;
+        let look = || match need {
+            KeyNeed::Sign => keys.to_sign(tree),
+            KeyNeed::Verify => keys.now(tree),
+            KeyNeed::Unknown => keys.again(tree),
+        };
+        Ok(if tree.is_remote() { tokio::task::block_in_place(look) } else { look() }?)
     }
 
     /// The certificate that the server made for itself, if it did (`.stillage/tls/`).

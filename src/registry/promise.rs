@@ -24,7 +24,7 @@ impl Registry {
         }
         match self.commit(repo, Deed::Promise(digest.clone()), actor).await {
             // A repository that is not there any more has nothing that could be taken.
-            Ok(()) | Err(Refusal::Error(Error::NameUnknown(_))) => Ok(()),
+            Ok(_) | Err(Refusal::Error(Error::NameUnknown(_))) => Ok(()),
             Err(Refusal::Error(error)) => Err(error),
             Err(Refusal::LookAgain) => Err(Error::Moved(repo.clone())),
         }

@@ -8,7 +8,10 @@ use super::Files;
 pub fn with_room(mut files: Files) -> Files {
     let mut room = Files::new();
     room.insert("version".into(), b"1\n".to_vec());
-    room.insert("token-key".into(), (0..32).collect());
+    let key = |made: &str, digit: &str| format!("{made}T08:00:00Z {}\n", digit.repeat(64));
+    let keys = key("2026-11-20", "a") + &key("2026-10-20", "5");
+    room.insert("token-key".into(), keys.into_bytes());
+    room.insert("token-key.lock".into(), Vec::new());
     room.insert("gc.lock".into(), Vec::new());
     for (path, bytes) in &files {
         let parts: Vec<_> = path.split('/').collect();

@@ -16,10 +16,15 @@ pub struct Account {
 impl Account {
     /// `useradd` and `chpasswd`: a name that nobody has, a random password, no home directory.
     pub fn new() -> Account {
+        Account::with_password(&super::content::random_hex(12))
+    }
+
+    /// The same with this password.
+    pub fn with_password(password: &str) -> Account {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("stlt{}x{number}", std::process::id());
-        let password = super::content::random_hex(12);
+        let password = password.to_owned();
         let lock = lock();
         run(Command::new("useradd").args(["--no-create-home", "--shell", "/bin/sh", &name])).ok();
         let account = Account { name, password };
@@ -54,6 +59,42 @@ impl Account {
     pub fn unexpire(&self) {
         let _lock = lock();
         run(Command::new("chage").args(["-E", "-1", &self.name])).ok();
+    }
+
+    /// `usermod -L`: the password is kept, and counts no more.
+    pub fn lock(&self) {
+        self.change("usermod", &["-L"]);
+    }
+
+    /// Ends that.
+    pub fn unlock(&self) {
+        self.change("usermod", &["-U"]);
+    }
+
+    /// `chage -d 0`: the password must be changed before anything else.
+    pub fn must_change_password(&self) {
+        self.change("chage", &["-d", "0"]);
+    }
+
+    /// `passwd -d`: no password is asked for at the console.
+    pub fn without_password(&self) {
+        self.change("passwd", &["-q", "-d"]);
+    }
+
+    /// The shell that a login at the console would get.
+    pub fn shell(&self, shell: &str) {
+        self.change("usermod", &["-s", shell]);
+    }
+
+    /// Takes the account out of a group.
+    pub fn leave(&self, group: &Group) {
+        self.change("gpasswd", &["-d", &self.name, &group.name]);
+    }
+
+    fn change(&self, tool: &str, args: &[&str]) {
+        let _lock = lock();
+        let name = (tool != "gpasswd").then_some(self.name.as_str());
+        run(Command::new(tool).args(args).args(name)).ok();
     }
 
     /// Puts the account into a group, which is made when missing and stays until its guard drops.

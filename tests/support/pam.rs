@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -83,7 +84,7 @@ impl Host {
 
     /// Short times, so that tests are short.
     pub(crate) fn settings(&self) -> Settings {
-        let mut settings = Settings::new(Mode::Pam, [7; 32]);
+        let mut settings = Settings::new(Mode::Pam, Arc::new([7; 32]));
         settings.pam_confdir = Some(self.path("pam.d"));
         settings.worker = self.path("worker");
         settings.limits.failure_floor = Duration::from_millis(100);

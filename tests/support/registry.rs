@@ -28,6 +28,8 @@ pub struct Registry {
     /// Holds the temporary directory of ROOT and of the server's output.
     room: tempfile::TempDir,
     args: Vec<String>,
+    /// What starts the server, before its own command line.
+    by: Vec<String>,
     envs: Vec<(String, String)>,
     addr: SocketAddr,
     /// What the server says on stdout after its first line.
@@ -56,7 +58,24 @@ impl Registry {
         Registry::launch(room, root, args, envs)
     }
 
+    /// The same started by another program: setpriv with its arguments, for instance. It must become
+    /// the server, not start one.
+    pub fn start_by(by: &[&str], root: &Path, args: &[&str]) -> Registry {
+        let by = by.iter().map(ToString::to_string).collect();
+        Registry::launch_by(by, room(), root.to_path_buf(), args, &[])
+    }
+
     fn launch(
+        room: tempfile::TempDir,
+        root: PathBuf,
+        args: &[&str],
+        envs: &[(&str, &str)],
+    ) -> Registry {
+        Registry::launch_by(Vec::new(), room, root, args, envs)
+    }
+
+    fn launch_by(
+        by: Vec<String>,
         room: tempfile::TempDir,
         root: PathBuf,
         args: &[&str],
@@ -66,6 +85,7 @@ impl Registry {
             root,
             room,
             args: args.iter().map(ToString::to_string).collect(),
+            by,
             envs: envs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             report: None,
@@ -84,7 +104,9 @@ impl Registry {
             .append(true)
             .open(self.stderr_path())
             .expect("the server's stderr file");
-        let mut child = Command::new(STILLAGE)
+        let line = self.by.iter().map(String::as_str).chain([STILLAGE]).collect::<Vec<_>>();
+        let mut child = Command::new(line[0])
+            .args(&line[1..])
             .arg("serve")
             .arg(&self.root)
             .args(["--listen", "127.0.0.1:0"])

@@ -1,6 +1,7 @@
 //! How long uploads live, and how much they take.
 
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use super::*;
@@ -60,10 +61,11 @@ async fn upload_expiry_takes_all_of_an_upload_or_nothing() {
         for _ in 0..4 {
             ids.push(f.registry.begin_upload(&name, None, &actor).await.unwrap().id);
         }
+        let enough = Arc::new(AtomicBool::new(false));
         let sweeper = tokio::spawn({
-            let registry = f.registry.clone();
+            let (registry, enough) = (f.registry.clone(), Arc::clone(&enough));
             async move {
-                loop {
+                while !enough.load(Ordering::Relaxed) {
                     registry.sweep_uploads().await.unwrap();
                 }
             }
@@ -93,8 +95,8 @@ async fn upload_expiry_takes_all_of_an_upload_or_nothing() {
             }
             assert_eq!(done.is_ok(), there, "half of {digest} is there");
         }
-        sweeper.abort();
-        let _ = sweeper.await;
+        enough.store(true, Ordering::Relaxed);
+        sweeper.await.unwrap();
     }
     assert!(kept > 0 && gone > 0, "{kept} kept, {gone} gone");
     f.registry.sweep_uploads().await.unwrap();

@@ -22,7 +22,9 @@ pub(super) fn check(run: &mut Run<'_>, room: &Dir) -> Result<bool> {
         if let Some(dir) = probe::dir(room, path::UNREFERENCED, &mut findings).there() {
             notes(&dir, "", &mut findings);
         }
-        probe::status(room, path::GC_LOCK, FileType::RegularFile, &mut findings);
+        for lock in [path::GC_LOCK, path::TOKEN_LOCK] {
+            probe::status(room, lock, FileType::RegularFile, &mut findings);
+        }
     }
     run.hand_on(findings);
     if known {
@@ -66,11 +68,16 @@ fn token_key(room: &Dir, findings: &mut Findings) {
     let Some((file, stat)) = probe::file(room, path::TOKEN_KEY, findings).there() else {
         return;
     };
+    let at = room.at(path::TOKEN_KEY);
     let mode = stat.st_mode & 0o7777;
-    if mode != 0o600 || size_of(&stat) != 32 || rights::has_acl(&file) {
-        let message =
-            format!("has mode {mode:o} and {} bytes, must have 600 and 32", size_of(&stat));
-        findings.add(Rule::TokenKeyUnsafe, &room.at(path::TOKEN_KEY), message);
+    if mode != 0o600 || rights::has_acl(&file) {
+        let message = format!("has mode {mode:o}, must have 600 and no ACL");
+        findings.add(Rule::TokenKeyUnsafe, &at, message);
+    }
+    let keys = layout::read_all(&file, 512, || at.clone()).ok().map(zeroize::Zeroizing::new);
+    if keys.and_then(|bytes| layout::Keys::parse(&bytes)).is_none() {
+        let message = "holds no key: a line for the current one and a line for the one before";
+        findings.add(Rule::TokenKeyUnsafe, &at, message);
     }
 }
 
