@@ -128,6 +128,17 @@ pub struct ServeArgs {
     /// With --auth none: listen beyond this machine, where everyone may then do everything
     #[arg(long, env = "STILLAGE_OPEN_TO_ALL", hide_env = true, value_parser = FalseyValueParser::new())]
     open_to_all: bool,
+    /// The certificate for TLS as PEM, with its chain; a renewed one needs no restart
+    #[arg(long, env = "STILLAGE_TLS_CERT", hide_env = true, value_name = "FILE")]
+    #[arg(requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key as PEM
+    #[arg(long, env = "STILLAGE_TLS_KEY", hide_env = true, value_name = "FILE")]
+    #[arg(requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// TLS with a certificate made here, and how clients come to trust it
+    #[arg(long, env = "STILLAGE_TLS", hide_env = true, value_enum, conflicts_with = "tls_cert")]
+    tls: Option<OwnTls>,
     /// The URL under which clients reach the server behind a proxy
     #[arg(long, env = "STILLAGE_EXTERNAL_URL", hide_env = true, value_name = "URL")]
     external_url: Option<BaseUrl>,
@@ -173,6 +184,11 @@ enum AnonymousMode {
     None,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OwnTls {
+    SelfSigned,
+}
+
 impl From<AnonymousMode> for auth::Anonymous {
     fn from(mode: AnonymousMode) -> auth::Anonymous {
         match mode {
@@ -194,8 +210,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 pub enum ConfigError {
     /// Passwords and tokens would travel in clear.
     #[error(
-        "{0} is not loopback, and without TLS passwords would travel in clear: add --plain-http if \
-         nobody listens on the way, or put a proxy with TLS in front of 127.0.0.1"
+        "{0} is not loopback, and without TLS passwords would travel in clear: add --tls-cert and \
+         --tls-key, or --plain-http if nobody listens on the way, or put a proxy with TLS in front \
+         of 127.0.0.1"
     )]
     PlainHttp(SocketAddr),
     /// Everyone who reaches the port could do everything.
@@ -243,15 +260,33 @@ pub struct Serve {
     pub pam_service: String,
     /// Where PAM's services are described, if not in /etc/pam.d.
     pub pam_confdir: Option<PathBuf>,
-    /// What the wire needs to know.
+    /// Which certificate the listener shows; none without TLS.
+    pub certificate: Option<Certificate>,
+    /// What the wire needs to know, but for the certificate itself.
     pub http: http::Settings,
+}
+
+/// Where the listener's certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// Somebody puts it there and renews it.
+    Files(http::KeyFiles),
+    /// The server makes it.
+    SelfSigned,
 }
 
 impl ServeArgs {
     /// Checks what was typed, and fills in what was not.
     pub fn check(self) -> Result<Serve, ConfigError> {
         let loopback = self.listen.ip().to_canonical().is_loopback();
-        if !loopback && !self.plain_http {
+        let certificate = match (self.tls_cert, self.tls_key, self.tls) {
+            (Some(certificate), Some(key), _) => {
+                Some(Certificate::Files(http::KeyFiles { certificate, key }))
+            }
+            (_, _, Some(OwnTls::SelfSigned)) => Some(Certificate::SelfSigned),
+            _ => None,
+        };
+        if !loopback && certificate.is_none() && !self.plain_http {
             return Err(ConfigError::PlainHttp(self.listen));
         }
         let open = self.auth == AuthMode::None;
@@ -292,6 +327,7 @@ impl ServeArgs {
             allow_root: self.allow_root,
             pam_service: self.pam_service,
             pam_confdir: self.pam_confdir,
+            certificate,
             http: http::Settings {
                 external_url: self.external_url,
                 trusted_proxies: self.trusted_proxy,
@@ -349,6 +385,10 @@ mod tests {
         assert_eq!(serve(&outside).unwrap().anonymous, auth::Anonymous::Nothing);
         let open = ["--listen", "0.0.0.0:5000", "--plain-http", "--auth", "none"];
         assert!(matches!(serve(&open), Err(ConfigError::OpenToAll(_))));
+        let outside = ["--listen", "0.0.0.0:5000", "--tls", "self-signed"];
+        assert_eq!(serve(&outside).unwrap().certificate, Some(Certificate::SelfSigned));
+        let open = ["--listen", "0.0.0.0:5000", "--tls", "self-signed", "--auth", "none"];
+        assert!(matches!(serve(&open), Err(ConfigError::OpenToAll(_))));
         let inside = serve(&["--auth", "none", "--listen", "[::1]:0"]).unwrap();
         assert!(inside.http.open);
         assert_eq!(inside.anonymous, auth::Anonymous::Pull);
@@ -359,6 +399,23 @@ mod tests {
         assert_eq!(nobody, ConfigError::NoAdministrators);
         let some = serve(&["--auth", "basic", "--admin-group", "adm"]).unwrap();
         assert_eq!(some.mode, auth::Mode::Basic);
+    }
+
+    #[test]
+    fn a_certificate_has_a_key() {
+        let both = serve(&["--tls-cert", "a", "--tls-key", "b"]).unwrap();
+        let files = http::KeyFiles { certificate: "a".into(), key: "b".into() };
+        assert_eq!(both.certificate, Some(Certificate::Files(files)));
+        assert_eq!(serve(&[]).unwrap().certificate, None);
+        for wrong in [
+            &["--tls-cert", "a"][..],
+            &["--tls-key", "b"],
+            &["--tls-cert", "a", "--tls-key", "b", "--tls", "self-signed"],
+            &["--tls", "on"],
+        ] {
+            let line = ["stillage", "serve", "root"].iter().chain(wrong);
+            assert!(Cli::try_parse_from(line).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

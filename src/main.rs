@@ -11,8 +11,10 @@ use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::access;
 use stillage::auth::{self, Auth};
-use stillage::config::{AccessArgs, CheckArgs, Cli, Command, ConfigError, Serve, ServeArgs};
-use stillage::http::{self, Server};
+use stillage::config::{
+    AccessArgs, Certificate, CheckArgs, Cli, Command, ConfigError, Serve, ServeArgs,
+};
+use stillage::http::{self, Own, Server, Tls};
 use stillage::registry::Registry;
 use stillage::upkeep::check;
 use stillage::wipe::Wiping;
@@ -100,24 +102,51 @@ async fn run(settings: Serve) -> Result<(), Box<dyn Error>> {
     let registry = Registry::open(&settings.root, settings.registry)?;
     let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
     let sweeper = registry.clone().keep_swept();
-    let server = Server::bind(settings.listen, registry, auth, settings.http.clone()).await;
+    let mut http = settings.http.clone();
+    let own = certificate(&settings, &registry, &mut http)?;
+    let server = Server::bind(settings.listen, registry, auth, http).await;
     let server =
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
-    report(&settings, &server)?;
+    report(&settings, &server, own.as_ref())?;
     tokio::spawn(sweeper);
     server.run(Box::pin(stop)).await;
     Ok(())
 }
 
+/// Loads the certificate that the listener is to show. One that the server made is given back: the
+/// person who started the server has to make clients trust it.
+fn certificate(
+    settings: &Serve,
+    registry: &Registry,
+    http: &mut http::Settings,
+) -> Result<Option<Own>, Box<dyn Error>> {
+    match &settings.certificate {
+        None => Ok(None),
+        Some(Certificate::Files(files)) => {
+            http.tls = Some(Tls::from_files(files.clone())?);
+            Ok(None)
+        }
+        Some(Certificate::SelfSigned) => {
+            let own = Own::of(registry, settings.listen.ip())?;
+            http.tls = Some(own.tls.clone());
+            Ok(Some(own))
+        }
+    }
+}
+
 /// What the person who started the server wants to know.
-fn report(settings: &Serve, server: &Server) -> io::Result<()> {
+fn report(settings: &Serve, server: &Server, own: Option<&Own>) -> io::Result<()> {
     let [create, pull] = access::start(&settings.start()).map_err(io::Error::other)?;
     let root = Path::display(&settings.root);
-    let text = format!(
-        "stillage: serving {root} at http://{}\nstillage: {}\nstillage: {create}\nstillage: {pull}\n",
-        server.address()?,
+    let scheme = if settings.certificate.is_some() { "https" } else { "http" };
+    let address = server.address()?;
+    let mut text = format!(
+        "stillage: serving {root} at {scheme}://{address}\nstillage: {}\nstillage: {create}\nstillage: {pull}\n",
         server.who_can_log_in(),
     );
+    if let Some(own) = own {
+        text.push_str(&own.how_to_trust(address));
+    }
     let mut stdout = io::stdout();
     // Who closed our stdout does not want to know; that is no reason not to serve.
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());

@@ -145,10 +145,14 @@ fn every_path_that_the_code_spells_is_on_the_page() {
         path::QUARANTINE,
         path::GC_LOCK,
         path::TOKEN_KEY,
+        path::TLS,
         path::TOKEN_LOCK,
     ];
     for name in room {
         assert!(page.contains(&format!("\n### `{}/{name}", path::ROOM)), "{name}");
+    }
+    for name in [path::TLS_CERTIFICATE, path::TLS_KEY] {
+        assert!(page.contains(&format!("`{name}`")), "{name}");
     }
     for name in [path::UPLOAD_DATA, path::UPLOAD_OWNER] {
         assert!(page.contains(&format!("\n- `{name}`: ")), "{name}");

@@ -1,10 +1,8 @@
 //! A client's connection: what happens to it besides HTTP.
 //!
-//! - What a client sends is looked at by [`Framing`] before hyper reads it.
 //! - A client that takes nothing of its answer for too long is cut off.
 //! - A connection is closed so that its last answer arrives: the kernel answers bytes that nobody
 //!   read with a reset, and a reset takes away what the client has not read yet.
-//! - A client that speaks TLS is told so in words that it understands.
 
 use std::future::Future;
 use std::io;
@@ -12,30 +10,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
-
-use super::framing::{Framing, Violation};
 
 /// How much of an unread body is taken off the socket before it is closed, and for how long.
 const DRAIN: usize = 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// The first byte of a TLS handshake; no HTTP method begins with it.
-const TLS_HANDSHAKE: u8 = 0x16;
-
-/// What is said to a client that speaks TLS: containerd goes on without TLS after just this.
-const NO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
-    Content-Length: 49\r\nConnection: close\r\n\r\nThis server speaks HTTP; the client speaks TLS.\r\n";
-
-/// The socket as hyper sees it.
-pub(super) struct Socket {
-    stream: TcpStream,
+/// A TCP connection, or TLS over one, as hyper sees it.
+pub(super) struct Socket<S> {
+    stream: S,
     patience: Duration,
-    framing: Framing,
-    /// No more is read: the client sent what cannot be understood.
-    ended: Option<Violation>,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
     closing: Option<Closing>,
@@ -46,32 +31,9 @@ struct Closing {
     left: usize,
 }
 
-impl Socket {
-    pub(super) fn new(stream: TcpStream, patience: Duration) -> Socket {
-        Socket {
-            stream,
-            patience,
-            framing: Framing::new(),
-            ended: None,
-            stalled: None,
-            closing: None,
-        }
-    }
-
-    /// Waits for the client's first byte: does it speak TLS?
-    pub(super) async fn speaks_tls(&self) -> io::Result<bool> {
-        let mut first = [0];
-        let peek = self.stream.peek(&mut first);
-        match tokio::time::timeout(self.patience, peek).await {
-            Ok(read) => Ok(read? == 1 && first[0] == TLS_HANDSHAKE),
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        }
-    }
-
-    /// Tells a client that there is no TLS here, and closes.
-    pub(super) async fn refuse_tls(mut self) -> io::Result<()> {
-        self.write_all(NO_TLS).await?;
-        self.shutdown().await
+impl<S> Socket<S> {
+    pub(super) fn new(stream: S, patience: Duration) -> Socket<S> {
+        Socket { stream, patience, stalled: None, closing: None }
     }
 
     /// What a write came to, with the clock started or stopped.
@@ -91,44 +53,17 @@ impl Socket {
     }
 }
 
-impl AsyncRead for Socket {
+impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.ended {
-            None => {}
-            Some(Violation::Head(_)) => return Poll::Ready(Ok(())),
-            Some(Violation::Body(_)) => {
-                let error = "the chunks of the body are malformed";
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
-            }
-        }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        let Err(violation) = self.framing.take(&buf.filled()[before..]) else {
-            return Poll::Ready(Ok(()));
-        };
-        self.ended = Some(violation);
-        match violation {
-            Violation::Head(at) => {
-                // No head may hold a NUL: hyper answers 400 and closes.
-                buf.filled_mut()[before + at] = 0;
-                buf.set_filled(before + at + 1);
-            }
-            // What stands before it is whole; after it comes the error.
-            Violation::Body(at) if at > 0 => buf.set_filled(before + at),
-            Violation::Body(_) => {
-                buf.set_filled(before);
-                return self.poll_read(cx, buf);
-            }
-        }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -152,7 +87,9 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // TLS holds back what the client does not take.
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.timed(cx, flushed)
     }
 
     /// Ends our side, then reads what the client still sends until it ends its own side too, or
@@ -160,7 +97,8 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.closing.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            let ended = Pin::new(&mut this.stream).poll_shutdown(cx);
+            ready!(this.timed(cx, ended))?;
         }
         let closing = this.closing.get_or_insert_with(|| Closing {
             limit: Box::pin(tokio::time::sleep(DRAIN_TIME)),
@@ -183,21 +121,14 @@ impl AsyncWrite for Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (client, server) = tokio::join!(client, listener.accept());
         (client.unwrap(), server.unwrap().0)
-    }
-
-    #[test]
-    fn the_answer_to_tls_is_as_long_as_it_says() {
-        let text = str::from_utf8(NO_TLS).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
     }
 
     #[tokio::test]

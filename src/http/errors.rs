@@ -3,6 +3,7 @@
 //! What the client is told names its own digests, tags and repositories, never our paths; the
 //! paths and causes go to the log.
 
+use std::error::Error;
 use std::io;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use http::header::{ALLOW, CONTENT_RANGE, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHE
 use rustix::io::Errno;
 use serde_json::json;
 
+use super::head::Wrong;
 use super::reply::{Code, Problem, value};
 use super::route::RouteError;
 use crate::access;
@@ -71,6 +73,12 @@ pub(super) enum Refusal {
     Grant(String),
     #[error("the range lies outside of the {size} bytes")]
     Range { size: u64 },
+    #[error(transparent)]
+    Head(#[from] Wrong),
+    #[error("the chunks of the body are malformed")]
+    Chunks,
+    #[error("this port speaks TLS: use https://")]
+    NeedsTls,
     #[error("the body ended early: {0}")]
     Body(String),
     #[error("the body stopped coming: nothing arrived for {} seconds", .0.as_secs())]
@@ -136,9 +144,11 @@ fn of_route(error: RouteError) -> Problem {
 fn of_refusal(refusal: Refusal) -> Problem {
     let bad = StatusCode::BAD_REQUEST;
     let (status, code) = match &refusal {
-        Refusal::Host(_) | Refusal::Forwarded | Refusal::Header(_) | Refusal::Doubled(_) => {
-            (bad, Code::Unsupported)
-        }
+        Refusal::Host(_)
+        | Refusal::Forwarded
+        | Refusal::Header(_)
+        | Refusal::Doubled(_)
+        | Refusal::NeedsTls => (bad, Code::Unsupported),
         Refusal::ForeignHost(_) | Refusal::ForeignOrigin(_) => {
             (StatusCode::FORBIDDEN, Code::Denied)
         }
@@ -149,13 +159,35 @@ fn of_refusal(refusal: Refusal) -> Problem {
         // Tells clients to use GET instead.
         Refusal::Grant(_) => (StatusCode::NOT_FOUND, Code::Unsupported),
         Refusal::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
-        Refusal::Body(_) => (bad, Code::BlobUploadInvalid),
+        Refusal::Head(wrong) => (of_head(wrong), Code::Unsupported),
+        Refusal::Body(_) | Refusal::Chunks => (bad, Code::BlobUploadInvalid),
         Refusal::Stalled(_) => (StatusCode::REQUEST_TIMEOUT, Code::BlobUploadInvalid),
     };
     let problem = Problem::new(status, code, &refusal);
     match refusal {
         Refusal::Range { size } => problem.header(CONTENT_RANGE, value(format!("bytes */{size}"))),
         _ => problem,
+    }
+}
+
+fn of_head(wrong: &Wrong) -> StatusCode {
+    match wrong {
+        Wrong::TargetTooLong => StatusCode::URI_TOO_LONG,
+        Wrong::TooLarge | Wrong::TooManyLines => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Wrong::Version(_) => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+        Wrong::LineFeed
+        | Wrong::CarriageReturn
+        | Wrong::Control(_)
+        | Wrong::RequestLine
+        | Wrong::Target
+        | Wrong::Folded
+        | Wrong::NoColon
+        | Wrong::Name(_)
+        | Wrong::Length
+        | Wrong::Twice(_)
+        | Wrong::TwoLengths
+        | Wrong::Encoding
+        | Wrong::OldEncoding => StatusCode::BAD_REQUEST,
     }
 }
 
@@ -338,10 +370,21 @@ fn broken() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Unknown, message)
 }
 
-/// What became of a request's body: the client stalled, went away or broke the framing.
+/// What became of a request's body: the client stalled, went away or broke the framing. Whoever
+/// handed the error on may have wrapped it.
 pub(super) fn body(source: &io::Error) -> Refusal {
-    let refusal = source.get_ref().and_then(|inner| inner.downcast_ref::<Refusal>());
-    refusal.cloned().unwrap_or_else(|| Refusal::Body(source.to_string()))
+    let mut cause: Option<&(dyn Error + 'static)> = Some(source);
+    while let Some(error) = cause {
+        if let Some(refusal) = error.downcast_ref::<Refusal>() {
+            return refusal.clone();
+        }
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            // `source` would pass over it.
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    Refusal::Body(source.to_string())
 }
 
 #[cfg(test)]

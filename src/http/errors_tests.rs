@@ -80,6 +80,13 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (Refusal::Grant("x".into()).into(), 404, Code::Unsupported),
         (Refusal::Range { size: 7 }.into(), 416, Code::RangeInvalid),
         (Refusal::Body("x".into()).into(), 400, Code::BlobUploadInvalid),
+        (Refusal::Chunks.into(), 400, Code::BlobUploadInvalid),
+        (Refusal::NeedsTls.into(), 400, Code::Unsupported),
+        (Refusal::from(Wrong::LineFeed).into(), 400, Code::Unsupported),
+        (Refusal::from(Wrong::TargetTooLong).into(), 414, Code::Unsupported),
+        (Refusal::from(Wrong::TooLarge).into(), 431, Code::Unsupported),
+        (Refusal::from(Wrong::TooManyLines).into(), 431, Code::Unsupported),
+        (Refusal::from(Wrong::Version("HTTP/3.7".into())).into(), 505, Code::Unsupported),
         (Refusal::Stalled(wait).into(), 408, Code::BlobUploadInvalid),
         (
             Failure::Unauthorized { challenge: "Bearer".into(), message: "x".into() },

@@ -5,355 +5,193 @@
 //! read the same bytes otherwise, and then one client's body becomes another client's request.
 //! So the bytes are looked at before hyper gets them, and whatever could be read in two ways is
 //! refused. Nothing is kept but where in a request we are: a body passes by uncopied.
+//!
+//! A head passes only when it is whole and right, so hyper finds nothing to refuse in it: what is
+//! refused is refused here, and can be answered with words.
+
+use http::{Method, Uri};
+
+use super::head::Head;
+pub(super) use super::head::Wrong;
 
 /// The longest line of a chunk's size, and of all trailer lines together.
 const MAX_CHUNK_LINE: usize = 256;
 const MAX_TRAILERS: usize = 8 * 1024;
 
-/// As much of a header's name or value as it takes to know the two that frame a body.
-const KEPT: usize = 24;
+/// What a look at some bytes came to.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// So many of the bytes may pass. The others belong to something that is not whole yet: they
+    /// are to be shown again, with what follows them.
+    pub(super) passed: usize,
+    /// What stands after these, if it cannot be read in one way only. Nothing after it can.
+    pub(super) violation: Option<Violation>,
+}
 
-/// What cannot be read in one way only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What cannot be read in one way only, or is too large.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Violation {
-    /// In a head, at this byte of what was given.
-    Head(usize),
-    /// Between the chunks of a body, likewise.
-    Body(usize),
+    /// In a request's head.
+    Head(Box<Refused>),
+    /// Between the chunks of a body.
+    Body,
+}
+
+/// A request of which the head was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// What is wrong with it.
+    pub(super) why: Wrong,
+    /// What was asked for, where the first line was right.
+    pub(super) asked: Option<(Method, Uri)>,
+    /// How many requests of the connection came before it.
+    pub(super) after: u64,
 }
 
 /// A connection's place in the requests that pass.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Framing {
     state: State,
-    line: Line,
-    head: Head,
+    heads: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum State {
-    RequestLine,
-    Headers,
+    Head(Head),
     Body(u64),
     ChunkSize,
     ChunkData(u64),
-    /// The line end after a chunk's data: how many of its two bytes are still to come.
-    ChunkEnd(u8),
+    /// The line end after a chunk's data.
+    ChunkEnd,
+    /// How many bytes of trailers there were.
     Trailers(usize),
 }
 
-/// What a head has said about its body so far.
-#[derive(Debug, Default)]
-struct Head {
-    length: Option<u64>,
-    chunked: bool,
+impl Default for State {
+    fn default() -> State {
+        State::Head(Head::default())
+    }
 }
 
-/// The line that is being read: its length, its last byte, and its beginning and end where they
-/// may matter.
-#[derive(Debug, Default)]
-struct Line {
-    len: usize,
-    after_cr: bool,
-    name: Vec<u8>,
-    in_value: bool,
-    value: Vec<u8>,
-    /// The value says more than was kept of it.
-    is_cut: bool,
-}
+/// The next part of a request: its length, and what follows it.
+type Part = Option<(usize, State)>;
 
-enum End {
-    /// The line goes on.
-    Not,
-    /// The byte was the line's last.
-    Whole,
-}
+/// The chunks of a body are malformed.
+struct BadChunks;
 
 impl Framing {
-    pub(super) fn new() -> Framing {
-        Framing { state: State::RequestLine, line: Line::default(), head: Head::default() }
+    /// Looks at the next bytes of a connection: those that did not pass the last time, then new ones.
+    pub(super) fn look(&mut self, bytes: &[u8]) -> Look {
+        let mut passed = 0;
+        while passed < bytes.len() {
+            match self.part(&bytes[passed..]) {
+                Ok(Some((len, next))) => {
+                    passed += len;
+                    self.state = next;
+                }
+                Ok(None) => break,
+                Err(violation) => return Look { passed, violation: Some(violation) },
+            }
+        }
+        Look { passed, violation: None }
     }
 
-    /// Looks at the next bytes of a connection.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(), Violation> {
-        let mut at = 0;
-        while at < bytes.len() {
-            let rest = &bytes[at..];
-            at += match self.state {
-                State::Body(left) => {
-                    let (state, len) = pass(left, rest, State::RequestLine, State::Body);
-                    self.state = state;
-                    len
-                }
-                State::ChunkData(left) => {
-                    let (state, len) = pass(left, rest, State::ChunkEnd(2), State::ChunkData);
-                    self.state = state;
-                    len
-                }
-                _ => {
-                    self.step(rest[0]).ok_or(match self.state {
-                        State::RequestLine | State::Headers => Violation::Head(at),
-                        _ => Violation::Body(at),
-                    })?;
-                    1
-                }
-            };
-        }
-        Ok(())
+    /// Whether a request has begun to arrive, or is not at its end.
+    #[cfg(test)]
+    fn is_between(&self) -> bool {
+        matches!(&self.state, State::Head(head) if !head.has_begun())
     }
 
-    /// One byte outside of data; `None` where it must not stand.
-    fn step(&mut self, byte: u8) -> Option<()> {
-        match self.state {
-            State::RequestLine => {
-                if let End::Whole = self.line.push(byte)? {
-                    // Empty lines before a request are allowed (RFC 9112, 2.2).
-                    if self.line.take().len > 0 {
-                        self.state = State::Headers;
-                    }
+    fn part(&mut self, rest: &[u8]) -> Result<Part, Violation> {
+        match &mut self.state {
+            State::Head(head) => match head.look(rest) {
+                Ok(Some(len)) => {
+                    let next = after_head(head);
+                    self.heads += 1;
+                    Ok(Some((len, next)))
                 }
-            }
-            State::Headers => self.header(byte)?,
-            State::ChunkSize => self.chunk_size(byte)?,
-            State::ChunkEnd(left) => {
-                if byte != if left == 2 { b'\r' } else { b'\n' } {
-                    return None;
+                Ok(None) => Ok(None),
+                Err(why) => {
+                    let refused = Refused { why, asked: head.asked(), after: self.heads };
+                    Err(Violation::Head(Box::new(refused)))
                 }
-                self.state = if left == 2 { State::ChunkEnd(1) } else { State::ChunkSize };
-            }
-            State::Trailers(seen) => {
-                if seen == MAX_TRAILERS {
-                    return None;
-                }
-                self.state = State::Trailers(seen + 1);
-                if let End::Whole = self.line.push(byte)?
-                    && self.line.take().len == 0
-                {
-                    self.state = State::RequestLine;
-                }
-            }
-            State::Body(_) | State::ChunkData(_) => {}
+            },
+            State::Body(left) => Ok(data(*left, rest, State::default(), State::Body)),
+            State::ChunkData(left) => Ok(data(*left, rest, State::ChunkEnd, State::ChunkData)),
+            State::ChunkSize => chunk_size(rest).map_err(|BadChunks| Violation::Body),
+            State::ChunkEnd => chunk_end(rest).map_err(|BadChunks| Violation::Body),
+            State::Trailers(seen) => trailer(*seen, rest).map_err(|BadChunks| Violation::Body),
         }
-        Some(())
-    }
-
-    fn header(&mut self, byte: u8) -> Option<()> {
-        if self.line.len == 0 && matches!(byte, b' ' | b'\t') {
-            // A folded line: some readers join it to the one before.
-            return None;
-        }
-        if let End::Whole = self.line.push(byte)? {
-            let line = self.line.take();
-            if line.len > 0 {
-                return self.head.take(&line);
-            }
-            self.state = match std::mem::take(&mut self.head) {
-                Head { length: Some(_), chunked: true } => return None,
-                Head { chunked: true, .. } => State::ChunkSize,
-                Head { length, .. } => match length.unwrap_or(0) {
-                    0 => State::RequestLine,
-                    length => State::Body(length),
-                },
-            };
-        }
-        Some(())
-    }
-
-    fn chunk_size(&mut self, byte: u8) -> Option<()> {
-        if self.line.len > MAX_CHUNK_LINE {
-            return None;
-        }
-        if let End::Whole = self.line.push(byte)? {
-            let line = self.line.take();
-            let digits = line.name.split(|b| *b == b';').next().unwrap_or_default();
-            if digits.is_empty() || digits.len() > 16 || !digits.iter().all(u8::is_ascii_hexdigit) {
-                return None;
-            }
-            let size = u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
-            self.state = if size == 0 { State::Trailers(0) } else { State::ChunkData(size) };
-        }
-        Some(())
     }
 }
 
-/// Passes data by: the state after it, and how many bytes it was.
-fn pass(left: u64, bytes: &[u8], done: State, more: fn(u64) -> State) -> (State, usize) {
-    match usize::try_from(left) {
-        Ok(left) if left <= bytes.len() => (done, left),
-        _ => (more(left - bytes.len() as u64), bytes.len()),
+fn after_head(head: &Head) -> State {
+    match (head.is_chunked(), head.length()) {
+        (true, _) => State::ChunkSize,
+        (false, None | Some(0)) => State::default(),
+        (false, Some(length)) => State::Body(length),
     }
 }
 
-impl Line {
-    /// `None` for a line feed without carriage return before it, and for the reverse.
-    fn push(&mut self, byte: u8) -> Option<End> {
-        match (self.after_cr, byte) {
-            (true, b'\n') => return Some(End::Whole),
-            (true, _) | (false, b'\n') => return None,
-            (false, b'\r') => {
-                self.after_cr = true;
-                return Some(End::Not);
-            }
-            (false, _) => {}
-        }
-        self.len += 1;
-        if self.in_value {
-            if self.value.len() < KEPT {
-                if !self.value.is_empty() || !is_blank(byte) {
-                    self.value.push(byte);
-                }
-            } else if !is_blank(byte) {
-                self.is_cut = true;
-            }
-        } else if byte == b':' {
-            self.in_value = true;
-        } else if self.name.len() < KEPT {
-            self.name.push(byte);
-        }
-        Some(End::Not)
-    }
+/// Passes data by.
+fn data(left: u64, bytes: &[u8], done: State, more: fn(u64) -> State) -> Part {
+    Some(match usize::try_from(left) {
+        Ok(left) if left <= bytes.len() => (left, done),
+        _ => (bytes.len(), more(left - bytes.len() as u64)),
+    })
+}
 
-    fn take(&mut self) -> Line {
-        std::mem::take(self)
+/// The line at the beginning of the bytes, without its end, if it is whole.
+fn line(bytes: &[u8], most: usize) -> Result<Option<&[u8]>, BadChunks> {
+    let within = &bytes[..bytes.len().min(most + 2)];
+    let Some(end) = within.iter().position(|byte| *byte == b'\n') else {
+        return if within.len() < most + 2 { Ok(None) } else { Err(BadChunks) };
+    };
+    match within[..end].split_last() {
+        Some((b'\r', line)) if !line.contains(&b'\r') => Ok(Some(line)),
+        _ => Err(BadChunks),
     }
 }
 
-fn is_blank(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t')
+fn chunk_size(rest: &[u8]) -> Result<Part, BadChunks> {
+    let Some(line) = line(rest, MAX_CHUNK_LINE)? else {
+        return Ok(None);
+    };
+    let digits = line.split(|b| *b == b';').next().unwrap_or_default();
+    if digits.is_empty() || digits.len() > 16 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return Err(BadChunks);
+    }
+    let text = str::from_utf8(digits).map_err(|_| BadChunks)?;
+    let size = u64::from_str_radix(text, 16).map_err(|_| BadChunks)?;
+    let next = if size == 0 { State::Trailers(0) } else { State::ChunkData(size) };
+    Ok(Some((line.len() + 2, next)))
 }
 
-impl Head {
-    /// Takes a header line; `None` where the body's length would have two meanings.
-    fn take(&mut self, line: &Line) -> Option<()> {
-        if !line.in_value || line.name.is_empty() || line.name.iter().any(|b| is_blank(*b)) {
-            return None;
-        }
-        let value = line.value.trim_ascii_end();
-        if line.name.eq_ignore_ascii_case(b"content-length") {
-            let plain = !line.is_cut && !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-            if !plain || self.length.is_some() {
-                return None;
-            }
-            self.length = Some(str::from_utf8(value).ok()?.parse().ok()?);
-        } else if line.name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if self.chunked || line.is_cut || !value.eq_ignore_ascii_case(b"chunked") {
-                return None;
-            }
-            self.chunked = true;
-        }
-        Some(())
+fn chunk_end(rest: &[u8]) -> Result<Part, BadChunks> {
+    match rest {
+        [b'\r', b'\n', ..] => Ok(Some((2, State::ChunkSize))),
+        [b'\r'] => Ok(None),
+        _ => Err(BadChunks),
     }
+}
+
+fn trailer(seen: usize, rest: &[u8]) -> Result<Part, BadChunks> {
+    let Some(line) = line(rest, MAX_TRAILERS - seen)? else {
+        return Ok(None);
+    };
+    let len = line.len() + 2;
+    let next = if line.is_empty() {
+        State::default()
+    } else {
+        let seen = seen + len;
+        if seen > MAX_TRAILERS {
+            return Err(BadChunks);
+        }
+        State::Trailers(seen)
+    };
+    Ok(Some((len, next)))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn read(text: &str) -> Result<(), Violation> {
-        Framing::new().take(text.as_bytes())
-    }
-
-    /// Reads requests, and says whether they end where the text ends.
-    fn ends(text: &str) -> bool {
-        let mut framing = Framing::new();
-        framing.take(text.as_bytes()).unwrap();
-        framing.state == State::RequestLine && framing.line.len == 0
-    }
-
-    #[test]
-    fn requests_end_where_they_say() {
-        for whole in [
-            "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-            "\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length:  5 \r\n\r\nab\n\r\0GET / HTTP/1.1\r\n\r\n",
-            "POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n",
-            "PUT / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\nA;x=y\r\n0123456789\r\n1\r\n\r\r\n0\r\n\r\n",
-            "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: y\r\nContent-Length: 9\r\n\r\n",
-        ] {
-            assert!(ends(whole), "{whole:?}");
-        }
-        for part in ["GET / HTTP/1.1\r\n", "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nab"] {
-            assert!(!ends(part), "{part:?}");
-        }
-    }
-
-    #[test]
-    fn what_has_two_readings_is_refused_where_it_stands() {
-        let head = |lines: &str| format!("POST / HTTP/1.1\r\n{lines}\r\n\r\n");
-        for lines in [
-            "Content-Length: 3\r\nTransfer-Encoding: chunked",
-            "Transfer-Encoding: chunked\r\nContent-Length: 3",
-            "Content-Length: 3\r\nContent-Length: 3",
-            "Content-Length: 3, 3",
-            "Content-Length: +3",
-            "Content-Length: ",
-            "Content-Length: 99999999999999999999999",
-            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-            "Transfer-Encoding: xchunked",
-            "Transfer-Encoding: gzip, chunked",
-            "Transfer-Encoding: chunked                              , identity",
-            "Content-Length: 00000000000000000000000000000003",
-            "Transfer-Encoding: chunked, identity, and more of it",
-            "Transfer-Encoding:\u{b}chunked",
-            "Transfer-Encoding : chunked",
-            "Host: x\r\n Transfer-Encoding: chunked",
-            "Host: x\nTransfer-Encoding: chunked",
-            "Host: x\rTransfer-Encoding: chunked",
-            "no colon",
-            ": no name",
-        ] {
-            let text = head(lines);
-            match read(&text) {
-                Err(Violation::Head(at)) => assert!(at < text.len(), "{text:?}"),
-                other => panic!("{text:?}: {other:?}"),
-            }
-        }
-        assert_eq!(read("GET / HTTP/1.1\n"), Err(Violation::Head(14)));
-    }
-
-    #[test]
-    fn chunks_are_read_strictly() {
-        let long = format!("1;{}", "x".repeat(MAX_CHUNK_LINE));
-        for chunks in [
-            "5\r\nabc",
-            "3\nabc\r\n",
-            "3\r\nabc\n",
-            "3\r\nabcd",
-            "\r\nabc",
-            "-3\r\nabc\r\n",
-            "0x3\r\nabc\r\n",
-            "3 \r\nabc\r\n",
-            "11111111111111111\r\n",
-            &long,
-            &format!("0\r\n{}", "X: y\r\n".repeat(MAX_TRAILERS / 6 + 1)),
-        ] {
-            let text = format!("PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}");
-            let outcome = read(&text);
-            // The first is only not at its end yet.
-            if chunks.starts_with('5') {
-                assert_eq!(outcome, Ok(()));
-            } else {
-                assert!(matches!(outcome, Err(Violation::Body(_))), "{text:?}: {outcome:?}");
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn how_the_bytes_arrive_changes_nothing(
-            text in "(GET / HTTP/1.1\r\n|Content-Length: [0-3]\r\n|Transfer-Encoding: chunked\r\n|\r\n|[0-3]\r\n|abc|\n){0,12}",
-            cut in 0..100_usize,
-        ) {
-            let bytes = text.as_bytes();
-            let whole = Framing::new().take(bytes);
-            let (first, second) = bytes.split_at(cut.min(bytes.len()));
-            let mut framing = Framing::new();
-            let parts = framing.take(first).and_then(|()| framing.take(second).map_err(|v| match v {
-                Violation::Head(at) => Violation::Head(at + first.len()),
-                Violation::Body(at) => Violation::Body(at + first.len()),
-            }));
-            prop_assert_eq!(whole, parts);
-        }
-    }
-}
+#[path = "framing_tests.rs"]
+mod tests;

@@ -25,6 +25,8 @@ mod encoding;
 mod errors;
 mod framing;
 mod gate;
+mod head;
+mod http2;
 mod keys;
 mod lists;
 mod log;
@@ -33,17 +35,21 @@ mod origin;
 mod reply;
 pub mod route;
 mod server;
+mod speak;
+mod strict;
+mod tls;
 mod token;
 mod uploads;
 mod visit;
 
-use errors::Failure;
+use errors::{Failure, Refusal};
 pub use keys::token_keys;
 use log::Record;
 use origin::Origin;
 pub use origin::{BaseUrl, Network};
 use route::{Action, RouteError};
 pub use server::Server;
+pub use tls::{KeyFiles, Own, OwnError, Tls, TlsError};
 use visit::Visit;
 
 /// What the wire needs to know, besides where to listen.
@@ -53,6 +59,8 @@ pub struct Settings {
     pub external_url: Option<BaseUrl>,
     /// Proxies whose word about a client's address and URL counts.
     pub trusted_proxies: Vec<Network>,
+    /// The certificate, where the listener speaks TLS.
+    pub tls: Option<Tls>,
     /// No logins: then pages of other sites are kept out.
     pub open: bool,
     /// How long a client may keep us waiting: for a request's head, for more of its body, or for
@@ -69,6 +77,7 @@ impl Default for Settings {
         Settings {
             external_url: None,
             trusted_proxies: Vec::new(),
+            tls: None,
             open: false,
             patience: Duration::from_secs(60),
             connections: 4096,
@@ -109,6 +118,14 @@ impl App {
         record.end(response)
     }
 
+    /// Answers a request that is refused whatever it asks for.
+    fn refuse(&self, request: &Parts, refusal: Refusal, peer: IpAddr) -> Response {
+        let record = Record::begin(request, peer);
+        let mut response = Failure::from(refusal).into_response(None);
+        reply::finish(&mut response);
+        record.end(response)
+    }
+
     async fn act(
         self: Arc<App>,
         request: &Parts,
@@ -117,8 +134,7 @@ impl App {
         action: &Action,
         record: &mut Record,
     ) -> Result<Response, Failure> {
-        let (external, trusted) = (&self.settings.external_url, &self.settings.trusted_proxies);
-        let origin = Origin::of(request, record.id(), peer, external.as_ref(), trusted)?;
+        let origin = Origin::of(request, record.id(), peer, &self.settings)?;
         record.client(origin.client);
         gate::browsers(&self, &request.headers, &origin)?;
         match action {

@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, Version};
 
+use super::Settings;
 use super::audit::RequestId;
 use super::errors::Refusal;
 
@@ -111,9 +112,10 @@ impl Origin {
         request: &Parts,
         id: &RequestId,
         peer: IpAddr,
-        external: Option<&BaseUrl>,
-        trusted: &[Network],
+        settings: &Settings,
     ) -> Result<Origin, Refusal> {
+        let (external, trusted) = (settings.external_url.as_ref(), &settings.trusted_proxies);
+        let scheme = if settings.tls.is_some() { "https" } else { "http" };
         let host = host(request)?;
         let hops = if trusted.iter().any(|network| network.contains(peer)) {
             Some(Hops::read(&request.headers)?)
@@ -123,30 +125,39 @@ impl Origin {
         let client = hops.as_ref().map_or(peer, |hops| hops.client(peer, trusted));
         let base = match (external, &hops) {
             (Some(url), _) => Ok(url.as_str().to_owned()),
-            (None, Some(hops)) => hops.base(trusted, host.as_deref()),
+            (None, Some(hops)) => hops.base(trusted, scheme, host.as_deref()),
             (None, None) if is_forwarded(&request.headers) => Err(Refusal::Forwarded),
-            (None, None) => plain(host.as_deref()),
+            (None, None) => direct(scheme, host.as_deref()),
         };
         Ok(Origin { client, request: id.clone(), host, base })
     }
 }
 
-fn plain(host: Option<&str>) -> Result<String, Refusal> {
+fn direct(scheme: &str, host: Option<&str>) -> Result<String, Refusal> {
     let host = host.ok_or(Refusal::Host("is missing"))?;
-    Ok(format!("http://{host}"))
+    Ok(format!("{scheme}://{host}"))
 }
 
-/// RFC 9112, 3.2: exactly one, from HTTP/1.1 on.
+/// RFC 9112, 3.2: exactly one `Host` in HTTP/1.1. In HTTP/2 the target names the host; a `Host`
+/// beside it says the same (RFC 9113, 8.3.1).
 fn host(request: &Parts) -> Result<Option<String>, Refusal> {
     let mut values = request.headers.get_all(HOST).iter();
     let host = values.next();
     if values.next().is_some() {
         return Err(Refusal::Host("stands twice"));
     }
-    if host.is_none() && request.version >= Version::HTTP_11 {
-        return Err(Refusal::Host("is missing"));
+    let of_target = request.uri.authority();
+    match (request.version, host, of_target) {
+        (Version::HTTP_11, None, _) => return Err(Refusal::Host("is missing")),
+        (Version::HTTP_2, None, None) => return Err(Refusal::Host("is missing")),
+        (Version::HTTP_2, Some(host), Some(target))
+            if !host.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes()) =>
+        {
+            return Err(Refusal::Host("names another host than :authority"));
+        }
+        _ => {}
     }
-    let text = match request.uri.authority() {
+    let text = match of_target {
         Some(authority) => authority.as_str(),
         None => match host {
             Some(value) => value.to_str().map_err(|_| Refusal::Host("is malformed"))?,
@@ -235,8 +246,13 @@ impl Hops {
         values.get(values.len() - 1 - from_right).map(String::as_str)
     }
 
-    fn base(&self, trusted: &[Network], host: Option<&str>) -> Result<String, Refusal> {
-        let scheme = self.outermost(&self.schemes, trusted).unwrap_or("http");
+    fn base(
+        &self,
+        trusted: &[Network],
+        own_scheme: &str,
+        host: Option<&str>,
+    ) -> Result<String, Refusal> {
+        let scheme = self.outermost(&self.schemes, trusted).unwrap_or(own_scheme);
         let scheme = scheme.to_ascii_lowercase();
         let host = self.outermost(&self.hosts, trusted).or(host);
         let host = host.ok_or(Refusal::Host("is missing"))?;
@@ -329,6 +345,37 @@ mod tests {
         }
         for bad in ["", "unknown", "_hidden", "[::1", "1.2.3.4:x:y"] {
             assert_eq!(address(bad), None, "{bad}");
+        }
+    }
+
+    fn host_of(version: Version, target: &str, hosts: &[&str]) -> Result<Option<String>, Refusal> {
+        let mut request = http::Request::builder().version(version).uri(target);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        host(&request.body(()).unwrap().into_parts().0)
+    }
+
+    #[test]
+    fn every_version_has_its_way_to_name_the_host() {
+        let named =
+            |version, target: &str, hosts: &[&str]| host_of(version, target, hosts).ok().flatten();
+        let x = Some("x:5".to_owned());
+        assert_eq!(named(Version::HTTP_11, "/", &["X:5"]), x);
+        assert_eq!(named(Version::HTTP_11, "http://x:5/", &["y"]), x);
+        assert_eq!(named(Version::HTTP_2, "https://x:5/", &[]), x);
+        assert_eq!(named(Version::HTTP_2, "https://x:5/", &["X:5"]), x);
+        assert_eq!(named(Version::HTTP_2, "/", &["x:5"]), x);
+        assert!(matches!(host_of(Version::HTTP_10, "/", &[]), Ok(None)));
+        for (version, target, hosts) in [
+            (Version::HTTP_11, "/", &[][..]),
+            (Version::HTTP_11, "http://x/", &[]),
+            (Version::HTTP_11, "/", &["x", "x"]),
+            (Version::HTTP_2, "/", &[]),
+            (Version::HTTP_2, "https://x/", &["y"]),
+            (Version::HTTP_2, "https://u@x/", &[]),
+        ] {
+            assert!(host_of(version, target, hosts).is_err(), "{version:?} {target} {hosts:?}");
         }
     }
 

@@ -47,6 +47,12 @@ pub const GC_LOCK: &str = "gc.lock";
 pub const TOKEN_KEY: &str = "token-key";
 /// flock'ed by whoever replaces [`TOKEN_KEY`], in the room.
 pub const TOKEN_LOCK: &str = "token-key.lock";
+/// The certificate that the server made for itself, in the room.
+pub const TLS: &str = "tls";
+/// The certificate, in [`TLS`].
+pub const TLS_CERTIFICATE: &str = "cert.pem";
+/// The certificate's key, in [`TLS`].
+pub const TLS_KEY: &str = "key.pem";
 /// An upload session's bytes, in its directory.
 pub const UPLOAD_DATA: &str = "data";
 /// Whose session it is, in its directory.

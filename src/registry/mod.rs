@@ -22,7 +22,7 @@ mod uploads;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ use crate::graph::Knowledge;
 use crate::layout::holders::Holders;
 use crate::layout::rights::{Rights, Way};
 use crate::layout::space::Space;
-use crate::layout::{self, Account, Disk, KeyFile, RealDisk, Tree};
+use crate::layout::{self, Account, Disk, KeyFile, OwnCertificate, RealDisk, Tree};
 use crate::oci::{Digest, RepoName};
 
 /// What an administrator may choose.
@@ -172,6 +172,21 @@ impl Registry {
             KeyNeed::Unknown => keys.again(tree),
         };
         Ok(if tree.is_remote() { tokio::task::block_in_place(look) } else { look() }?)
+    }
+
+    /// The certificate that the server made for itself, if it did (`.stillage/tls/`).
+    pub fn own_certificate(&self) -> Result<Option<OwnCertificate>> {
+        Ok(OwnCertificate::read(&self.inner.tree)?)
+    }
+
+    /// Keeps a certificate that the server made for itself.
+    pub fn keep_certificate(&self, made: &OwnCertificate) -> Result<()> {
+        Ok(made.keep(&self.inner.tree)?)
+    }
+
+    /// Where the certificate lies once it was kept.
+    pub fn own_certificate_path(&self) -> PathBuf {
+        OwnCertificate::path(&self.inner.tree)
     }
 
     /// What lies on the way to a repository's directory now, for whoever decides on rights. On a

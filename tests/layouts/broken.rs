@@ -283,6 +283,14 @@ fn room() -> Vec<Sample> {
                 files.insert(".stillage/token-key".into(), b"short".to_vec());
             }),
         ),
+        Sample::twisted(
+            "tls-key-unsafe",
+            tree(|files| {
+                files.insert(".stillage/tls/cert.pem".into(), b"any".to_vec());
+                files.insert(".stillage/tls/key.pem".into(), b"any".to_vec());
+            }),
+            |root| disk::set_mode(&root.join(".stillage/tls/key.pem"), 0o640),
+        ),
         Sample::new(
             "pool-digest-mismatch",
             tree(|files| {

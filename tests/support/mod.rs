@@ -9,6 +9,7 @@
 //! - [`content`]: random blobs and images, and the pushes that a client makes of them.
 //! - [`account`]: a system account with a password, for as long as the guard lives.
 //! - [`containers`]: podman, buildah and skopeo with storage of their own.
+//! - [`tls`]: certificates, curl that trusts them, raw TLS and HTTP/2.
 //! - [`command`]: other programs, run with their output kept for the failure message.
 //! - [`tmpfs`]: a small file system, to be filled.
 #![allow(
@@ -24,6 +25,7 @@ pub mod containers;
 pub mod content;
 pub mod http;
 mod registry;
+pub mod tls;
 pub mod tmpfs;
 
 pub use registry::{Registry, STILLAGE};

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -32,6 +32,8 @@ pub struct Registry {
     by: Vec<String>,
     envs: Vec<(String, String)>,
     addr: SocketAddr,
+    /// What the server says on stdout after its first line.
+    report: Option<Mutex<mpsc::Receiver<String>>>,
     server: Option<Child>,
     damage_expected: bool,
 }
@@ -86,6 +88,7 @@ impl Registry {
             by,
             envs: envs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            report: None,
             server: None,
             damage_expected: false,
         };
@@ -118,22 +121,24 @@ impl Registry {
             .expect("the built binary starts");
         let stdout = child.stdout.take().expect("stdout is piped");
         self.server = Some(child);
-        let (first, line) = mpsc::channel();
+        let (first, lines) = mpsc::channel();
         std::thread::spawn(move || {
             // Read to the end: a server whose stdout is not read could block on it.
             for text in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let _ = first.send(text);
             }
         });
-        let line = line.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        let line = lines.recv_timeout(PATIENCE).unwrap_or_else(|_| {
             let state = self.stop(Signal::KILL);
             panic!("the server printed no line ({state:?}); its stderr:\n{}", self.stderr())
         });
-        let prefix = format!("stillage: serving {} at http://", self.root.display());
-        self.addr = line
-            .strip_prefix(&prefix)
-            .and_then(|addr| addr.parse().ok())
-            .unwrap_or_else(|| panic!("first line {line:?}, expected {prefix}ADDR"));
+        let prefix = format!("stillage: serving {} at ", self.root.display());
+        let url = line.strip_prefix(&prefix).and_then(|url| url.split_once("://"));
+        self.addr = url
+            .filter(|(scheme, _)| matches!(*scheme, "http" | "https"))
+            .and_then(|(_, addr)| addr.parse().ok())
+            .unwrap_or_else(|| panic!("first line {line:?}, expected {prefix}http://ADDR"));
+        self.report = Some(Mutex::new(lines));
     }
 
     /// SIGTERM, wait for the end, start again on the same tree. The port is a new one.
@@ -174,6 +179,13 @@ impl Registry {
     /// Where the server listens: 127.0.0.1 and its port.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// The next line that the server prints on stdout, after the one with its address.
+    pub fn next_line(&self) -> String {
+        let lines = self.report.as_ref().expect("a server that was started");
+        let lines = lines.lock().expect("nobody panics with it");
+        lines.recv_timeout(PATIENCE).expect("one more line")
     }
 
     /// The directory that is served.

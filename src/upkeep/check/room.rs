@@ -17,6 +17,7 @@ pub(super) fn check(run: &mut Run<'_>, room: &Dir) -> Result<bool> {
     if known {
         open(room, &mut findings);
         token_key(room, &mut findings);
+        tls_key(room, &mut findings);
         uploads(room, &mut findings);
         if let Some(dir) = probe::dir(room, path::UNREFERENCED, &mut findings).there() {
             notes(&dir, "", &mut findings);
@@ -77,6 +78,21 @@ fn token_key(room: &Dir, findings: &mut Findings) {
     if keys.and_then(|bytes| layout::Keys::parse(&bytes)).is_none() {
         let message = "holds no key: a line for the current one and a line for the one before";
         findings.add(Rule::TokenKeyUnsafe, &at, message);
+    }
+}
+
+fn tls_key(room: &Dir, findings: &mut Findings) {
+    let Some(tls) = probe::dir(room, path::TLS, findings).there() else {
+        return;
+    };
+    probe::status(&tls, path::TLS_CERTIFICATE, FileType::RegularFile, findings);
+    let Some((file, stat)) = probe::file(&tls, path::TLS_KEY, findings).there() else {
+        return;
+    };
+    let mode = stat.st_mode & 0o7777;
+    if mode != 0o600 || rights::has_acl(&file) {
+        let message = format!("has mode {mode:o}, must have 600 and no ACL");
+        findings.add(Rule::TlsKeyUnsafe, &tls.at(path::TLS_KEY), message);
     }
 }
 

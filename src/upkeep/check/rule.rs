@@ -126,6 +126,8 @@ rules! {
     RoomOpen = "room-open", Error, Stillage;
     /// Others can read the key, or it is too short.
     TokenKeyUnsafe = "token-key-unsafe", Error, Stillage;
+    /// Others can read the key of the server's own certificate.
+    TlsKeyUnsafe = "tls-key-unsafe", Error, Stillage;
     /// A blob of the pool hashes to something else.
     PoolDigestMismatch = "pool-digest-mismatch", Error, Stillage;
     /// A name in the pool that is no digest.
