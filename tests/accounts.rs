@@ -9,6 +9,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::chown;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,41 +18,75 @@ use base64::Engine as _;
 use support::account::{Account, Group};
 use support::command::run;
 use support::containers::{Containers, localhost};
-use support::content::{Image, random_hex};
+use support::content::{Image, random_hex, sha256};
 use support::http::{Request, basic};
+use support::tls::Pair;
 use support::{Registry, measured};
 
 /// How clients reach the server.
 struct Transport {
     scheme: &'static str,
     /// Arguments of `serve`.
-    serve: &'static [&'static str],
-    /// Arguments of curl, of podman and of skopeo (inspect) that make them trust it.
-    curl: &'static [&'static str],
-    podman: &'static [&'static str],
-    skopeo: &'static [&'static str],
+    serve: Vec<String>,
+    /// Arguments of curl, and of podman and skopeo, that make them trust it.
+    curl: Vec<String>,
+    podman: Vec<String>,
+    /// Where the certificate lies.
+    _files: Option<tempfile::TempDir>,
 }
 
-/// Every test of people goes over each of these; TLS is one more.
-const TRANSPORTS: [Transport; 1] = [Transport {
-    scheme: "http",
-    serve: &[],
-    curl: &[],
-    podman: &["--tls-verify=false"],
-    skopeo: &["--tls-verify=false"],
-}];
+/// Every test of people goes over each of these.
+fn transports() -> [Transport; 2] {
+    [Transport::plain(), Transport::tls()]
+}
 
 impl Transport {
+    fn plain() -> Transport {
+        let podman = vec!["--tls-verify=false".to_owned()];
+        Transport { scheme: "http", serve: Vec::new(), curl: Vec::new(), podman, _files: None }
+    }
+
+    fn tls() -> Transport {
+        let files = tempfile::tempdir().expect("a directory");
+        let pair = Pair::new(files.path());
+        let trusted = files.path().join("trusted");
+        fs::create_dir(&trusted).expect("a directory");
+        let authority = trusted.join("ca.crt");
+        fs::copy(&pair.certificate, &authority).expect("a copy");
+        let [authority, trusted] = [authority, trusted].map(|path| path.display().to_string());
+        Transport {
+            scheme: "https",
+            serve: pair.args().map(str::to_owned).into(),
+            curl: vec!["--cacert".to_owned(), authority],
+            podman: vec!["--cert-dir".to_owned(), trusted],
+            _files: Some(files),
+        }
+    }
+
+    /// Arguments of `serve`, with more.
+    fn args<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
+        self.serve.iter().map(String::as_str).chain(more.iter().copied()).collect()
+    }
+
+    fn start_on(&self, root: &Path) -> Registry {
+        Registry::start_on(root, &self.args(&["--auth", "pam", "--anonymous", "none"]))
+    }
+
     fn start(&self) -> Registry {
-        Registry::start(&[self.serve, &["--auth", "pam", "--anonymous", "none"]].concat())
+        Registry::start(&self.args(&["--auth", "pam", "--anonymous", "none"]))
+    }
+
+    /// What curl prints of one of the server's paths.
+    fn curl(&self, registry: &Registry, args: &[&str], path: &str) -> String {
+        let url = format!("{}://{}{path}", self.scheme, localhost(registry.addr()));
+        run(Command::new("curl").arg("-sS").args(&self.curl).args(args).arg(url)).ok().stdout
     }
 
     /// The status that curl gets with these credentials.
     fn status(&self, registry: &Registry, path: &str, user: &str, password: &str) -> String {
-        let url = format!("{}://{}{path}", self.scheme, localhost(registry.addr()));
         let pair = format!("{user}:{password}");
-        let args = ["-sS", "-o", "/dev/null", "-w", "%{http_code}", "-u", &pair, &url];
-        run(Command::new("curl").args(self.curl).args(args)).ok().stdout
+        let args = ["-o", "/dev/null", "-w", "%{http_code}", "-u", &pair];
+        self.curl(registry, &args, path)
     }
 
     /// Whether curl gets a token, and into `/v2/` without one; both must agree.
@@ -70,7 +105,9 @@ impl Transport {
 
     fn podman_login(&self, registry: &Registry, user: &str, password: &str) -> bool {
         let server = localhost(registry.addr());
-        let all = [&["login", "-u", user, "-p", password], self.podman, &[&server]].concat();
+        let mut all = vec!["login", "-u", user, "-p", password];
+        all.extend(self.podman.iter().map(String::as_str));
+        all.push(&server);
         let outcome = Containers::new().podman(&all);
         let said = outcome.text().contains("Login Succeeded!");
         assert_eq!(outcome.code == Some(0), said, "{outcome}");
@@ -80,7 +117,9 @@ impl Transport {
     fn skopeo_inspect(&self, registry: &Registry, image: &str, user: &str, password: &str) -> bool {
         let name = format!("docker://{}/{image}", localhost(registry.addr()));
         let pair = format!("{user}:{password}");
-        let all = [&["inspect", "--raw", "--creds", &pair], self.skopeo, &[&name]].concat();
+        let mut all = vec!["inspect", "--raw", "--creds", &pair];
+        all.extend(self.podman.iter().map(String::as_str));
+        all.push(&name);
         let outcome = Containers::new().skopeo(&all);
         assert!(outcome.code == Some(0) || outcome.text().contains("unauthorized"), "{outcome}");
         outcome.code == Some(0)
@@ -111,11 +150,15 @@ fn account_phase_every_kind_of_account_with_curl_podman_and_skopeo() {
         (&colons, colons.password(), true),
         (&colons, "a", false),
     ];
-    for transport in &TRANSPORTS {
-        let registry = transport.start();
+    let tree = tempfile::tempdir().expect("a directory");
+    {
+        let registry = Transport::plain().start_on(tree.path());
         registry.grant(&format!("u:{}", good.name()));
         let pusher = registry.client().with_authorization(basic(good.name(), good.password()));
         pusher.push_image("a", "v1", &Image::random(100));
+    }
+    for transport in &transports() {
+        let registry = transport.start_on(tree.path());
         thread::scope(|scope| {
             for (account, password, expected) in &cases {
                 let (registry, user) = (&registry, account.name());
@@ -141,7 +184,7 @@ fn account_phase_every_kind_of_account_with_curl_podman_and_skopeo() {
 #[test]
 fn thirty_two_people_log_in_at_once() {
     let accounts: Vec<Account> = (0..32).map(|_| Account::new()).collect();
-    for transport in &TRANSPORTS {
+    for transport in &transports() {
         let registry = transport.start();
         let began = Instant::now();
         thread::scope(|scope| {
@@ -165,7 +208,7 @@ fn thirty_two_people_log_in_at_once() {
 fn changes_of_accounts_count_with_the_next_request() {
     let group = Group::new();
     let (account, other) = (Account::new(), Account::new());
-    let [transport] = &TRANSPORTS;
+    let transport = Transport::plain();
     let registry = transport.start();
     let lets_in = || transport.lets_in(&registry, account.name(), account.password());
     assert!(lets_in());
@@ -220,9 +263,8 @@ fn a_service_account_in_group_shadow_checks_everybody_without_privileges() {
     let shadow = shadow.split(':').nth(2).expect("a group number");
     let (tree, uid) = (tree_of(&service), service.uid().to_string());
     let by = ["setpriv", "--no-new-privs", "--reuid", &uid, "--regid", &uid, "--groups", shadow];
-    let [transport] = &TRANSPORTS;
-    let args = [transport.serve, &["--anonymous", "none"]].concat();
-    let registry = Registry::start_by(&by, tree.path(), &args);
+    let transport = Transport::plain();
+    let registry = Registry::start_by(&by, tree.path(), &["--anonymous", "none"]);
     let status = fs::read_to_string(format!("/proc/{}/status", registry.pid())).expect("status");
     assert!(status.contains("NoNewPrivs:\t1"), "{status}");
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
@@ -241,9 +283,8 @@ fn an_ordinary_user_has_a_registry_for_oneself() {
     let (own, other) = (Account::new(), Account::new());
     let (tree, uid) = (tree_of(&own), own.uid().to_string());
     let by = ["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups"];
-    let [transport] = &TRANSPORTS;
-    let args = [transport.serve, &["--anonymous", "none"]].concat();
-    let registry = Registry::start_by(&by, tree.path(), &args);
+    let transport = Transport::plain();
+    let registry = Registry::start_by(&by, tree.path(), &["--anonymous", "none"]);
     assert!(transport.lets_in(&registry, own.name(), own.password()));
     assert!(!transport.lets_in(&registry, own.name(), "wrong"));
     assert!(!transport.lets_in(&registry, other.name(), other.password()), "nobody else's");
@@ -292,7 +333,7 @@ fn found_in(pid: u32, wanted: &[u8]) -> Vec<String> {
 fn no_password_is_left_in_memory_after_its_login() {
     let account = Account::with_password(&random_hex(30));
     let (user, password) = (account.name(), account.password());
-    let [transport] = &TRANSPORTS;
+    let transport = Transport::plain();
     let registry = transport.start();
     let client = registry.client();
     client.send(Request::get("/token").basic(user, password)).expect_status(200);
@@ -314,11 +355,45 @@ fn no_password_is_left_in_memory_after_its_login() {
         connection.send(&Request::get("/token").basic(user, password)).expect_status(200);
     }
     drop(connection);
+    nothing_is_left_in_memory(&transport, &registry, &account);
+}
+
+/// The same where TLS copies everything once more, and HTTP/2 packs and unpacks heads.
+#[test]
+fn no_password_is_left_in_memory_after_its_login_over_tls() {
+    let account = Account::with_password(&random_hex(30));
+    let (user, password) = (account.name(), account.password());
+    let transport = Transport::tls();
+    let registry = transport.start();
+    registry.grant(&format!("u:{user}"));
+    let large = registry.scratch().join("large");
+    fs::write(&large, vec![7; 16 << 20]).expect("a file");
+    let digest = sha256(&fs::read(&large).expect("the file"));
+    let data = format!("@{}", large.display());
+    let pair = format!("{user}:{password}");
+    let form = format!("grant_type=password&service=x&username={user}&password={password}");
+    for version in ["--http1.1", "--http2"] {
+        for path in ["/token", "/v2/"] {
+            transport.curl(&registry, &["-f", version, "-u", &pair], path);
+        }
+        transport.curl(&registry, &["-f", version, "-d", &form], "/token");
+        let octets = "Content-Type: application/octet-stream";
+        let push = ["-f", version, "-u", &pair, "-H", octets, "--data-binary", &data];
+        transport.curl(&registry, &push, &format!("/v2/a/blobs/uploads/?digest={digest}"));
+    }
+    assert!(transport.podman_login(&registry, user, password));
+    nothing_is_left_in_memory(&transport, &registry, &account);
+}
+
+/// Looks through the memory of the server and of its workers for parts of a password that was right
+/// and then refused.
+fn nothing_is_left_in_memory(transport: &Transport, registry: &Registry, account: &Account) {
+    let (user, password) = (account.name(), account.password());
     // Every worker there is has seen it, and one that is refused too.
     account.expire();
-    client.send(Request::get("/v2/").basic(user, password)).expect_status(401);
+    assert_eq!(transport.status(registry, "/v2/", user, password), "401");
     account.unexpire();
-    client.send(Request::get("/v2/").basic(user, password)).expect_status(200);
+    assert_eq!(transport.status(registry, "/v2/", user, password), "200");
 
     let processes = family(registry.pid());
     assert!(processes.len() >= 2, "a server and a worker: {processes:?}");

@@ -394,6 +394,9 @@ fn anonymous_disk_a_new_upload_leaves_space_and_everything_else_goes_on() {
             assert!(answer.message().contains("space"), "{answer:?}");
         };
         full(post("a"));
+        // It answers, and is not ready for pushes.
+        full(Request::get("/readyz"));
+        client.get("/healthz").expect_status(200);
         full(Request::post(format!("/v2/a/blobs/uploads/?digest={digest}")).body("abc"));
         full(Request::post(format!("/v2/b/blobs/uploads/?mount={digest}&from=a")));
         full(Request::patch(open.clone()).body("abc"));
@@ -409,6 +412,7 @@ fn anonymous_disk_a_new_upload_leaves_space_and_everything_else_goes_on() {
         client.delete(&format!("/v2/a/manifests/{tag}")).expect_status(202);
         client.delete(&format!("/v2/b/blobs/{spare}")).expect_status(202);
         fs::remove_file(filler).expect("the filler goes");
+        client.get("/readyz").expect_status(200);
     }
     client.send(Request::patch(open.clone()).body("abc")).expect_status(202);
     client.send(Request::put(with_query(&open, &format!("digest={digest}")))).expect_status(201);

@@ -138,7 +138,11 @@ impl App {
         record.client(origin.client);
         gate::browsers(&self, &request.headers, &origin)?;
         match action {
-            Action::Front | Action::Health | Action::Ready => Ok(reply::empty(StatusCode::OK)),
+            Action::Front | Action::Health => Ok(reply::empty(StatusCode::OK)),
+            Action::Ready => {
+                self.registry.ready().await?;
+                Ok(reply::empty(StatusCode::OK))
+            }
             Action::Token { .. } | Action::TokenForm if !self.auth.has_tokens() => {
                 Err(RouteError::NotFound.into())
             }

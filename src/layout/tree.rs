@@ -85,6 +85,16 @@ impl Tree {
         make::in_room(&*self.disk, &self.room, relative)
     }
 
+    /// An error where the room lies on a file system or a mount that takes no writes.
+    pub fn refuse_read_only(&self) -> Result<()> {
+        let at = || self.room.path().to_owned();
+        let flags = rustix::fs::fstatvfs(&self.room).at(at)?.f_flag;
+        if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+            return Err(rustix::io::Errno::ROFS).at(at);
+        }
+        Ok(())
+    }
+
     /// Whether other machines may change the tree behind the kernel's back.
     pub fn is_remote(&self) -> bool {
         self.remote

@@ -199,6 +199,15 @@ impl Registry {
         Ok(way?)
     }
 
+    /// Whether pushes can be taken now: the tree is there and may be written, and there is space.
+    pub async fn ready(&self) -> Result<()> {
+        self.blocking(|inner| {
+            inner.tree.refuse_read_only()?;
+            Ok(inner.space.check()?)
+        })
+        .await
+    }
+
     /// Runs file work where it may block.
     async fn blocking<T: Send + 'static>(
         &self,
