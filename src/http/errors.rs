@@ -295,6 +295,10 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
                 no ACLs that would let you in: ask an administrator to make its directory";
             Problem::new(StatusCode::FORBIDDEN, Code::Denied, text)
         }
+        Error::Layout(layout::Error::Replaced { .. }) => {
+            let text = "the repository was moved or replaced meanwhile: push again";
+            Problem::new(StatusCode::CONFLICT, Code::NameUnknown, text)
+        }
         Error::Layout(source) => match source.errno() {
             Some(Errno::ACCESS | Errno::PERM) => locked_out(source),
             errno => {

@@ -13,6 +13,7 @@ use crate::access;
 use crate::auth::{
     self, AuthError, Caller, ChallengeError, Judgement, Peer, Reason, Right, Verdict,
 };
+use crate::layout::Account;
 use crate::layout::rights::Way;
 use crate::oci::RepoName;
 use crate::registry;
@@ -65,8 +66,10 @@ pub(super) async fn caller(
 }
 
 /// What a request that passed may do besides.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Permit {
+    /// On whose behalf it is done, and what they were let through by.
+    pub(super) account: Account,
     /// Who asks whether a blob is there may push it, and so is promised that it stays.
     pub(super) promised: bool,
 }
@@ -87,10 +90,12 @@ pub(super) fn admit(
         };
         needs(None, how.to_owned())
     };
+    let who = || access::account(*app.auth.policy(), &caller.who);
+    let passed = || Permit { account: who(), promised: false };
     let (repo, deed) = match action {
         Action::Repo(repo, deed) => (repo, deed),
-        Action::Catalog(_) if app.auth.lets_in(caller) => return Ok(Permit::default()),
-        _ if caller.presented() => return Ok(Permit::default()),
+        Action::Catalog(_) if app.auth.lets_in(caller) => return Ok(passed()),
+        _ if caller.presented() => return Ok(passed()),
         _ => return log_in(),
     };
     if !app.auth.lets_in(caller) {
@@ -103,7 +108,8 @@ pub(super) fn admit(
     match verdict {
         Verdict::Allowed => {
             let push = || app.auth.decide(caller, repo, &way, auth::Action::Push).0;
-            Ok(Permit { promised: asks && push() == Verdict::Allowed })
+            let account = who().having_seen(repo, &found);
+            Ok(Permit { account, promised: asks && push() == Verdict::Allowed })
         }
         Verdict::NeedsToken => log_in(),
         // Whoever asks whether a blob is there is about to push. Clients print no reason for a 401

@@ -49,7 +49,8 @@ impl Visit {
             None => Some(MountFrom::Anywhere(self.may_read())),
             Some(from) => {
                 let granted = self.caller.granted.reaches(from, auth::Action::Pull);
-                (granted && self.may_pull(from)).then(|| MountFrom::Repo(from.clone()))
+                let reader = if granted { self.may_pull(from) } else { None };
+                reader.map(|reader| MountFrom::Repo(from.clone(), reader))
             }
         };
         if let Some(from) = from

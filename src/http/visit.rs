@@ -93,11 +93,12 @@ impl Visit {
 
     /// What the caller may read of what others put there, and whose rights are in what is made.
     pub(super) fn account(&self) -> Account {
-        access::account(*self.app.auth.policy(), &self.caller.who)
+        self.permit.account.clone()
     }
 
-    /// Whether the caller may pull from a repository, whatever their token names.
-    pub(super) fn may_pull(&self, repo: &RepoName) -> bool {
+    /// The caller let through to another repository, if they may pull from it, whatever their token
+    /// names.
+    pub(super) fn may_pull(&self, repo: &RepoName) -> Option<Account> {
         may_pull(&self.app, &self.caller.who, repo)
     }
 
@@ -145,14 +146,16 @@ impl Visit {
 }
 
 /// What cannot be looked at is passed over: the log says why.
-fn may_pull(app: &App, who: &Who, repo: &RepoName) -> bool {
+fn may_pull(app: &App, who: &Who, repo: &RepoName) -> Option<Account> {
     match app.registry.way(repo, false) {
         Ok(found) => {
-            app.auth.judge(who, &access::way(&found), auth::Action::Pull).right == Right::Yes
+            let judgement = app.auth.judge(who, &access::way(&found), auth::Action::Pull);
+            let account = || access::account(*app.auth.policy(), who).having_seen(repo, &found);
+            (judgement.right == Right::Yes).then(account)
         }
         Err(error) => {
             tracing::warn!(cause = ?error.to_string(), "a repository is passed over");
-            false
+            None
         }
     }
 }

@@ -1,9 +1,13 @@
 //! On whose behalf the server reads what others put into the tree, and makes directories.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-use super::rights::Level;
+use super::dir::{Dir, Inode};
+use super::error::Result;
+use super::rights::{Level, Way};
+use crate::oci::RepoName;
 
 /// Read, as [`Account::may`] has it.
 pub const READ: u8 = 4;
@@ -21,6 +25,19 @@ type Decide = dyn Fn(&Level, u8) -> bool + Send + Sync;
 pub struct Account {
     uid: Option<u32>,
     may: Arc<Decide>,
+    seen: Option<Seen>,
+}
+
+/// The directory on whose permissions an account was let through. It is remembered open where it
+/// was looked at, so that its number is no other's meanwhile.
+#[derive(Clone)]
+struct Seen {
+    repo: RepoName,
+    /// How many directories lie above it, ROOT included.
+    depth: usize,
+    /// It is the repository's own; otherwise the nearest that was there.
+    whole: bool,
+    inode: Inode,
 }
 
 impl Account {
@@ -30,7 +47,47 @@ impl Account {
         uid: Option<u32>,
         may: impl Fn(&Level, u8) -> bool + Send + Sync + 'static,
     ) -> Account {
-        Account { uid, may: Arc::new(may) }
+        Account { uid, may: Arc::new(may), seen: None }
+    }
+
+    /// The same account, let through to a repository by what lay on the way to it. Whoever may write
+    /// a directory can rename what lies in it, also between the look and the deed: from now on the
+    /// name stands for the directory that was looked at, and for no other.
+    pub fn having_seen(self, repo: &RepoName, way: &Way) -> Account {
+        let seen = way.levels.last().map(|last| Seen {
+            repo: repo.clone(),
+            depth: way.levels.len() - 1,
+            whole: way.whole,
+            inode: last.inode,
+        });
+        Account { seen, ..self }
+    }
+
+    /// Whether a repository's directory is the one whose permissions let the account through. One
+    /// that was made since is judged by itself.
+    pub fn accepts(&self, repo: &RepoName, dir: &Dir) -> Result<bool> {
+        match self.seen_of(repo.as_str()) {
+            None => Ok(true),
+            Some(seen) if seen.whole => Ok(dir.inode()? == seen.inode),
+            Some(_) => Ok(self.may(&Level::of(dir)?, WRITE | SEARCH)),
+        }
+    }
+
+    /// The same of a directory on the way to a repository that is to be made, `depth` beneath ROOT.
+    pub(super) fn accepts_on_the_way(&self, repo: &str, depth: usize, dir: &Dir) -> Result<bool> {
+        let Some(seen) = self.seen_of(repo) else { return Ok(true) };
+        match depth.cmp(&seen.depth) {
+            Ordering::Less => Ok(true),
+            Ordering::Equal => Ok(dir.inode()? == seen.inode),
+            Ordering::Greater if repo.split('/').count() == depth => {
+                Ok(!seen.whole && self.may(&Level::of(dir)?, WRITE | SEARCH))
+            }
+            Ordering::Greater => Ok(self.may(&Level::of(dir)?, SEARCH)),
+        }
+    }
+
+    fn seen_of(&self, repo: &str) -> Option<&Seen> {
+        self.seen.as_ref().filter(|seen| seen.repo.as_str() == repo)
     }
 
     /// The user's number; `None` for those who need no entry of their own: the server itself,

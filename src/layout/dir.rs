@@ -145,6 +145,11 @@ impl Dir {
         &self.path
     }
 
+    /// The same directory under another name, for messages.
+    pub(super) fn called(&self, path: &Path) -> Dir {
+        Dir { fd: Arc::clone(&self.fd), path: path.into() }
+    }
+
     /// The descriptor, shared.
     pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
         &self.fd

@@ -34,6 +34,12 @@ pub enum Error {
         /// What is left, and what is kept back.
         why: String,
     },
+    /// A directory is not the one whose permissions were looked at.
+    #[error("{}: was moved or replaced meanwhile", .path.display())]
+    Replaced {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A new directory would shut out the user for whom it is made.
     #[error(
         "{}: its rights would shut out whoever makes it, and this file system keeps no ACLs that \
@@ -69,7 +75,7 @@ impl Error {
                 _ => Errno::from_io_error(source),
             },
             Error::Full { .. } => Some(Errno::NOSPC),
-            Error::Damaged { .. } | Error::NoAcls { .. } => None,
+            Error::Damaged { .. } | Error::Replaced { .. } | Error::NoAcls { .. } => None,
         }
     }
 
@@ -84,6 +90,7 @@ impl Error {
             Error::Io { path, .. }
             | Error::Damaged { path, .. }
             | Error::Full { path, .. }
+            | Error::Replaced { path }
             | Error::NoAcls { path } => path,
         }
     }

@@ -21,17 +21,23 @@ use super::{inherit, path};
 /// Nothing is synced here: the first commit syncs the whole chain.
 ///
 /// # Errors
-/// [`Error::NoAcls`] where the rights would shut out the maker and nothing can be done about it.
+/// [`Error::NoAcls`] where the rights would shut out the maker and nothing can be done about it;
+/// [`Error::Replaced`] where a directory is not the one that let the maker through.
 pub(super) fn repository(disk: &dyn Disk, root: &Dir, name: &str, maker: &Account) -> Result<Dir> {
-    if let Some(found) = root.dir(name).or_absent()? {
-        return Ok(found);
-    }
-    name.split('/').try_fold(root.clone(), |parent, name| {
+    let accept = |depth, dir: Dir| match maker.accepts_on_the_way(name, depth, &dir)? {
+        true => Ok(dir),
+        false => Err(Error::Replaced { path: dir.path().to_owned() }),
+    };
+    let root = accept(0, root.clone())?;
+    name.split('/').zip(1..).try_fold(root, |parent, (name, depth)| {
         if let Some(found) = parent.dir(name).or_absent()? {
-            return Ok(found);
+            return accept(depth, found);
         }
         let dress = Dress::new_repository(&parent, maker)?;
-        make(disk, &parent, name, &dress).map(|(dir, _)| dir)
+        match make(disk, &parent, name, &dress)? {
+            (made, true) => Ok(made),
+            (found, false) => accept(depth, found),
+        }
     })
 }
 
@@ -83,12 +89,15 @@ pub(super) fn in_room(disk: &dyn Disk, parent: &Dir, relative: &str) -> Result<D
 fn make(disk: &dyn Disk, parent: &Dir, name: &str, dress: &Dress) -> Result<(Dir, bool)> {
     let beside = path::temporary("new");
     disk.make_dir(parent, &beside, dress.mode())?;
-    let renamed = parent
-        .dir(&beside)
-        .and_then(|dir| dress.put_on(&dir))
-        .and_then(|()| disk.rename_new(parent, &beside, parent, name));
-    let Err(error) = renamed else {
-        return Ok((parent.dir(name)?, true));
+    let renamed = parent.dir(&beside).and_then(|dir| {
+        dress.put_on(&dir)?;
+        disk.rename_new(parent, &beside, parent, name)?;
+        // Not opened by its name: somebody may have put another there.
+        Ok(dir.called(&parent.at(name)))
+    });
+    let error = match renamed {
+        Ok(made) => return Ok((made, true)),
+        Err(error) => error,
     };
     // What failed may fail again here; the leftover is hidden and empty, and gc removes it.
     let _ = disk.remove_dir(parent, &beside);

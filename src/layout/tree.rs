@@ -63,6 +63,15 @@ impl Tree {
         self.root.dir(name.as_str()).or_absent()
     }
 
+    /// The same for an account: `None` too where another directory has the name than the one whose
+    /// permissions let it through.
+    pub fn repository_for(&self, name: &RepoName, account: &Account) -> Result<Option<Dir>> {
+        match self.repository(name)? {
+            Some(dir) => Ok(account.accepts(name, &dir)?.then_some(dir)),
+            None => Ok(None),
+        }
+    }
+
     /// A repository's directory, made with its parents when it is missing, with the rights that
     /// mkdir(2) by `maker` would give them.
     ///

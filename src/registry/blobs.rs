@@ -129,7 +129,7 @@ impl Registry {
 impl Inner {
     fn stat_blob(&self, repo: &RepoName, digest: &Digest, reader: &Account) -> Result<BlobInfo> {
         let unknown = || Error::BlobUnknown { repo: repo.clone(), digest: digest.clone() };
-        let dir = self.tree.repository(repo)?.ok_or_else(unknown)?;
+        let dir = self.tree.repository_for(repo, reader)?.ok_or_else(unknown)?;
         let stat = blobs::stat(&dir, digest)?.ok_or_else(unknown)?;
         if !layout::is_regular(&stat) {
             let path = dir.at(&path::blob(digest));
@@ -154,7 +154,7 @@ impl Inner {
         reader: &Account,
     ) -> Result<(Blob, Option<Verdict>)> {
         let unknown = || Error::BlobUnknown { repo: repo.clone(), digest: digest.clone() };
-        let dir = self.tree.repository(repo)?.ok_or_else(unknown)?;
+        let dir = self.tree.repository_for(repo, reader)?.ok_or_else(unknown)?;
         let blob = Blob::open(&self.tree, &dir, digest, reader)?.ok_or_else(unknown)?;
         self.check_length(&dir, digest, blob.size())?;
         let verdict = blob.verdict(&self.tree)?;

@@ -223,7 +223,8 @@ impl Inner {
     }
 
     fn locked_repository(&self, repo: &RepoName) -> Result<(Dir, lock::Held)> {
-        let dir = self.repository(repo)?;
+        let found = self.tree.repository(repo)?;
+        let dir = found.ok_or_else(|| Error::NameUnknown(repo.clone()))?;
         let held = lock::repository(&dir)?;
         Ok((dir, held))
     }

@@ -6,7 +6,7 @@ use super::commit::{Deed, Refusal};
 use super::indexes::Meanwhile;
 use super::{Actor, Error, Inner, Registry, Result};
 use crate::graph;
-use crate::layout::{Dir, Stamp, blobs, lock, path};
+use crate::layout::{Account, Dir, Stamp, blobs, lock, path};
 use crate::oci::{Change, Digest, Index, Reference, RepoName};
 
 /// How long a request waits for whoever copies or collects the tree.
@@ -31,8 +31,9 @@ impl Registry {
     /// Removes a blob that no manifest of the repository refers to ("Deleting Blobs"). The pool
     /// keeps the content for the undo window.
     pub async fn delete_blob(&self, repo: &RepoName, digest: &Digest, actor: &Actor) -> Result<()> {
-        let (name, wanted) = (repo.clone(), digest.clone());
-        let (looked, _gc) = self.blocking(move |inner| inner.unreferenced(&name, &wanted)).await?;
+        let (name, wanted, account) = (repo.clone(), digest.clone(), actor.account.clone());
+        let looked = self.blocking(move |inner| inner.unreferenced(&name, &wanted, &account));
+        let (looked, _gc) = looked.await?;
         self.delete(repo, Deed::Unlink(digest.clone(), looked), actor).await.map(|_| ())
     }
 
@@ -53,9 +54,10 @@ impl Inner {
         &self,
         repo: &RepoName,
         digest: &Digest,
+        account: &Account,
     ) -> Result<(Option<Stamp>, lock::Held)> {
         let unknown = || Error::BlobUnknown { repo: repo.clone(), digest: digest.clone() };
-        let dir = self.tree.repository(repo)?.ok_or_else(unknown)?;
+        let dir = self.tree.repository_for(repo, account)?.ok_or_else(unknown)?;
         if blobs::stat(&dir, digest)?.is_none() {
             return Err(unknown());
         }

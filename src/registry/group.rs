@@ -65,6 +65,9 @@ impl<'a> Group<'a> {
 
     /// Checks one deed and applies it to the index in memory.
     pub(super) fn apply(&mut self, deed: &'a Deed, actor: &Actor) -> Outcome {
+        if !actor.account.accepts(self.repo, self.dir)? {
+            return Err(Error::Moved(self.repo.clone()).into());
+        }
         let unknown = |reference| Error::ManifestUnknown { repo: self.repo.clone(), reference };
         self.refuse_closed(deed, actor)?;
         let changes = match deed {

@@ -85,7 +85,7 @@ impl Inner {
         n: usize,
         reader: &Account,
     ) -> Result<Page<Tag>> {
-        let dir = self.repository(repo)?;
+        let dir = self.repository_for(repo, reader)?;
         match self.index_for(repo, &dir, reader)? {
             Some(file) if !file.index.is_empty() => {
                 Ok(Page::of(n, file.index.tags_after(last).cloned()))
@@ -102,7 +102,7 @@ impl Inner {
         last: Option<&Digest>,
         reader: &Account,
     ) -> Result<Vec<Descriptor>> {
-        let Some(dir) = self.tree.repository(repo)? else {
+        let Some(dir) = self.tree.repository_for(repo, reader)? else {
             return Ok(Vec::new());
         };
         let Some(index) = self.index_for(repo, &dir, reader)? else {
@@ -171,8 +171,9 @@ impl Inner {
         reader: &Account,
     ) -> Result<Page<RepoName>> {
         let walk = Walk::after(&self.tree.root, last)?;
-        let listed =
-            |name: &RepoName, dir: &Dir| may_read(name) && self.has_entries(name, dir, reader);
+        let listed = |name: &RepoName, dir: &Dir| {
+            may_read(name).is_some() && self.has_entries(name, dir, reader)
+        };
         let names = walk.filter_map(|found| match found {
             Ok((name, dir)) => listed(&name, &dir).then_some(name),
             Err(error) => {

@@ -164,7 +164,7 @@ impl Inner {
     ) -> Result<StoredManifest> {
         let unknown =
             || Error::ManifestUnknown { repo: repo.clone(), reference: reference.clone() };
-        let dir = self.tree.repository(repo)?.ok_or_else(unknown)?;
+        let dir = self.tree.repository_for(repo, reader)?.ok_or_else(unknown)?;
         let index = self.index_for(repo, &dir, reader)?.ok_or_else(unknown)?;
         let descriptor = self.resolve(repo, &dir, &index, reference)?.ok_or_else(unknown)?;
         let digest = descriptor.digest;
@@ -213,7 +213,7 @@ impl Inner {
     fn store(&self, to: &Destination, put: &Put, bytes: &[u8]) -> Result<HashSet<Digest>> {
         let Destination { repo, digest, account } = to;
         let mut bad = HashSet::new();
-        if let Some(dir) = self.tree.repository(repo)? {
+        if let Some(dir) = self.tree.repository_for(repo, account)? {
             let target = Target { name: repo, dir: &dir };
             let absent = self.absent(target, &put.required, account, &mut bad)?;
             self.refuse_absent(absent)?;

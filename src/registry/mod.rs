@@ -111,8 +111,9 @@ pub enum KeyNeed {
     Unknown,
 }
 
-/// Decides whether the caller may pull from a repository.
-pub type MayRead = Arc<dyn Fn(&RepoName) -> bool + Send + Sync>;
+/// Decides whether the caller may pull from a repository: then it gives the account that was let
+/// through there.
+pub type MayRead = Arc<dyn Fn(&RepoName) -> Option<Account> + Send + Sync>;
 
 /// A registry over one tree. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -230,8 +231,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    /// A repository's directory.
-    fn repository(&self, name: &RepoName) -> Result<layout::Dir> {
-        self.tree.repository(name)?.ok_or_else(|| Error::NameUnknown(name.clone()))
+    /// A repository's directory, for whom it is opened.
+    fn repository_for(&self, name: &RepoName, account: &Account) -> Result<layout::Dir> {
+        let found = self.tree.repository_for(name, account)?;
+        found.ok_or_else(|| Error::NameUnknown(name.clone()))
     }
 }

@@ -2,14 +2,14 @@
 
 use super::{Actor, Destination, Inner, MayRead, Registry, Result};
 use crate::layout::blobs::{self, Target};
-use crate::layout::{self, Dir, path};
+use crate::layout::{self, Account, Dir, path};
 use crate::oci::{Digest, RepoName};
 
 /// Where a mount takes the blob from.
 #[derive(Clone)]
 pub enum MountFrom {
-    /// A repository that the caller may pull from.
-    Repo(RepoName),
+    /// A repository that the caller may pull from, and the account that was let through there.
+    Repo(RepoName, Account),
     /// Any repository that the caller may pull from.
     Anywhere(MayRead),
 }
@@ -30,7 +30,7 @@ impl Registry {
         self.promise(repo, digest, actor).await?;
         let to = Destination::new(repo, digest, actor);
         self.blocking(move |inner| match from {
-            MountFrom::Repo(source) => inner.mount(&to, &source),
+            MountFrom::Repo(source, reader) => inner.mount(&to, &source, &reader),
             MountFrom::Anywhere(may_read) => inner.mount_anywhere(&to, &may_read),
         })
         .await
@@ -39,17 +39,22 @@ impl Registry {
 
 impl Inner {
     /// A source that cannot be read has nothing to give: it is logged, and the client is not told.
-    fn mount(&self, to: &Destination, source: &RepoName) -> Result<bool> {
-        match self.source(source, &to.digest) {
-            Ok(Some(dir)) => self.mount_from(to, &dir),
+    fn mount(&self, to: &Destination, source: &RepoName, reader: &Account) -> Result<bool> {
+        match self.source(source, &to.digest, reader) {
+            Ok(Some(dir)) => self.mount_from(to, &dir, reader),
             Ok(None) => Ok(false),
             Err(error) => Ok(passed_over(&error)),
         }
     }
 
     /// The source's directory, if the blob is there.
-    fn source(&self, name: &RepoName, digest: &Digest) -> layout::Result<Option<Dir>> {
-        let Some(dir) = self.tree.repository(name)? else {
+    fn source(
+        &self,
+        name: &RepoName,
+        digest: &Digest,
+        reader: &Account,
+    ) -> layout::Result<Option<Dir>> {
+        let Some(dir) = self.tree.repository_for(name, reader)? else {
             return Ok(None);
         };
         Ok(blobs::stat(&dir, digest)?.map(|_| dir))
@@ -57,18 +62,18 @@ impl Inner {
 
     fn mount_anywhere(&self, to: &Destination, may_read: &MayRead) -> Result<bool> {
         let sources = self.holders.of(&self.tree, &to.digest)?;
-        for source in sources.iter().filter(|name| may_read(name)).take(MOST_SOURCES) {
-            if self.mount(to, source)? {
+        let readable = sources.iter().filter_map(|name| Some((name, may_read(name)?)));
+        for (source, reader) in readable.take(MOST_SOURCES) {
+            if self.mount(to, source, &reader)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn mount_from(&self, to: &Destination, source: &Dir) -> Result<bool> {
+    fn mount_from(&self, to: &Destination, source: &Dir, reader: &Account) -> Result<bool> {
         let dir = self.tree.make_repository(&to.repo, &to.account)?;
         let target = Target { name: &to.repo, dir: &dir };
-        let reader = &to.account;
         match blobs::mount(&self.tree, &self.holders, target, source, &to.digest, reader) {
             Err(error) if is_of(source, &error) => Ok(passed_over(&error)),
             done => Ok(done?),

@@ -100,7 +100,8 @@ async fn concurrent_pushes_share_commits_and_lose_nothing() {
     f.image("a", "first").await.unwrap();
     let layer = b"first";
     // Whoever holds the lock makes the pushes gather.
-    let held = lock::repository(&f.registry.inner.repository(&repo("a")).unwrap()).unwrap();
+    let held =
+        lock::repository(&f.registry.inner.tree.repository(&repo("a")).unwrap().unwrap()).unwrap();
     let pushes = (0..64).map(|n| {
         let registry = f.registry.clone();
         let reference = tag(&format!("t{n:02}"));
@@ -292,7 +293,7 @@ async fn a_promise_takes_collections_note_away() {
     f.blob("a/b", b"layer").await;
     assert!(!note.exists(), "upload");
     plant();
-    let from = MountFrom::Repo(repo("a/b"));
+    let from = MountFrom::Repo(repo("a/b"), Account::default());
     f.registry.mount(&repo("a/b"), &digest, from, &Actor::default()).await.unwrap();
     assert!(!note.exists(), "mount");
     f.blob("a/b", b"{}").await;
@@ -310,7 +311,8 @@ async fn promises_that_wait_for_a_shells_lock_hold_up_nobody_else() {
     let note = f.path(".stillage/unreferenced/a").join(digest.as_str());
     std::fs::create_dir_all(note.parent().unwrap()).unwrap();
     std::fs::write(&note, "").unwrap();
-    let held = lock::repository(&f.registry.inner.repository(&repo("a")).unwrap()).unwrap();
+    let held =
+        lock::repository(&f.registry.inner.tree.repository(&repo("a")).unwrap().unwrap()).unwrap();
     let waiting: Vec<_> = (0..600)
         .map(|_| {
             let (registry, digest) = (f.registry.clone(), digest.clone());
@@ -342,7 +344,8 @@ async fn promises_that_wait_for_a_shells_lock_hold_up_nobody_else() {
 async fn a_blob_is_not_deleted_while_a_shell_holds_the_repository() {
     let f = fixture();
     let digest = f.blob("a", b"free").await;
-    let held = lock::repository(&f.registry.inner.repository(&repo("a")).unwrap()).unwrap();
+    let held =
+        lock::repository(&f.registry.inner.tree.repository(&repo("a")).unwrap().unwrap()).unwrap();
     let refused = f.registry.delete_blob(&repo("a"), &digest, &Actor::default()).await;
     assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
     held.release();

@@ -8,6 +8,7 @@ mod outsiders;
 mod planted;
 mod sessions;
 mod sources;
+mod swapped;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -49,7 +49,7 @@ async fn an_index_that_is_just_being_written_gives_readers_the_last_good_one() {
 async fn a_directory_that_is_moved_under_a_commit_is_a_conflict() {
     let f = fixture();
     f.image("a", "one").await.unwrap();
-    let dir = f.registry.inner.repository(&repo("a")).unwrap();
+    let dir = f.registry.inner.tree.repository(&repo("a")).unwrap().unwrap();
     let held = lock::repository(&dir).unwrap();
     let registry = f.registry.clone();
     let push = Push {
@@ -94,7 +94,7 @@ async fn a_layout_that_was_dropped_in_is_served_and_adopted() {
     let meta = std::fs::metadata(f.blob_path("x/y", &sha256(b"layer"))).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((meta.mode() & 0o777, meta.nlink()), (0o444, 2), "ours, and in the pool");
-    let from = MountFrom::Anywhere(Arc::new(|_| true));
+    let from = MountFrom::Anywhere(Arc::new(|_| Some(Account::default())));
     let layer = sha256(b"layer");
     assert!(f.registry.mount(&repo("z"), &layer, from, &Actor::default()).await.unwrap());
 }
@@ -207,7 +207,7 @@ async fn a_pooled_inode_that_was_made_writable_is_replaced_and_nobody_is_stopped
     f.push("a", tag("again"), image(b"{}", b"layer")).await.unwrap();
     assert_eq!(inode("a"), inode("b"));
     std::fs::set_permissions(f.blob_path("a", &layer), PermissionsExt::from_mode(0o644)).unwrap();
-    let from = MountFrom::Repo(repo("a"));
+    let from = MountFrom::Repo(repo("a"), Account::default());
     assert!(f.registry.mount(&repo("c"), &layer, from, &Actor::default()).await.unwrap());
     assert_ne!(inode("c"), inode("a"));
     assert_eq!(std::fs::metadata(f.blob_path("c", &layer)).unwrap().mode() & 0o777, 0o444);

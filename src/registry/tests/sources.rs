@@ -20,8 +20,11 @@ async fn a_broken_source_is_passed_over_and_the_next_one_is_tried() {
         f.blob("bad", LAYER).await;
         std::fs::rename(f.path(broken), f.path("aside")).unwrap();
         symlink(f.path("aside"), f.path(broken)).unwrap();
-        assert!(!f.mounts(MountFrom::Repo(repo("bad"))).await.unwrap(), "{broken}");
-        let anywhere = MountFrom::Anywhere(Arc::new(|_| true));
+        assert!(
+            !f.mounts(MountFrom::Repo(repo("bad"), Account::default())).await.unwrap(),
+            "{broken}"
+        );
+        let anywhere = MountFrom::Anywhere(Arc::new(|_| Some(Account::default())));
         assert!(f.mounts(anywhere).await.unwrap(), "{broken}");
         assert_eq!(std::fs::read(f.blob_path("target", &sha256(LAYER))).unwrap(), LAYER);
     }
@@ -37,7 +40,8 @@ async fn a_broken_target_is_an_error() {
         std::fs::create_dir_all(at.parent().unwrap()).unwrap();
         let _ = std::fs::remove_dir_all(&at);
         symlink(f.path("aside"), at).unwrap();
-        let refused = f.mounts(MountFrom::Repo(repo("good"))).await.unwrap_err();
+        let refused =
+            f.mounts(MountFrom::Repo(repo("good"), Account::default())).await.unwrap_err();
         assert!(refused.to_string().contains("target"), "{refused}");
     }
 }

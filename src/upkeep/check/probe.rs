@@ -46,7 +46,7 @@ pub(super) fn unreadable(error: &Error, findings: &mut Findings) {
         Error::Io { source, .. } => source.to_string(),
         Error::Damaged { why, .. } => why.clone(),
         // Of making directories and of uploads only.
-        Error::NoAcls { .. } | Error::Full { .. } => error.to_string(),
+        Error::NoAcls { .. } | Error::Replaced { .. } | Error::Full { .. } => error.to_string(),
     };
     findings.add(Rule::Unreadable, error.path(), format!("cannot be read: {why}"));
 }
