@@ -45,7 +45,11 @@ fn main() -> ExitCode {
         Command::Access(args) => access(args),
     });
     outcome.unwrap_or_else(|error| {
-        complain(error.as_ref());
+        // Who closed our stdout, as head(1) does, does not want to hear about it.
+        let closed = error.downcast_ref::<io::Error>();
+        if closed.is_none_or(|error| error.kind() != io::ErrorKind::BrokenPipe) {
+            complain(error.as_ref());
+        }
         ExitCode::FAILURE
     })
 }
@@ -137,6 +141,9 @@ fn certificate(
 /// What the person who started the server wants to know.
 fn report(settings: &Serve, server: &Server, own: Option<&Own>) -> io::Result<()> {
     let [create, pull] = access::start(&settings.start()).map_err(io::Error::other)?;
+    if let Some(warning) = access::renamers(&settings.start()).map_err(io::Error::other)? {
+        tracing::warn!("{warning}");
+    }
     let root = Path::display(&settings.root);
     let scheme = if settings.certificate.is_some() { "https" } else { "http" };
     let address = server.address()?;

@@ -7,8 +7,9 @@
 //!
 //! Of a large block only the beginning is wiped. Heads and forms are at most 64 KiB; larger buffers
 //! are made for the bodies of uploads and downloads, and to wipe those costs 7 % of the processor
-//! time of an upload. What a large buffer may hold besides is the head of the next request, at its
-//! beginning.
+//! time of an upload. A large buffer may hold heads besides: those of requests that came behind one
+//! another, of which only the first 64 KiB are covered by this. What is still in use, the buffer of an
+//! open connection for instance, is wiped when it is given back.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};

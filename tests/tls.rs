@@ -155,7 +155,8 @@ fn podman_and_skopeo_trust_a_self_signed_certificate() {
     let certs = home.path().join("certs");
     for tool in ["containers", "docker"] {
         let line = registry.next_line();
-        let line = line.trim().strip_prefix("sudo ").expect("a line for sudo");
+        let line = line.trim();
+        assert!(line.starts_with("install "), "root needs no sudo: {line}");
         let etc = format!("/etc/{tool}/certs.d/{server}/ca.crt");
         assert!(line.ends_with(&etc), "{line}");
         let here = line.replace(&etc, &format!("{}/{tool}/ca.crt", certs.display()));

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use pam::{Host, PASSWORD};
 use support::Registry;
 use support::content::{Image, OCI_MANIFEST, random, sha256};
-use support::http::{Client, Request, Response, basic};
+use support::http::{Client, Framing, Request, Response, basic};
 
 /// A server with four repositories of `daemon`'s, each with the same tag:
 /// `open/app`, which everybody may read; `private/app`, which only `daemon` may enter; `drop/box`,
@@ -327,6 +327,34 @@ fn revoked_rights_end_with_the_next_request() {
     daemon.send(push).expect_status(202);
 }
 
+/// A body that is still on its way when the right is taken away changes nothing any more: its sender
+/// alone decides how long it takes.
+#[test]
+fn revoked_rights_end_what_is_still_being_sent() {
+    let place = Place::new(&[]);
+    let daemon = place.user("daemon", "open/app");
+    let blob = random(1000);
+    let digest = sha256(&blob);
+    let manifest = &place.image.manifest;
+    let put = Request::put("/v2/open/app/manifests/late").header("Content-Type", OCI_MANIFEST);
+    let post = Request::post(format!("/v2/open/app/blobs/uploads/?digest={digest}"));
+    for (request, body) in [(put, manifest), (post, &blob)] {
+        place.registry.setfacl("u:daemon:rwx", "open/app");
+        let framing = Framing::Length(body.len() as u64);
+        let answer = daemon.stream(&request, framing, |out| {
+            out.write_all(&body[..10])?;
+            out.flush()?;
+            place.registry.setfacl("u:daemon:rx", "open/app");
+            // It is the time that a body takes which counts.
+            std::thread::sleep(std::time::Duration::from_millis(1500));
+            out.write_all(&body[10..])
+        });
+        answer.expect("an answer").expect_error(403, "DENIED");
+    }
+    assert_eq!(daemon.tags("open/app"), ["v1"]);
+    daemon.head(&format!("/v2/open/app/blobs/{digest}")).expect_status(404);
+}
+
 /// SECURITY: content that only a private repository has cannot be had through one's own.
 #[test]
 fn private_dedupe_gives_nothing_away() {
@@ -346,6 +374,17 @@ fn private_dedupe_gives_nothing_away() {
     mine.push_blob("mine/app", &stolen.config);
     mine.put_manifest("mine/app", "v2", OCI_MANIFEST, &stolen.manifest)
         .expect_error(400, "MANIFEST_BLOB_UNKNOWN");
+    // A file under its name, put there with a shell, is not compared with what others have.
+    let [known, unknown] = [digest.clone(), sha256(b"nobody has this")].map(|digest| {
+        let hex = digest.trim_start_matches("sha256:").to_owned();
+        let planted = place.registry.root().join("mine/app/blobs/sha256").join(hex);
+        fs::write(&planted, "abc").expect("a planted file");
+        let path = format!("/v2/mine/app/blobs/{digest}");
+        let answers = [mine.head(&path), mine.get(&path), mine.head(&path)];
+        fs::remove_file(planted).expect("the planted file");
+        answers.map(|answer| shape(&answer, &digest))
+    });
+    assert_eq!(known, unknown);
     // Whoever has the content shares the inode, and learns nothing by it.
     mine.push_blob("mine/app", &secret);
     assert_eq!(mine.get(&path).expect_status(200).body, secret);

@@ -419,6 +419,36 @@ fn anonymous_disk_a_new_upload_leaves_space_and_everything_else_goes_on() {
     client.start_upload("a");
 }
 
+/// A file that is one large hole is made in a moment; no mount and no manifest copies it.
+#[test]
+fn anonymous_disk_a_planted_hole_takes_no_space() {
+    let disk = Tmpfs::new(64);
+    let registry = small(&disk);
+    let client = registry.client();
+    let image = Image::random(1000);
+    client.push_image("a", "t", &image);
+    let before = disk.free();
+    let digest = sha256(b"what the hole pretends to be");
+    let name = digest.trim_start_matches("sha256:");
+    for len in [2 << 30, 30 << 20] {
+        let planted = registry.root().join("a/blobs/sha256").join(name);
+        let hole = File::create(&planted).expect("a file");
+        hole.set_len(len).expect("a hole");
+        std::os::unix::fs::chown(&planted, Some(1), Some(1)).expect("chown");
+        let mount = Request::post(format!("/v2/b/blobs/uploads/?mount={digest}&from=a"));
+        client.send(mount).expect_status(202);
+        let layer = format!(r#"{{"mediaType":"x","digest":"{digest}","size":{len}}}"#);
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{layer},"layers":[]}}"#
+        );
+        let refused = client.put_manifest("a", "hole", OCI_MANIFEST, manifest.as_bytes());
+        assert!(matches!(refused.status, 400 | 507), "{refused:?}");
+        assert!(disk.free() + (1 << 20) > before, "{} of {before} are free", disk.free());
+        client.put_manifest("a", "t2", OCI_MANIFEST, &image.manifest).expect_status(201);
+        fs::remove_file(planted).expect("the hole goes");
+    }
+}
+
 fn post(repo: &str) -> Request {
     Request::post(format!("/v2/{repo}/blobs/uploads/"))
 }

@@ -20,7 +20,7 @@ pub use report::{
 };
 pub use server::{Problem, Server};
 pub use shell::quote;
-pub use start::{Start, start};
+pub use start::{Start, renamers, start};
 pub use words::{Case, why};
 
 use crate::auth::{self, Entry, Permissions, Policy, Who, Whom};

@@ -50,7 +50,7 @@ pub(super) fn sees(server: &User, seen: Way) -> Way {
     levels.truncate(at + 1);
     let refused = Err::<(), Errno>(Errno::ACCESS).at(|| levels[at].path.clone());
     // Whether the mount takes writes is asked of the last level alone.
-    Way { levels, whole: false, read_only: false, stopped: refused.err() }
+    Way { levels, whole: false, held: None, read_only: false, stopped: refused.err() }
 }
 
 /// What the server lacks, of the directories on the way and of what is in the repository.

@@ -29,6 +29,25 @@ pub fn start(start: &Start<'_>) -> Result<[String; 2]> {
     Ok([creators(start, &root, &found), pullers(start, &found)].map(|line| words::plain(&line)))
 }
 
+/// What is to be warned of: whoever may write ROOT, and has a shell, can rename what lies right in it,
+/// unless it is sticky. Nothing is read or written by that, but repositories and the server's room
+/// change their names.
+pub fn renamers(start: &Start<'_>) -> Result<Option<String>> {
+    let root = Level::of(&Dir::open_root(start.root)?)?;
+    let found = permissions(&root);
+    let server = Names::Files.user(rustix::process::geteuid().as_raw());
+    let who: Vec<String> = writers(&found).into_iter().filter(|name| *name != server).collect();
+    let sticky = root.mode & 0o1000 != 0;
+    Ok((!sticky && !who.is_empty()).then(|| {
+        let (who, path) = (who.join(", "), shell::quote(start.root));
+        words::plain(&format!(
+            "{who} may rename what lies in {}, with a shell on this host: chmod +t {path}, or grant \
+             a directory in it instead",
+            start.root.display()
+        ))
+    }))
+}
+
 fn creators(start: &Start<'_>, root: &Level, found: &Permissions) -> String {
     let Some(_) = start.anonymous else {
         return "whoever reaches this address may push and create repositories".to_owned();
@@ -115,6 +134,22 @@ mod tests {
 
     fn found(owner: u32, mode: u16, acl: Option<Vec<Entry>>) -> Permissions {
         Permissions { owner, group: 1, mode, acl }
+    }
+
+    #[test]
+    fn who_may_rename_is_warned_of() {
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir().unwrap();
+        let of = |mode| {
+            std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let root = temp.path();
+            let start =
+                Start { root, anonymous: None, admin_group: None, only_admins_write: false };
+            renamers(&start).unwrap()
+        };
+        assert_eq!(of(0o755), None);
+        assert!(of(0o777).is_some_and(|text| text.contains("chmod +t")));
+        assert_eq!(of(0o1777), None);
     }
 
     #[test]

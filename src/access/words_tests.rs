@@ -22,7 +22,7 @@ fn user(groups: &[u32]) -> Who {
 
 fn whole(last: Arc<Level>) -> Way {
     let levels = vec![level("/srv/reg", 0, 0o755, &[]), last];
-    Way { levels, whole: true, read_only: false, stopped: None }
+    Way { levels, whole: true, held: None, read_only: false, stopped: None }
 }
 
 fn said(policy: &Policy, who: &Who, way: &Way, action: Action) -> (Right, String) {

@@ -23,7 +23,16 @@ pub(super) struct Upload {
     data: BodyDataStream,
     patience: Duration,
     limit: Pin<Box<Sleep>>,
+    begun: Instant,
+    still: Option<Still>,
 }
+
+/// Asked at the end of a body: whether what it is for is still allowed.
+type Still = Box<dyn FnOnce() -> Result<(), Refusal> + Send>;
+
+/// A body that took longer is asked about again: its sender decides how long it takes, and what was
+/// allowed when it began may have been taken away.
+const FRESH: Duration = Duration::from_secs(1);
 
 impl Upload {
     pub(super) fn new(body: Body, patience: Duration) -> Upload {
@@ -31,6 +40,24 @@ impl Upload {
             data: body.into_data_stream(),
             patience,
             limit: Box::pin(tokio::time::sleep(patience)),
+            begun: Instant::now(),
+            still: None,
+        }
+    }
+
+    /// The same, which ends with an error if `still` says so at its end.
+    pub(super) fn allowed_while(
+        self,
+        still: impl FnOnce() -> Result<(), Refusal> + Send + 'static,
+    ) -> Upload {
+        Upload { still: Some(Box::new(still)), ..self }
+    }
+
+    /// Whether a body that has ended may be used.
+    fn last_word(&mut self) -> Result<(), Refusal> {
+        match self.still.take() {
+            Some(still) if self.begun.elapsed() > FRESH => still(),
+            _ => Ok(()),
         }
     }
 
@@ -53,6 +80,10 @@ impl Stream for Upload {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match self.data.poll_next_unpin(cx) {
+            Poll::Ready(None) => {
+                let refused = self.last_word().err();
+                Poll::Ready(refused.map(|refusal| Err(io::Error::other(refusal))))
+            }
             Poll::Ready(piece) => {
                 let next = Instant::now() + self.patience;
                 self.limit.as_mut().reset(next);
@@ -149,6 +180,22 @@ mod tests {
         let upload = |len| Upload::new(Body::from(vec![7; len]), Duration::from_secs(9));
         assert_eq!(upload(8).collect(8).await.unwrap().unwrap().len(), 8);
         assert!(upload(9).collect(8).await.unwrap().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_took_long_is_asked_about_at_its_end() {
+        let body = |late: bool| {
+            let pieces =
+                stream::iter([Ok::<_, io::Error>("one")]).chain(stream::once(async move {
+                    tokio::time::sleep(if late { FRESH * 2 } else { FRESH / 2 }).await;
+                    Ok("two")
+                }));
+            let upload = Upload::new(Body::from_stream(pieces), Duration::from_secs(60));
+            upload.allowed_while(|| Err(Refusal::Revoked("a/b".into())))
+        };
+        assert_eq!(body(false).collect(99).await.unwrap().unwrap(), "onetwo");
+        let refused = body(true).collect(99).await.unwrap_err();
+        assert!(matches!(super::super::errors::body(&refused), Refusal::Revoked(_)), "{refused}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -79,6 +79,8 @@ pub(super) enum Refusal {
     Chunks,
     #[error("this port speaks TLS: use https://")]
     NeedsTls,
+    #[error("you may not push to {0} any more")]
+    Revoked(String),
     #[error("the body ended early: {0}")]
     Body(String),
     #[error("the body stopped coming: nothing arrived for {} seconds", .0.as_secs())]
@@ -149,7 +151,7 @@ fn of_refusal(refusal: Refusal) -> Problem {
         | Refusal::Header(_)
         | Refusal::Doubled(_)
         | Refusal::NeedsTls => (bad, Code::Unsupported),
-        Refusal::ForeignHost(_) | Refusal::ForeignOrigin(_) => {
+        Refusal::ForeignHost(_) | Refusal::ForeignOrigin(_) | Refusal::Revoked(_) => {
             (StatusCode::FORBIDDEN, Code::Denied)
         }
         Refusal::ContentEncoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::Unsupported),

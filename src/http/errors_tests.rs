@@ -80,6 +80,7 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (Refusal::Grant("x".into()).into(), 404, Code::Unsupported),
         (Refusal::Range { size: 7 }.into(), 416, Code::RangeInvalid),
         (Refusal::Body("x".into()).into(), 400, Code::BlobUploadInvalid),
+        (Refusal::Revoked("a".into()).into(), 403, Code::Denied),
         (Refusal::Chunks.into(), 400, Code::BlobUploadInvalid),
         (Refusal::NeedsTls.into(), 400, Code::Unsupported),
         (Refusal::from(Wrong::LineFeed).into(), 400, Code::Unsupported),

@@ -1,5 +1,7 @@
 //! Who asks, and may they: the table "What the client is told" of the access rules.
 
+use std::sync::Arc;
+
 use axum::response::Response;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, ORIGIN};
@@ -76,7 +78,7 @@ pub(super) struct Permit {
 
 /// Lets a request of the API pass, or says what the client is told instead.
 pub(super) fn admit(
-    app: &App,
+    app: &Arc<App>,
     caller: &Caller,
     origin: &Origin,
     action: &Action,
@@ -119,7 +121,8 @@ pub(super) fn admit(
             needs(Some(ChallengeError::InsufficientScope), beyond(caller, repo, deed))
         }
         Verdict::Denied => {
-            record(app, caller, origin, (repo, deed), &found, &judgement);
+            let asked = Asked { repo: repo.clone(), way: found, right: deed.right() };
+            record(app, caller, origin, asked, judgement);
             Err(denied(repo, deed))
         }
         Verdict::Untold => match found.stopped {
@@ -129,35 +132,39 @@ pub(super) fn admit(
     }
 }
 
-/// Writes down that somebody who is known was turned away, and why. That there is nothing to pull is
-/// not that: each first push begins by looking.
-fn record(
-    app: &App,
-    caller: &Caller,
-    origin: &Origin,
-    (repo, deed): (&RepoName, &Deed),
-    way: &Way,
-    judgement: &Judgement,
-) {
+/// Writes down that somebody who is known was turned away, and why, beside the answer: it reads the
+/// host's account files, and that there is something to refuse must not show in the time. That there
+/// is nothing to pull is no refusal: each first push begins by looking.
+fn record(app: &Arc<App>, caller: &Caller, origin: &Origin, asked: Asked, judgement: Judgement) {
     if judgement.reason == Reason::Absent {
         return;
     }
-    let case = access::Case {
-        names: auth::Names::Files,
-        policy: app.auth.policy(),
-        who: &caller.who,
-        called: None,
-        repo,
-        way,
-        action: deed.right(),
-        server: rustix::process::geteuid().as_raw(),
-    };
+    let (app, who) = (Arc::clone(app), caller.who.clone());
     let source = Source {
-        who: caller.who.name().map(str::to_owned),
+        who: who.name().map(str::to_owned),
         client: origin.client,
         request: origin.request.clone(),
     };
-    audit::denied(&source, repo, deed.right(), &access::why(&case, judgement));
+    tokio::task::spawn_blocking(move || {
+        let case = access::Case {
+            names: auth::Names::Files,
+            policy: app.auth.policy(),
+            who: &who,
+            called: None,
+            repo: &asked.repo,
+            way: &asked.way,
+            action: asked.right,
+            server: rustix::process::geteuid().as_raw(),
+        };
+        audit::denied(&source, &asked.repo, asked.right, &access::why(&case, &judgement));
+    });
+}
+
+/// What was asked for, and what lay on the way to it.
+struct Asked {
+    repo: RepoName,
+    way: Way,
+    right: auth::Action,
 }
 
 fn beyond(caller: &Caller, repo: &RepoName, deed: &Deed) -> String {

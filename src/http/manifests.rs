@@ -7,7 +7,6 @@ use http::{HeaderValue, StatusCode};
 
 use super::audit;
 use super::blobs::{FOREVER, is_known, name, not_modified};
-use super::body::Upload;
 use super::errors::{self, Failure, Refusal};
 use super::reply::{self, CONTENT_DIGEST, value};
 use super::visit::Visit;
@@ -57,7 +56,7 @@ impl Visit {
         if self.content_length()?.is_some_and(|len| len > MAX_MANIFEST as u64) {
             return Err(Refusal::ManifestTooLarge.into());
         }
-        let body = Upload::new(body, self.patience()).collect(MAX_MANIFEST).await;
+        let body = self.upload(repo, body).collect(MAX_MANIFEST).await;
         let bytes = body.map_err(|error| errors::body(&error))?;
         let push = Push {
             reference: reference.clone(),

@@ -5,7 +5,6 @@ use axum::response::Response;
 use http::StatusCode;
 use http::header::{CONTENT_RANGE, HeaderName, LOCATION, RANGE};
 
-use super::body::Upload;
 use super::errors::{Failure, Refusal, upload_range};
 use super::reply::{self, CONTENT_DIGEST, value};
 use super::visit::Visit;
@@ -32,7 +31,7 @@ impl Visit {
         body: Body,
     ) -> Result<Response, Failure> {
         self.refuse_encodings()?;
-        let body = Upload::new(body, self.patience());
+        let body = self.upload(repo, body);
         self.registry().put_blob(repo, &self.actor(), body, digest).await?;
         Ok(stored(repo, digest))
     }
@@ -78,7 +77,7 @@ impl Visit {
     ) -> Result<Response, Failure> {
         self.refuse_encodings()?;
         let range = self.chunk(repo, id).await?;
-        let body = Upload::new(body, self.patience());
+        let body = self.upload(repo, body);
         let status = self.registry().append_upload(repo, id, &self.actor(), range, body).await?;
         Ok(progress(StatusCode::ACCEPTED, repo, &status))
     }
@@ -92,7 +91,7 @@ impl Visit {
     ) -> Result<Response, Failure> {
         self.refuse_encodings()?;
         let range = self.chunk(repo, id).await?;
-        let body = Upload::new(body, self.patience());
+        let body = self.upload(repo, body);
         self.registry().finish_upload(repo, id, &self.actor(), range, body, digest).await?;
         Ok(stored(repo, digest))
     }

@@ -11,6 +11,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 
 use super::App;
 use super::audit::{RequestId, Source};
+use super::body::Upload;
 use super::errors::{Failure, Refusal};
 use super::gate::Permit;
 use super::route::Deed;
@@ -107,6 +108,23 @@ impl Visit {
     pub(super) fn may_read(&self) -> MayRead {
         let (app, who) = (Arc::clone(&self.app), self.caller.who.clone());
         Arc::new(move |repo: &RepoName| may_pull(&app, &who, repo))
+    }
+
+    /// A request's body, for a push to a repository: whoever may not push there any more when it
+    /// ends is refused.
+    pub(super) fn upload(&self, repo: &RepoName, body: Body) -> Upload {
+        let (app, who, repo) = (Arc::clone(&self.app), self.caller.who.clone(), repo.clone());
+        Upload::new(body, self.patience()).allowed_while(move || {
+            match app.registry.way(&repo, true) {
+                Ok(found)
+                    if app.auth.judge(&who, &access::way(&found), auth::Action::Push).right
+                        == Right::Yes =>
+                {
+                    Ok(())
+                }
+                _ => Err(Refusal::Revoked(repo.to_string())),
+            }
+        })
     }
 
     /// How long a client may send nothing.

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::dir::{Dir, Inode};
@@ -28,8 +29,7 @@ pub struct Account {
     seen: Option<Seen>,
 }
 
-/// The directory on whose permissions an account was let through. It is remembered open where it
-/// was looked at, so that its number is no other's meanwhile.
+/// The directory on whose permissions an account was let through.
 #[derive(Clone)]
 struct Seen {
     repo: RepoName,
@@ -38,6 +38,8 @@ struct Seen {
     /// It is the repository's own; otherwise the nearest that was there.
     whole: bool,
     inode: Inode,
+    /// Held open, so that its number is no other's meanwhile.
+    _held: Option<Arc<OwnedFd>>,
 }
 
 impl Account {
@@ -59,6 +61,7 @@ impl Account {
             depth: way.levels.len() - 1,
             whole: way.whole,
             inode: last.inode,
+            _held: way.held.clone(),
         });
         Account { seen, ..self }
     }

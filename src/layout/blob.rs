@@ -59,7 +59,7 @@ impl Blob {
     }
 
     /// Whether only the server could have changed it.
-    pub(super) fn is_ours(&self, tree: &Tree) -> bool {
+    pub fn is_ours(&self, tree: &Tree) -> bool {
         tree.is_ours(&self.stat)
     }
 

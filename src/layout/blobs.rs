@@ -171,7 +171,7 @@ pub fn mount(
         }
     }
     match Blob::open(tree, source, digest, reader)? {
-        Some(blob) => copy_from(tree, holders, target, &blob, digest),
+        Some(blob) => copy_from(tree, holders, target, blob, digest),
         None => Ok(false),
     }
 }
@@ -190,7 +190,7 @@ pub fn adopt(
         return Ok(false);
     };
     if !blob.is_ours(tree) {
-        return copy_from(tree, holders, target, &blob, digest);
+        return copy_from(tree, holders, target, blob, digest);
     }
     // A copy that was restored, one of before the pool was lost, or one on a file system without
     // links.
@@ -210,15 +210,18 @@ fn remember(tree: &Tree, file: &File, digest: &Digest) -> Result<()> {
     Ok(())
 }
 
-/// Copies while hashing; reflink is not worth its own path here, for every byte is read anyway.
+/// Copies what has the digest, and hashes it while it does: somebody may still be writing. It was
+/// read once before, for what is wrong must take no space: a file that is one large hole is easily
+/// made. Reflink is not worth its own path here, for every byte is read anyway.
 fn copy_from(
     tree: &Tree,
     holders: &Holders,
     target: Target<'_>,
-    blob: &Blob,
+    mut blob: Blob,
     digest: &Digest,
 ) -> Result<bool> {
-    if blob.verdict(tree)? == Some(Verdict::Wrong) {
+    let known = blob.verdict(tree)?;
+    if known.map_or_else(|| blob.verify(tree), Ok)? == Verdict::Wrong {
         return Ok(false);
     }
     let incoming = Incoming::create(tree)?;

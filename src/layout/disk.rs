@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{At, Result};
@@ -68,11 +69,16 @@ impl Disk for RealDisk {
 
     fn open_append(&self, dir: &Dir, name: &str, mode: Mode) -> Result<(File, bool)> {
         let flags = OFlags::RDWR | OFlags::APPEND | OFlags::NONBLOCK;
-        match dir.regular(name, flags, Mode::empty()) {
-            Err(error) if error.is_absent() => {
-                dir.regular(name, flags | OFlags::CREATE, mode).map(|file| (file, true))
+        loop {
+            match dir.regular(name, flags, Mode::empty()) {
+                Err(error) if error.is_absent() => {}
+                opened => return opened.map(|file| (file, false)),
             }
-            opened => opened.map(|file| (file, false)),
+            // What takes the name in between was not made here, and gets no rights from here.
+            match dir.regular(name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
+                Err(error) if error.errno() == Some(Errno::EXIST) => {}
+                made => return made.map(|file| (file, true)),
+            }
         }
     }
 

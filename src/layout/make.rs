@@ -201,6 +201,10 @@ impl Dress {
             Some(acl) if has.as_ref() != Some(&acl) => {
                 match fs::fsetxattr(dir, acl::ACCESS, &acl, XattrFlags::empty()) {
                     Err(Errno::NOTSUP) => return Err(Error::NoAcls { path: at() }),
+                    // It is the attribute that has no room, not the disk.
+                    Err(Errno::NOSPC) => {
+                        return Err(Error::damaged(at(), "inherits more ACL entries than fit"));
+                    }
                     set => set.at(at)?,
                 }
             }

@@ -76,6 +76,8 @@ pub struct Way {
     pub levels: Vec<Arc<Level>>,
     /// The repository's own directory is there: it is the last level.
     pub whole: bool,
+    /// The last level, open: as long as it is, its number is no other directory's.
+    pub held: Option<Arc<OwnedFd>>,
     /// The last level takes no writes, whoever asks, because its mount or its file system is
     /// read-only. Looked at only on a way for writing; false otherwise.
     pub read_only: bool,
@@ -111,7 +113,8 @@ impl Rights {
     fn beneath(&self, root_dir: &Dir, remote: bool, repo: &RepoName, write: bool) -> Result<Way> {
         let reader = Reader { rights: self, remote };
         let (mut fd, root) = reader.root(root_dir)?;
-        let mut way = Way { levels: vec![root], whole: false, read_only: false, stopped: None };
+        let levels = vec![root];
+        let mut way = Way { levels, whole: false, held: None, read_only: false, stopped: None };
         for end in ends(repo.as_str()) {
             match reader.step(root_dir, &fd, &repo.as_str()[..end]) {
                 Ok(Some((next, level))) => {
@@ -130,6 +133,7 @@ impl Rights {
             let flags = fs::fstatvfs(&*fd).at(|| last(&way.levels))?.f_flag;
             way.read_only = flags.contains(StatVfsMountFlags::RDONLY);
         }
+        way.held = Some(fd);
         Ok(way)
     }
 }

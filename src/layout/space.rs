@@ -89,6 +89,15 @@ impl Space {
         self.beyond(dir, size, 0).map(|_| ())
     }
 
+    /// Whether a file of `size` bytes may be copied into the tree.
+    ///
+    /// # Errors
+    /// [`Error::Full`] if less than what is kept back would be left.
+    pub fn check_size(&self, size: u64) -> Result<()> {
+        let promised = self.promised();
+        self.beyond(&self.room, size, *promised).map(|_| ())
+    }
+
     /// The space that one file is going to take.
     pub fn growth(self: &Arc<Space>) -> Growth {
         Growth { space: Arc::clone(self), granted: 0, reserved: 0, reserve_at: RESERVE_FROM }

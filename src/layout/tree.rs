@@ -48,7 +48,7 @@ impl Tree {
         }
         let root = Dir::open_root(root)?;
         let room = make::in_room(&*disk, &root, path::ROOM)?;
-        check_room(&room)?;
+        check_room(&root, &room)?;
         check_version(&*disk, &room)?;
         for name in [path::POOL, path::HOLDERS, path::UPLOADS, path::UNREFERENCED] {
             make::in_room(&*disk, &room, name)?;
@@ -138,15 +138,11 @@ fn is_remote(root: &Dir) -> Result<bool> {
 }
 
 /// The room holds the key and other people's uploads: nobody else may enter.
-fn check_room(room: &Dir) -> Result<()> {
+fn check_room(root: &Dir, room: &Dir) -> Result<()> {
     let stat = room.stat()?;
     let own = rustix::process::geteuid().as_raw();
     if stat.st_uid != own {
-        let why = format!(
-            "belongs to uid {}, and this is uid {own}: run it as that account (sudo -u '#{}' …)",
-            stat.st_uid, stat.st_uid
-        );
-        return Err(Error::damaged(room.path(), why));
+        return Err(Error::damaged(room.path(), others_room(root, stat.st_uid, own)?));
     }
     let open = stat.st_mode & 0o077 != 0;
     let acl = acl::read(room, acl::ACCESS).at(|| room.path().to_owned())?;
@@ -158,6 +154,23 @@ fn check_room(room: &Dir) -> Result<()> {
         return Err(Error::damaged(room.path(), why));
     }
     Ok(())
+}
+
+/// Whoever may write ROOT can put a room of their own there: only where ROOT is theirs too is it that
+/// account's registry.
+fn others_room(root: &Dir, owner: u32, own: u32) -> Result<String> {
+    let registry = root.stat()?.st_uid;
+    Ok(if registry == owner {
+        format!(
+            "belongs to uid {owner}, and this is uid {own}: run it as that account (sudo -u '#{owner}' …)"
+        )
+    } else {
+        format!(
+            "belongs to uid {owner}, and this is uid {own}; {} belongs to uid {registry}: somebody \
+             else put this room there, look for the registry's own beside it",
+            root.path().display()
+        )
+    })
 }
 
 fn check_version(disk: &dyn Disk, room: &Dir) -> Result<()> {

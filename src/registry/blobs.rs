@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
 
-use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard, Semaphore};
 
 use super::{Actor, Error, Inner, Registry, Result, locked};
 use crate::layout::{self, Account, Blob, Dir, Inode, Verdict, Version, blobs, path, size_of};
@@ -47,9 +47,20 @@ impl OpenBlob {
 }
 
 /// Whose turn it is to hash an inode: whoever else asks for it meanwhile waits, and holds no thread.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Turns {
     turns: Mutex<HashMap<Inode, Weak<Turn<()>>>>,
+    /// Hashing holds a thread and a core for as long as the file is large: so many at once.
+    places: Arc<Semaphore>,
+}
+
+/// How many files are hashed at once because somebody pulls them.
+const HASHED_AT_ONCE: usize = 4;
+
+impl Default for Turns {
+    fn default() -> Turns {
+        Turns { turns: Mutex::default(), places: Arc::new(Semaphore::new(HASHED_AT_ONCE)) }
+    }
 }
 
 impl Turns {
@@ -115,9 +126,11 @@ impl Registry {
             (blob, Some(verdict)) => self.inner.pulled(blob, verdict),
             (blob, None) => {
                 let turn = self.inner.turns.of(blob.inode()).await;
+                // Nobody closes it.
+                let place = Arc::clone(&self.inner.turns.places).acquire_owned().await;
                 self.blocking(move |inner| {
                     // Whoever asked may go away; what was begun is finished before another begins.
-                    let _turn = turn;
+                    let _turn = (turn, place);
                     inner.hash(blob)
                 })
                 .await
@@ -136,7 +149,9 @@ impl Inner {
             return Err(layout::Error::damaged(path, "is not a regular file").into());
         }
         let size = size_of(&stat);
-        self.check_length(&dir, digest, size)?;
+        if self.tree.is_ours(&stat) {
+            self.check_length(&dir, digest, size)?;
+        }
         // Nothing is read here; but what a pull would refuse is not vouched for.
         if !self.tree.is_ours(&stat) || self.tree.known(digest, &stat) == Some(Verdict::Wrong) {
             let blob = Blob::open(&self.tree, &dir, digest, reader)?.ok_or_else(unknown)?;
@@ -156,7 +171,9 @@ impl Inner {
         let unknown = || Error::BlobUnknown { repo: repo.clone(), digest: digest.clone() };
         let dir = self.tree.repository_for(repo, reader)?.ok_or_else(unknown)?;
         let blob = Blob::open(&self.tree, &dir, digest, reader)?.ok_or_else(unknown)?;
-        self.check_length(&dir, digest, blob.size())?;
+        if blob.is_ours(&self.tree) {
+            self.check_length(&dir, digest, blob.size())?;
+        }
         let verdict = blob.verdict(&self.tree)?;
         Ok((blob, verdict))
     }
@@ -179,7 +196,8 @@ impl Inner {
         Ok(OpenBlob { file, size, state })
     }
 
-    /// A blob that was cut short on the disk is damage, not a shorter answer.
+    /// A blob of ours that was cut short on the disk is damage, not a shorter answer. Of others' files
+    /// it is not asked: the answer would tell whether anybody has the content.
     fn check_length(&self, dir: &Dir, digest: &Digest, size: u64) -> Result<()> {
         match self.holders.length(&self.tree, digest) {
             Some(length) if length != size => {

@@ -1,6 +1,7 @@
 //! A bounded memory of index.json files, each checked by stat(2) before it is believed.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,12 @@ const AGAIN: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub(super) struct Indexes {
     state: Mutex<State>,
+    /// How many wait for other tools to finish writing.
+    waiting: AtomicUsize,
 }
+
+/// Who waits holds a thread: whoever writes one repository must not have them all.
+const MOST_WAITING: usize = 16;
 
 #[derive(Debug, Default)]
 struct State {
@@ -52,6 +58,20 @@ impl Indexes {
             if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
                 state.known.remove(&oldest);
             }
+        }
+    }
+
+    /// Nobody tells when the other tool is done; within 2 s it counts as broken.
+    fn wait(&self, dir: &Dir) -> Result<()> {
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        if before < MOST_WAITING {
+            std::thread::sleep(AGAIN);
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        if before < MOST_WAITING {
+            Ok(())
+        } else {
+            Err(super::Error::Busy { path: dir.at(path::INDEX) })
         }
     }
 
@@ -98,8 +118,7 @@ impl Inner {
                 }
                 Err(_) => match (meanwhile, last) {
                     (Meanwhile::LastGood, Some(last)) => return Ok(Some(last)),
-                    // Nobody tells when the other tool is done; within 2 s it counts as broken.
-                    _ => std::thread::sleep(AGAIN),
+                    _ => self.indexes.wait(dir)?,
                 },
             }
         }

@@ -245,6 +245,9 @@ impl Inner {
                 Presence::Absent => false,
                 Presence::Foreign if bad.contains(digest) => false,
                 Presence::Foreign => {
+                    if !blobs::stat(target.dir, digest)?.is_some_and(|s| self.tree.is_ours(&s)) {
+                        self.space.check_size(*size)?;
+                    }
                     let adopted = blobs::adopt(&self.tree, &self.holders, target, digest, pusher)?;
                     if !adopted {
                         bad.insert(digest.clone());

@@ -2,7 +2,7 @@
 
 use super::{Actor, Destination, Inner, MayRead, Registry, Result};
 use crate::layout::blobs::{self, Target};
-use crate::layout::{self, Account, Dir, path};
+use crate::layout::{self, Account, Dir, path, size_of};
 use crate::oci::{Digest, RepoName};
 
 /// Where a mount takes the blob from.
@@ -57,7 +57,14 @@ impl Inner {
         let Some(dir) = self.tree.repository_for(name, reader)? else {
             return Ok(None);
         };
-        Ok(blobs::stat(&dir, digest)?.map(|_| dir))
+        let Some(stat) = blobs::stat(&dir, digest)? else {
+            return Ok(None);
+        };
+        // Somebody else's file is copied.
+        if !self.tree.is_ours(&stat) {
+            self.space.check_size(size_of(&stat))?;
+        }
+        Ok(Some(dir))
     }
 
     fn mount_anywhere(&self, to: &Destination, may_read: &MayRead) -> Result<bool> {

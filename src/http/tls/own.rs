@@ -76,9 +76,10 @@ impl Own {
         let name = host_name().filter(|_| !here).unwrap_or_else(|| "localhost".to_owned());
         let host = format!("{name}:{}", address.port());
         let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
         let line = |tool: &str| {
             let to = format!("/etc/{tool}/certs.d/{host}/ca.crt");
-            format!("    sudo install -D -m 644 {} {}\n", quoted(&path), quoted(Path::new(&to)))
+            format!("    {sudo}install -D -m 644 {} {}\n", quoted(&path), quoted(Path::new(&to)))
         };
         format!(
             "stillage: the certificate is self-signed; this lets podman and docker trust it:\n{}{}",

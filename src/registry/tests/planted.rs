@@ -108,13 +108,13 @@ async fn what_the_pusher_may_not_read_is_adopted_by_no_manifest_and_no_mount() {
     };
     let refused = push(stranger()).await.unwrap_err();
     assert!(matches!(refused, Error::ManifestBlobUnknown(_)), "{refused}");
-    assert!(!mount(MountFrom::Repo(repo("a"), Account::default()), stranger()).await);
+    assert!(!mount(MountFrom::Repo(repo("a"), stranger()), stranger()).await);
     let meta = std::fs::metadata(f.blob_path("a", &layer)).unwrap();
     assert_eq!((meta.uid(), meta.mode() & 0o777), (OWNER, 0o640), "it is what it was");
     assert!(!f.path(".stillage").join(path::pool(&layer)).exists());
     assert!(!f.blob_path("b", &layer).exists());
 
-    assert!(mount(MountFrom::Repo(repo("a"), Account::default()), account(MEMBER, TEAM)).await);
+    assert!(mount(MountFrom::Repo(repo("a"), account(MEMBER, TEAM)), account(MEMBER, TEAM)).await);
     push(account(MEMBER, TEAM)).await.unwrap();
     let meta = std::fs::metadata(f.blob_path("a", &layer)).unwrap();
     assert_eq!((meta.uid(), meta.mode() & 0o777), (0, 0o444), "a copy, which the member published");
