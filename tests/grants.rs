@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use kernel::Kernel;
+use kernel::{Kernel, MEMBER, NAMED, NOBODY, OTHER_TEAM, OWNER, Random, STRANGER, TEAM};
 use rustix::fs::{XattrFlags, removexattr, setxattr};
 use stillage::access::{self, Case, Grant};
 use stillage::auth::{Action, Anonymous, Names, Policy, Right, User, Who, judge};
@@ -18,15 +18,6 @@ use stillage::layout::acl::{ACCESS, Acl, AclEntry, AclTag};
 use stillage::layout::rights::{Rights, Way};
 use stillage::layout::{RealDisk, Tree};
 use stillage::oci::RepoName;
-
-/// Numbers that no account has.
-const OWNER: u32 = 61_001;
-const MEMBER: u32 = 61_002;
-const STRANGER: u32 = 61_003;
-const NAMED: u32 = 61_004;
-const TEAM: u32 = 62_001;
-const OTHER_TEAM: u32 = 62_002;
-const NOBODY: u32 = 61_999;
 
 const OPEN: Policy = Policy { anonymous: Anonymous::Pull, admins: None };
 
@@ -222,15 +213,12 @@ fn every_kind_of_refusal_has_a_command_that_ends_it() {
     assert!(granted > 300, "{granted}");
 }
 
-/// Numbers that look random and are the same for the same seed (xorshift64*).
-struct Random(u64);
+/// What is drawn of permissions.
+struct Draw(Random);
 
-impl Random {
+impl Draw {
     fn next(&mut self, below: u32) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        u32::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % below
+        self.0.next(below)
     }
 
     fn bits(&mut self) -> u8 {
@@ -260,7 +248,7 @@ impl Random {
 fn random_refusals_end_by_their_commands() {
     let place = Place::new();
     let mut people = people();
-    let mut random = Random(0x5711_1a6e);
+    let mut random = Draw(Random(0x5711_1a6e));
     let mut granted = 0;
     for _ in 0..30 {
         granted += grants_do(&place, &mut people, &mut |place| {

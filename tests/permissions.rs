@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use kernel::Kernel;
+use kernel::{Kernel, MEMBER, NAMED, NOBODY, OTHER_TEAM, OWNER, Random, STRANGER, TEAM};
 use rustix::fs::{XattrFlags, removexattr, setxattr};
 use stillage::access;
 use stillage::auth::{Action, Anonymous, Policy, Right, User, Who, judge};
@@ -18,15 +18,8 @@ use stillage::layout::rights::Rights;
 use stillage::layout::{RealDisk, Tree};
 use stillage::oci::RepoName;
 
-/// Numbers that no account has.
-const OWNER: u32 = 61_001;
-const MEMBER: u32 = 61_002;
-const STRANGER: u32 = 61_003;
-const NAMED: u32 = 61_004;
-const TEAM: u32 = 62_001;
-const OTHER_TEAM: u32 = 62_002;
+/// The admin group, which no account has.
 const ADMINS: u32 = 62_003;
-const NOBODY: u32 = 61_999;
 
 /// Somebody as our deciding function knows them, and as the kernel does.
 struct Person {
@@ -297,15 +290,12 @@ impl Drop for Mounted<'_> {
     }
 }
 
-/// Numbers that look random and are the same for the same seed (xorshift64*).
-struct Random(u64);
+/// What is drawn of permissions.
+struct Draw(Random);
 
-impl Random {
+impl Draw {
     fn next(&mut self, below: u32) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        u32::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % below
+        self.0.next(below)
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -364,7 +354,7 @@ impl Random {
 fn random_layouts(beneath: &str, layouts: usize) {
     let seed = std::env::var("STILLAGE_SEED").ok().and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or(0x5711_1a9e);
-    let mut random = Random(seed);
+    let mut random = Draw(Random(seed));
     let mut people = people();
     let mut tally = Tally::default();
     let place = Place::new(beneath);

@@ -5,7 +5,7 @@
 mod pam;
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -20,6 +20,7 @@ use support::Registry;
 use support::command::run;
 use support::content::{Image, OCI_MANIFEST, random, sha256, with_query};
 use support::http::{Client, Framing, Request, Response};
+use support::snapshot::snapshot;
 use support::tmpfs::Tmpfs;
 
 const MIB: usize = 1024 * 1024;
@@ -534,22 +535,4 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).expect("a directory");
     entries.map(|entry| entry.expect("a name").file_name().to_string_lossy().into_owned()).collect()
-}
-
-/// Every path beneath a directory with its length and time.
-fn snapshot(root: &Path) -> BTreeMap<String, (u64, SystemTime)> {
-    let mut all = BTreeMap::new();
-    let mut left = vec![root.to_path_buf()];
-    while let Some(directory) = left.pop() {
-        for name in names(&directory) {
-            let path = directory.join(name);
-            let stat = fs::symlink_metadata(&path).expect("its state");
-            let time = stat.modified().expect("its time");
-            all.insert(path.display().to_string(), (stat.len(), time));
-            if stat.is_dir() {
-                left.push(path);
-            }
-        }
-    }
-    all
 }

@@ -3,14 +3,12 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
-use std::time::SystemTime;
 
 use support::Registry;
 use support::content::{Image, sha256};
 use support::http::{Client, Request};
+use support::snapshot::snapshot;
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -281,22 +279,4 @@ fn memory(registry: &Registry) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", registry.pid())).expect("status");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
     line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
-}
-
-/// Every path beneath a directory with its length and time.
-fn snapshot(root: &Path) -> BTreeMap<String, (u64, SystemTime)> {
-    let mut all = BTreeMap::new();
-    let mut left = vec![root.to_path_buf()];
-    while let Some(directory) = left.pop() {
-        for entry in fs::read_dir(&directory).expect("a directory") {
-            let path = entry.expect("an entry").path();
-            let stat = fs::symlink_metadata(&path).expect("its state");
-            let time = stat.modified().expect("its time");
-            all.insert(path.display().to_string(), (stat.len(), time));
-            if stat.is_dir() {
-                left.push(path);
-            }
-        }
-    }
-    all
 }

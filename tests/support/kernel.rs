@@ -5,6 +5,28 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+/// Users and groups by numbers that no account has.
+pub(crate) const OWNER: u32 = 61_001;
+pub(crate) const MEMBER: u32 = 61_002;
+pub(crate) const STRANGER: u32 = 61_003;
+pub(crate) const NAMED: u32 = 61_004;
+pub(crate) const TEAM: u32 = 62_001;
+pub(crate) const OTHER_TEAM: u32 = 62_002;
+pub(crate) const NOBODY: u32 = 61_999;
+
+/// Numbers that look random and are the same for the same seed (xorshift64*).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// One of so many.
+    pub(crate) fn next(&mut self, below: u32) -> u32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        u32::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).expect("31 bits") % below
+    }
+}
+
 /// Reads lines `ACTION PATH`, tries, and answers `1` or `0`. Perl, because every Debian has it and it
 /// makes the plain system calls: opendir and open, open with O_CREAT and unlink, mkdir and rmdir.
 const TRIES: &str = r#"

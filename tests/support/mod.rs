@@ -10,6 +10,7 @@
 //! - [`account`]: a system account with a password, for as long as the guard lives.
 //! - [`containers`]: podman, buildah and skopeo with storage of their own.
 //! - [`tls`]: certificates, curl that trusts them, raw TLS and HTTP/2.
+//! - [`snapshot`]: a tree as it is, to be compared later.
 //! - [`command`]: other programs, run with their output kept for the failure message.
 //! - [`tmpfs`]: a small file system, to be filled.
 #![allow(
@@ -25,6 +26,7 @@ pub mod containers;
 pub mod content;
 pub mod http;
 mod registry;
+pub mod snapshot;
 pub mod tls;
 pub mod tmpfs;
 
