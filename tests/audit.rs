@@ -194,6 +194,7 @@ fn what_somebody_may_not_do_is_recorded_with_what_decided_it() {
     of_daemon.push_image("a", "v1", &Image::random(10));
     let stranger = registry.client().with_authorization(basic("games", PASSWORD));
     let pushes = stranger.send(Request::post("/v2/a/blobs/uploads/")).expect_status(403);
+    registry.logs("event=\"denied\"");
     let lines = of(&registry, &pushes);
     let denied: Vec<_> = lines.iter().filter(|l| field(l, "event") == Some("denied")).collect();
     assert_eq!(denied.len(), 1, "{lines:?}");
@@ -202,6 +203,7 @@ fn what_somebody_may_not_do_is_recorded_with_what_decided_it() {
     assert!(all["why"].contains(&registry.root().join("a").display().to_string()), "{all:?}");
     run(Command::new("chmod").arg("o-rx").arg(registry.root().join("a"))).ok();
     let pulls = stranger.get("/v2/a/tags/list").expect_status(404);
+    registry.logs("right=Pull");
     let lines = of(&registry, &pulls);
     assert_eq!(field(&lines[0], "right"), Some("Pull"), "{lines:?}");
 }

@@ -69,7 +69,7 @@ fn only_administrators_write_and_whoever_logs_in_reads_what_they_may() {
         challenged(nobody.send(Request::new(method, path)));
     }
     other.send(Request::post("/v2/new/blobs/uploads/")).expect_error(403, "DENIED");
-    assert!(registry.stderr().contains("only administrators write"), "{}", registry.stderr());
+    registry.logs("only administrators write");
 
     let app = registry.root().join("team/app");
     run(Command::new("chmod").arg("o-rx").arg(&app)).ok();

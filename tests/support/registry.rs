@@ -229,6 +229,16 @@ impl Registry {
         Client::new(self.addr)
     }
 
+    /// Waits until the server's log says this: what is written beside an answer may come after it.
+    #[track_caller]
+    pub fn logs(&self, text: &str) {
+        let until = std::time::Instant::now() + PATIENCE;
+        while !self.stderr().contains(text) {
+            assert!(std::time::Instant::now() < until, "{text:?} is not in\n{}", self.stderr());
+            std::thread::yield_now();
+        }
+    }
+
     /// What the server has written to stderr since its first start.
     pub fn stderr(&self) -> String {
         fs::read_to_string(self.stderr_path()).unwrap_or_default()
