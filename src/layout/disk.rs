@@ -128,3 +128,43 @@ impl Disk for RealDisk {
         fs::unlinkat(dir, name, AtFlags::REMOVEDIR).at(|| dir.at(name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// Whoever may write the directory links somebody else's file under the name between the two
+    /// opens: it was not made here, and gets no rights from here.
+    #[test]
+    fn what_takes_the_name_meanwhile_was_not_made_here() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let (name, victim) = (temp.path().join("log"), temp.path().join("victim"));
+        std::fs::write(&victim, "").unwrap();
+        let theirs = std::fs::metadata(&victim).unwrap().ino();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let _ = std::fs::remove_file(&name);
+                    let _ = std::fs::hard_link(&victim, &name);
+                }
+            });
+            let (mut made, mut met) = (0, 0);
+            while made < 2_000 || met < 2_000 {
+                let opened = RealDisk.open_append(&dir, "log", Mode::RUSR | Mode::WUSR);
+                let (file, is_new) = opened.unwrap();
+                let own = file.metadata().unwrap().ino() != theirs;
+                *(if is_new { &mut made } else { &mut met }) += 1;
+                if is_new && !own {
+                    done.store(true, Ordering::Relaxed);
+                    panic!("somebody else's file counts as made here, after {made}");
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}
