@@ -15,6 +15,7 @@
 //! | [`config`] | settings, checked once at the start | `http`, `registry`, `access` |
 //! | [`wipe`] | memory is wiped when it is given back | – |
 //!
+//! The program itself, `main` and one file of `commands/` for each command, sees all of them.
 //! `auth` and `registry` never see each other. How a line knows its room: a status code or a header
 //! is `http`; a path, an fsync or a lock is `layout`; "what points at what" is `graph`; "is this
 //! push acceptable" is `registry`; a user name is `auth`.

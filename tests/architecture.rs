@@ -95,7 +95,8 @@ fn imports(code: &str) -> BTreeSet<String> {
 #[test]
 fn imports_run_one_way() {
     for (file, text) in sources() {
-        if file == "main.rs" {
+        // The program is another crate: it sees what the library shows.
+        if file == "main.rs" || room(&file) == "commands" {
             continue;
         }
         let own = room(&file);

@@ -1,0 +1,113 @@
+//! `stillage serve`.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use futures_util::{Stream, stream};
+use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stillage::access;
+use stillage::auth::Auth;
+use stillage::config::{Certificate, Serve, ServeArgs};
+use stillage::http::{self, Own, Server, Tls};
+use stillage::registry::Registry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Outcome, misused};
+
+/// Serves until it is told to stop.
+pub(crate) fn run(args: ServeArgs) -> Outcome {
+    let settings = match args.check() {
+        Ok(settings) => settings,
+        Err(error) => return Ok(misused(&error)),
+    };
+    raise_file_limit();
+    // Every file and directory is made with the mode that it is to have.
+    rustix::process::umask(Mode::empty());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(settings))?;
+    // Whatever the blocking pool still does was given up by those who asked for it.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
+    let stop = told_to_stop()?;
+    let registry = Registry::open(&settings.root, settings.registry)?;
+    let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
+    let sweeper = registry.clone().keep_swept();
+    let mut http = settings.http.clone();
+    let own = certificate(&settings, &registry, &mut http)?;
+    let server = Server::bind(settings.listen, registry, auth, http).await;
+    let server =
+        server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
+    report(&settings, &server, own.as_ref())?;
+    tokio::spawn(sweeper);
+    server.run(Box::pin(stop)).await;
+    Ok(())
+}
+
+/// Loads the certificate that the listener is to show. One that the server made is given back: the
+/// person who started the server has to make clients trust it.
+fn certificate(
+    settings: &Serve,
+    registry: &Registry,
+    http: &mut http::Settings,
+) -> Result<Option<Own>, Box<dyn Error>> {
+    match &settings.certificate {
+        None => Ok(None),
+        Some(Certificate::Files(files)) => {
+            http.tls = Some(Tls::from_files(files.clone())?);
+            Ok(None)
+        }
+        Some(Certificate::SelfSigned) => {
+            let own = Own::of(registry, settings.listen.ip())?;
+            http.tls = Some(own.tls.clone());
+            Ok(Some(own))
+        }
+    }
+}
+
+/// What the person who started the server wants to know.
+fn report(settings: &Serve, server: &Server, own: Option<&Own>) -> io::Result<()> {
+    let [create, pull] = access::start(&settings.start()).map_err(io::Error::other)?;
+    if let Some(warning) = access::renamers(&settings.start()).map_err(io::Error::other)? {
+        tracing::warn!("{warning}");
+    }
+    let root = Path::display(&settings.root);
+    let scheme = if settings.certificate.is_some() { "https" } else { "http" };
+    let address = server.address()?;
+    let mut text = format!(
+        "stillage: serving {root} at {scheme}://{address}\nstillage: {}\nstillage: {create}\nstillage: {pull}\n",
+        server.who_can_log_in(),
+    );
+    if let Some(own) = own {
+        text.push_str(&own.how_to_trust(address));
+    }
+    let mut stdout = io::stdout();
+    // Who closed our stdout does not want to know; that is no reason not to serve.
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    Ok(())
+}
+
+/// Yields for every SIGTERM and SIGINT.
+fn told_to_stop() -> io::Result<impl Stream<Item = ()>> {
+    let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(stream::unfold(signals, |mut signals: (Signal, Signal)| async {
+        tokio::select! {
+            _ = signals.0.recv() => {}
+            _ = signals.1.recv() => {}
+        }
+        Some(((), signals))
+    }))
+}
+
+/// Every connection and every download holds a file open; the soft limit of most systems is made
+/// for programs that do not.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let _ = setrlimit(Resource::Nofile, raised);
+}

@@ -1,0 +1,236 @@
+//! `stillage serve`, as typed and checked.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, ValueEnum};
+
+use super::{AnonymousMode, ConfigError, units};
+use crate::http::{BaseUrl, Network};
+use crate::registry::MinFree;
+use crate::{access, auth, http, registry};
+
+/// `stillage serve`, as typed.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The directory that holds the registry; made when missing
+    #[arg(env = "STILLAGE_ROOT", hide_env = true)]
+    root: PathBuf,
+    /// Where to listen
+    #[arg(long, env = "STILLAGE_LISTEN", hide_env = true, value_name = "ADDR:PORT")]
+    #[arg(default_value = "127.0.0.1:5000", value_parser = address)]
+    listen: SocketAddr,
+    /// How people log in: the host's accounts, the same without tokens, or not at all
+    #[arg(long, env = "STILLAGE_AUTH", hide_env = true, value_enum, default_value = "pam")]
+    auth: AuthMode,
+    /// What is allowed without a login [default: pull on loopback, none elsewhere]
+    #[arg(long, env = "STILLAGE_ANONYMOUS", hide_env = true, value_enum)]
+    anonymous: Option<AnonymousMode>,
+    /// The PAM service that checks passwords
+    #[arg(long, env = "STILLAGE_PAM_SERVICE", hide_env = true, value_name = "NAME")]
+    #[arg(default_value = auth::DEFAULT_PAM_SERVICE)]
+    pam_service: String,
+    /// Where PAM's services are described, instead of /etc/pam.d
+    #[arg(long, env = "STILLAGE_PAM_CONFDIR", hide = true)]
+    pam_confdir: Option<PathBuf>,
+    /// The group whose members may do everything
+    #[arg(long, env = "STILLAGE_ADMIN_GROUP", hide_env = true, value_name = "GROUP")]
+    admin_group: Option<String>,
+    /// Let root log in
+    #[arg(long, env = "STILLAGE_ALLOW_ROOT", hide_env = true, value_parser = FalseyValueParser::new())]
+    allow_root: bool,
+    /// Listen beyond this machine without TLS, though passwords travel in clear
+    #[arg(long, env = "STILLAGE_PLAIN_HTTP", hide_env = true, value_parser = FalseyValueParser::new())]
+    plain_http: bool,
+    /// With --auth none: listen beyond this machine, where everyone may then do everything
+    #[arg(long, env = "STILLAGE_OPEN_TO_ALL", hide_env = true, value_parser = FalseyValueParser::new())]
+    open_to_all: bool,
+    /// The certificate for TLS as PEM, with its chain; a renewed one needs no restart
+    #[arg(long, env = "STILLAGE_TLS_CERT", hide_env = true, value_name = "FILE")]
+    #[arg(requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key as PEM
+    #[arg(long, env = "STILLAGE_TLS_KEY", hide_env = true, value_name = "FILE")]
+    #[arg(requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// TLS with a certificate made here, and how clients come to trust it
+    #[arg(long, env = "STILLAGE_TLS", hide_env = true, value_enum, conflicts_with = "tls_cert")]
+    tls: Option<OwnTls>,
+    /// The URL under which clients reach the server behind a proxy
+    #[arg(long, env = "STILLAGE_EXTERNAL_URL", hide_env = true, value_name = "URL")]
+    external_url: Option<BaseUrl>,
+    /// A proxy whose X-Forwarded-* headers are believed: an address or 10.0.0.0/8; repeatable
+    #[arg(long, env = "STILLAGE_TRUSTED_PROXY", hide_env = true, value_name = "CIDR")]
+    #[arg(value_delimiter = ',')]
+    trusted_proxy: Vec<Network>,
+    /// Accept manifests that refer to what is not here
+    #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
+    allow_sparse: bool,
+    /// How many uploads one user may have open at once
+    #[arg(long, env = "STILLAGE_MAX_UPLOADS", hide_env = true, value_name = "N")]
+    #[arg(default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
+    max_uploads: u32,
+    /// How long an upload that gets no byte is kept: 30m, 24h, 7d
+    #[arg(long, env = "STILLAGE_UPLOAD_EXPIRY", hide_env = true, value_name = "TIME")]
+    #[arg(default_value = "24h", value_parser = units::duration)]
+    upload_expiry: Duration,
+    /// What uploads leave free: 500M, 5G, 3%, 0 [default: 1G or 2%, the larger; never over 10%]
+    #[arg(long, env = "STILLAGE_MIN_FREE", hide_env = true, value_name = "SIZE")]
+    #[arg(value_parser = units::min_free)]
+    min_free: Option<MinFree>,
+    /// How many seconds a client may keep the server waiting
+    #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    patience: u64,
+    /// How many seconds a request waits for a repository's lock
+    #[arg(long, env = "STILLAGE_LOCK_WAIT", hide = true, default_value = "30")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    lock_wait: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AuthMode {
+    Pam,
+    Basic,
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OwnTls {
+    SelfSigned,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let wanted = |error| format!("{error}: write ADDR:PORT, such as 127.0.0.1:5001");
+    let found = text.to_socket_addrs().map_err(wanted)?;
+    let mut found = found.collect::<Vec<_>>().into_iter();
+    found.next().ok_or_else(|| format!("{text} names no address"))
+}
+
+/// `stillage serve`, checked.
+#[derive(Debug)]
+pub struct Serve {
+    /// The directory that holds the registry.
+    pub root: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// What the registry takes, and how much.
+    pub registry: registry::Settings,
+    /// How people log in.
+    pub mode: auth::Mode,
+    /// What is allowed without a login.
+    pub anonymous: auth::Anonymous,
+    /// The group whose members may do everything.
+    pub admin_group: Option<String>,
+    /// Whether root may log in.
+    pub allow_root: bool,
+    /// The PAM service.
+    pub pam_service: String,
+    /// Where PAM's services are described, if not in /etc/pam.d.
+    pub pam_confdir: Option<PathBuf>,
+    /// Which certificate the listener shows; none without TLS.
+    pub certificate: Option<Certificate>,
+    /// What the wire needs to know, but for the certificate itself.
+    pub http: http::Settings,
+}
+
+/// Where the listener's certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// Somebody puts it there and renews it.
+    Files(http::KeyFiles),
+    /// The server makes it.
+    SelfSigned,
+}
+
+impl ServeArgs {
+    /// Checks what was typed, and fills in what was not.
+    pub fn check(self) -> Result<Serve, ConfigError> {
+        let loopback = self.listen.ip().to_canonical().is_loopback();
+        let certificate = match (self.tls_cert, self.tls_key, self.tls) {
+            (Some(certificate), Some(key), _) => {
+                Some(Certificate::Files(http::KeyFiles { certificate, key }))
+            }
+            (_, _, Some(OwnTls::SelfSigned)) => Some(Certificate::SelfSigned),
+            _ => None,
+        };
+        if !loopback && certificate.is_none() && !self.plain_http {
+            return Err(ConfigError::PlainHttp(self.listen));
+        }
+        let open = self.auth == AuthMode::None;
+        if !loopback && open && !self.open_to_all {
+            return Err(ConfigError::OpenToAll(self.listen));
+        }
+        if open && self.anonymous == Some(AnonymousMode::None) {
+            return Err(ConfigError::Anonymous);
+        }
+        if self.auth == AuthMode::Basic && self.admin_group.is_none() {
+            return Err(ConfigError::NoAdministrators);
+        }
+        if let Some(path) = self.pam_confdir.as_ref().filter(|path| path.is_relative()) {
+            return Err(ConfigError::PamConfdir(path.clone()));
+        }
+        let anonymous = match self.anonymous {
+            Some(mode) => mode.into(),
+            None if loopback => auth::Anonymous::Pull,
+            None => auth::Anonymous::Nothing,
+        };
+        Ok(Serve {
+            root: self.root,
+            listen: self.listen,
+            registry: registry::Settings {
+                allow_sparse: self.allow_sparse,
+                lock_wait: Duration::from_secs(self.lock_wait),
+                max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
+                upload_expiry: self.upload_expiry,
+                min_free: self.min_free.unwrap_or(MinFree::Usual),
+            },
+            mode: match self.auth {
+                AuthMode::Pam => auth::Mode::Pam,
+                AuthMode::Basic => auth::Mode::Basic,
+                AuthMode::None => auth::Mode::None,
+            },
+            anonymous,
+            admin_group: self.admin_group,
+            allow_root: self.allow_root,
+            pam_service: self.pam_service,
+            pam_confdir: self.pam_confdir,
+            certificate,
+            http: http::Settings {
+                external_url: self.external_url,
+                trusted_proxies: self.trusted_proxy,
+                // Beyond loopback names are no protection, and everybody was let in knowingly.
+                open: open && !self.open_to_all,
+                patience: Duration::from_secs(self.patience),
+                ..http::Settings::default()
+            },
+        })
+    }
+}
+
+impl Serve {
+    /// Login and permissions.
+    pub fn auth(&self, keys: Arc<dyn auth::KeySource>) -> auth::Settings {
+        auth::Settings {
+            anonymous: self.anonymous,
+            admin_group: self.admin_group.clone(),
+            allow_root: self.allow_root,
+            pam_service: self.pam_service.clone(),
+            pam_confdir: self.pam_confdir.clone(),
+            ..auth::Settings::new(self.mode, keys)
+        }
+    }
+
+    /// What the start report says of rights.
+    pub fn start(&self) -> access::Start<'_> {
+        access::Start {
+            root: &self.root,
+            anonymous: (self.mode != auth::Mode::None).then_some(self.anonymous),
+            admin_group: self.admin_group.as_deref(),
+            only_admins_write: self.mode == auth::Mode::Basic,
+        }
+    }
+}
