@@ -13,6 +13,8 @@
 //! - [`snapshot`]: a tree as it is, to be compared later.
 //! - [`command`]: other programs, run with their output kept for the failure message.
 //! - [`tmpfs`]: a small file system, to be filled.
+//! - [`power`]: file systems whose power can be cut.
+//! - [`random`]: random choices that a seed replays.
 #![allow(
     dead_code,
     unused_imports,
@@ -25,6 +27,8 @@ pub mod command;
 pub mod containers;
 pub mod content;
 pub mod http;
+pub mod power;
+pub mod random;
 mod registry;
 pub mod snapshot;
 pub mod tls;
