@@ -8,11 +8,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream;
 use rustix::fs::Mode;
-use stillage::layout::{Account, Dir, Disk, OwnCertificate, path};
-use stillage::oci::{Algorithm, ContentRange, Digest, Kind, Reference, RepoName, Tag};
+use stillage::layout::{Account, Dir, Disk, OwnCertificate, Stamp, path};
+use stillage::oci::{Algorithm, ContentRange, Digest, Index, Kind, Reference, RepoName, Tag};
 use stillage::registry::{Actor, KeyNeed, MountFrom, Push, Registry, Result, Settings};
 
-use super::judge::{Effect, Expected};
+use super::judge::{Effect, Expected, Outsiders};
 use super::record::{Recorder, Step};
 
 /// The repository that is there from the beginning, with two images and two blobs that nobody needs.
@@ -113,9 +113,11 @@ fn body(bytes: &[u8]) -> impl futures_util::Stream<Item = std::io::Result<Bytes>
 pub struct World {
     pub recorder: Arc<Recorder>,
     pub registry: Registry,
-    root: PathBuf,
+    pub root: PathBuf,
     /// What each deed changes, by its number.
     pub effects: Vec<Effect>,
+    /// What another tool has put there.
+    pub outsiders: Outsiders,
     /// Tags by repository, as the deeds leave them when all are acknowledged.
     tags: BTreeMap<(String, String), usize>,
     free: Vec<Vec<u8>>,
@@ -123,15 +125,20 @@ pub struct World {
 }
 
 impl World {
-    /// A new tree at `root`, which is there and empty.
-    pub fn new(root: &Path, places: bool) -> World {
-        let recorder = Recorder::new(root, places);
-        let registry = open(root, &recorder);
+    /// A new tree in a directory that is there and empty.
+    pub fn new(above: &Path, places: bool) -> World {
+        let recorder = Recorder::new(above, places);
+        let root = above.join("registry");
+        recorder.begin(0);
+        let registry = open(&root, &recorder);
+        recorder.acknowledge(0);
         World {
             recorder,
             registry,
-            root: root.to_owned(),
-            effects: Vec::new(),
+            root,
+            // A later program must not take the tree for one of its own version.
+            effects: vec![Effect::Keeps(".stillage/version")],
+            outsiders: Outsiders::default(),
             tags: BTreeMap::new(),
             free: Vec::new(),
             images: 0,
@@ -139,8 +146,8 @@ impl World {
     }
 
     /// A tree with the old repository.
-    pub async fn old(root: &Path, places: bool) -> World {
-        let mut world = World::new(root, places);
+    pub async fn old(above: &Path, places: bool) -> World {
+        let mut world = World::new(above, places);
         world.push(OLD, "one").await.expect("a push");
         world.push(OLD, "two").await.expect("a push");
         for bytes in [b"nobody needs this blob".to_vec(), b"nor this one".to_vec()] {
@@ -331,17 +338,57 @@ impl World {
     }
 
     /// Another tool drops an image into a repository.
-    pub fn outsiders_blobs(&self, to: &str, image: &Image, mode: u32) {
+    pub fn outsiders_blobs(&mut self, to: &str, image: &Image, mode: u32) {
         for bytes in [&image.config, &image.layer] {
+            self.outsiders.blobs.insert(sha256(bytes));
             self.outsider(&format!("{to}/{}", path::blob(&sha256(bytes))), bytes, mode);
         }
     }
 
-    /// The blobs of an image that the outsider put there, and the manifest by us.
-    pub async fn adopt(&mut self, to: &str, name: &str, image: &Image) -> Result<()> {
+    fn outsiders_index(name: &str, image: &Image) -> Vec<u8> {
+        format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{}","size":{},"annotations":{{"org.opencontainers.image.ref.name":"{name}"}}}}]}}"#,
+            Kind::OciImage.media_type(),
+            image.digest,
+            image.manifest.len()
+        )
+        .into_bytes()
+    }
+
+    /// Another tool makes a whole layout.
+    pub fn outsiders_layout(&mut self, to: &str, name: &str, image: &Image) {
+        self.outsider(&format!("{to}/oci-layout"), path::OCI_LAYOUT_BYTES, 0o644);
+        self.outsiders_blobs(to, image, 0o644);
+        let manifest = format!("{to}/{}", path::blob(&image.digest));
+        self.outsider(&manifest, &image.manifest, 0o644);
+        self.outsiders.blobs.insert(image.digest.clone());
+        let index = World::outsiders_index(name, image);
+        self.outsiders.indexes.insert(Stamp::of(&index));
+        self.outsider(&format!("{to}/index.json"), &index, 0o644);
+    }
+
+    /// Another tool gives a manifest that is there one more tag: it writes an index.json anew, replaces
+    /// it by a rename, and syncs nothing.
+    pub fn outsiders_tag(&mut self, of: &str, name: &str, image: &Image) {
+        let root = Dir::open_root(&self.root).expect("ROOT");
+        let dir = root.dir(of).expect("the repository");
+        let bytes = std::fs::read(dir.at(path::INDEX)).expect("an index.json");
+        let mut index = Index::parse(&bytes).expect("an index");
+        let descriptor = index.find(&image.digest).expect("the manifest is there").clone();
+        let mut bare = descriptor;
+        bare.annotations.clear();
+        index.put(&bare, &[tag(name)]);
+        let bytes = index.to_bytes();
+        self.outsider(&format!("{of}/theirs"), &bytes, 0o644);
+        self.outsiders.indexes.insert(Stamp::of(&bytes));
+        self.recorder.rename(&dir, "theirs", &dir, path::INDEX).expect("a rename");
+    }
+
+    /// An image that is no numbered one.
+    pub async fn put_image(&mut self, to: &str, name: &str, image: &Image, way: Way) -> Result<()> {
         let effect = Effect::Tag(to.to_owned(), name.to_owned(), image.digest.clone());
         let deed = self.begin(effect);
-        put(&self.registry, to, name, image, Way::ManifestOnly).await?;
+        put(&self.registry, to, name, image, way).await?;
         self.recorder.acknowledge(deed);
         Ok(())
     }
@@ -416,6 +463,7 @@ pub fn expected(steps: &[Step], effects: &[Effect], finally: &Expected) -> Expec
     let done = of(&mut acknowledged.into_iter());
     let open = of(&mut in_flight.into_iter());
     let mut expected = Expected::after(&done, &open);
+    expected.number = steps.len() as u64;
     for effect in done {
         if let Effect::Keeps(path) = effect {
             let kept = finally.kept.iter().filter(|(known, _)| known == path);

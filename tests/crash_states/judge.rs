@@ -2,6 +2,7 @@
 //! acknowledged. In memory, for there are millions of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use stillage::layout::journal::Record;
 use stillage::layout::{Stamp, path};
@@ -62,6 +63,8 @@ pub struct Expected {
     pub gone: Vec<(String, Digest)>,
     /// Files of the room that must be what they were.
     pub kept: Vec<(String, Vec<u8>)>,
+    /// Which moment it is: no two differ by less.
+    pub number: u64,
 }
 
 impl Expected {
@@ -105,6 +108,7 @@ enum Role {
     Journal(String),
     Blob(String, Digest),
     Pool(Digest),
+    Version,
     Other,
 }
 
@@ -116,6 +120,9 @@ impl Role {
             Digest::parse(&format!("{algorithm}:{name}")).ok()
         };
         if let Some(rest) = path.strip_prefix(path::ROOM) {
+            if rest == format!("/{}", path::VERSION) {
+                return Role::Version;
+            }
             let pooled = rest.starts_with("/pool/").then(|| above.rsplit_once('/')).flatten();
             return pooled.and_then(|(above, _)| digest(above)).map_or(Role::Other, Role::Pool);
         }
@@ -151,9 +158,19 @@ pub struct Judge {
     journals: HashMap<Content, Result<HashSet<Stamp>, String>>,
     /// What a manifest requires.
     required: HashMap<Content, Result<Vec<Digest>, String>>,
-    right: HashMap<(PathId, Content), bool>,
-    /// Index.json files that were put there by another tool: the journal does not know them.
-    outsiders: HashSet<Stamp>,
+    right: Quick<(PathId, Content), bool>,
+    /// What was found of everything but the room, by what is expected.
+    known: Quick<(u64, u64), Option<String>>,
+    outsiders: Outsiders,
+}
+
+/// What another tool has put there.
+#[derive(Clone, Debug, Default)]
+pub struct Outsiders {
+    /// index.json files, of which the journal does not know.
+    pub indexes: HashSet<Stamp>,
+    /// Blobs: that they are half-done is the other tool's business, until a manifest needs them.
+    pub blobs: HashSet<Digest>,
 }
 
 /// What lies in one repository.
@@ -167,8 +184,13 @@ struct View<'a> {
 
 impl Judge {
     /// One that has met nothing, but for what another tool wrote.
-    pub fn knowing(outsiders: &HashSet<Stamp>) -> Judge {
-        Judge { outsiders: outsiders.clone(), ..Judge::default() }
+    pub fn knowing(outsiders: Outsiders) -> Judge {
+        Judge { outsiders, ..Judge::default() }
+    }
+
+    /// What another tool has put there.
+    pub fn outsiders(&self) -> &Outsiders {
+        &self.outsiders
     }
 
     /// Why a state must not be, if so.
@@ -180,8 +202,7 @@ impl Judge {
     ) -> Option<String> {
         let known = self.roles.len();
         self.roles.extend(interner.paths[known..].iter().map(|path| Role::of(path)));
-        self.read(interner, state);
-        let mut repos: BTreeMap<&str, View<'_>> = BTreeMap::new();
+        let mut core = Mix::default();
         for entry in &state.entries {
             let Some(content) = entry.content else { continue };
             let role = &self.roles[entry.path];
@@ -189,24 +210,57 @@ impl Judge {
                 let right = self.right.entry((entry.path, content)).or_insert_with(|| {
                     Digest::of(digest.algorithm(), &interner.contents[content]) == *digest
                 });
-                if !*right {
+                let theirs =
+                    matches!(role, Role::Blob(_, digest) if self.outsiders.blobs.contains(digest));
+                if !*right && !theirs {
                     return Some(format!("{} is half-done", interner.paths[entry.path]));
                 }
             }
-            match role {
+            let version = matches!(role, Role::Version);
+            if version && *interner.contents[content] != *path::VERSION_TEXT.as_bytes() {
+                return Some("the version is half-done: nothing would open the tree".to_owned());
+            }
+            if !matches!(role, Role::Pool(_) | Role::Version | Role::Other) {
+                core.write_usize(entry.path);
+                core.write_usize(content);
+            }
+        }
+        if let Some(why) = self.not_kept(interner, state, expected) {
+            return Some(why);
+        }
+        let key = (core.finish(), expected.number);
+        if let Some(known) = self.known.get(&key) {
+            return known.clone();
+        }
+        let why = self.repositories_are_wrong(interner, state, expected);
+        self.known.insert(key, why.clone());
+        why
+    }
+
+    fn repositories_are_wrong(
+        &mut self,
+        interner: &Interner,
+        state: &State,
+        expected: &Expected,
+    ) -> Option<String> {
+        self.read(interner, state);
+        let mut repos: BTreeMap<&str, View<'_>> = BTreeMap::new();
+        for entry in &state.entries {
+            let Some(content) = entry.content else { continue };
+            match &self.roles[entry.path] {
                 Role::Index(repo) => repos.entry(repo).or_default().index = Some(content),
                 Role::Layout(repo) => repos.entry(repo).or_default().layout = Some(content),
                 Role::Journal(repo) => repos.entry(repo).or_default().journals.push(content),
-                Role::Blob(repo, digest) => {
+                Role::Blob(repo, digest) if self.right[&(entry.path, content)] => {
                     repos.entry(repo).or_default().blobs.insert(digest, content);
                 }
-                Role::Pool(_) | Role::Other => {}
+                Role::Blob(..) | Role::Pool(_) | Role::Version | Role::Other => {}
             }
         }
         let unsound = repos.iter().find_map(|(name, view)| {
             self.unsound(interner, view).map(|why| format!("{name}: {why}"))
         });
-        unsound.or_else(|| self.lacks(interner, state, &repos, expected))
+        unsound.or_else(|| self.lacks(&repos, expected))
     }
 
     /// Reads what was never met before.
@@ -224,7 +278,7 @@ impl Judge {
                 Role::Blob(..) => {
                     self.required.entry(content).or_insert_with(|| required(bytes));
                 }
-                Role::Layout(_) | Role::Pool(_) | Role::Other => {}
+                Role::Layout(_) | Role::Pool(_) | Role::Version | Role::Other => {}
             }
         }
     }
@@ -258,18 +312,12 @@ impl Judge {
                 }
             }
         }
-        let known = self.outsiders.contains(&said.stamp)
+        let known = self.outsiders.indexes.contains(&said.stamp)
             || stamps.iter().any(|found| found.contains(&said.stamp));
         (!known).then(|| "the journal does not know this index.json".to_owned())
     }
 
-    fn lacks(
-        &self,
-        interner: &Interner,
-        state: &State,
-        repos: &BTreeMap<&str, View<'_>>,
-        expected: &Expected,
-    ) -> Option<String> {
+    fn lacks(&self, repos: &BTreeMap<&str, View<'_>>, expected: &Expected) -> Option<String> {
         let nothing = Repo::default();
         for (name, may) in &expected.repos {
             let index = repos.get(name.as_str()).and_then(|view| view.index);
@@ -287,15 +335,42 @@ impl Judge {
         let back = expected.gone.iter().find(|(repo, digest)| {
             repos.get(repo.as_str()).is_some_and(|view| view.blobs.contains_key(digest))
         });
-        if let Some((repo, digest)) = back {
-            return Some(format!("{repo} has {digest} again, which was deleted"));
-        }
+        back.map(|(repo, digest)| format!("{repo} has {digest} again, which was deleted"))
+    }
+
+    fn not_kept(&self, interner: &Interner, state: &State, expected: &Expected) -> Option<String> {
         let lost = expected.kept.iter().find(|(path, bytes)| {
             let is = state.entries.iter().find(|entry| interner.paths[entry.path] == *path);
             let is = is.and_then(|entry| entry.content).map(|content| &interner.contents[content]);
             is.is_none_or(|is| **is != **bytes)
         });
         lost.map(|(path, _)| format!("{path} is not what it was"))
+    }
+}
+
+/// A map that is asked millions of times, by small numbers.
+type Quick<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
+
+/// A hash of small numbers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 29)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0.rotate_left(23) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
     }
 }
 

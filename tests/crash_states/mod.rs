@@ -17,9 +17,8 @@ pub mod record;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::Path;
 
-use judge::{Effect, Expected, Judge};
+use judge::{Effect, Expected, Judge, Outsiders};
 use model::{Interner, Model, State};
 use record::Step;
 
@@ -29,22 +28,35 @@ use crate::support::random::Random;
 pub struct Run {
     pub steps: Vec<Step>,
     pub effects: Vec<Effect>,
+    /// What another tool has put there.
+    outsiders: Outsiders,
     /// What files of the room are at the end.
     finally: Expected,
 }
 
 impl Run {
     /// Of a world as it is now.
-    pub fn of(world: &deeds::World, root: &Path) -> Run {
+    pub fn of(world: &deeds::World) -> Run {
         let effects = world.effects.clone();
         let mut finally = Expected::default();
         for effect in &effects {
             if let Effect::Keeps(path) = effect {
-                let bytes = std::fs::read(root.join(path)).expect("a file of the room");
+                let bytes = std::fs::read(world.root.join(path)).expect("a file of the room");
                 finally.kept.push(((*path).to_owned(), bytes));
             }
         }
-        Run { steps: world.recorder.steps(), effects, finally }
+        let outsiders = world.outsiders.clone();
+        Run { steps: world.recorder.steps(), effects, outsiders, finally }
+    }
+
+    /// Whether the sync at a step has nothing to do.
+    pub fn is_clean(&self, at: usize) -> bool {
+        let (mut model, mut interner) = (Model::new(), Interner::new());
+        self.steps[..at].iter().for_each(|step| model.take(step, &mut interner));
+        match &self.steps[at] {
+            Step::Sync { id, .. } | Step::SyncDir { id, .. } => model.is_clean(*id),
+            _ => false,
+        }
     }
 
     /// Where the last deed begins.
@@ -120,15 +132,9 @@ impl Explorer {
 
     /// Looks at every state from step `from` on, as if the step `without` had never been. The first that
     /// must not be.
-    pub fn explore(
-        &mut self,
-        run: &Run,
-        from: usize,
-        without: Option<usize>,
-        outsiders: &HashSet<stillage::layout::Stamp>,
-    ) -> Option<Bad> {
+    pub fn explore(&mut self, run: &Run, from: usize, without: Option<usize>) -> Option<Bad> {
         let mut interner = Interner::new();
-        let mut judge = Judge::knowing(outsiders);
+        let mut judge = Judge::knowing(run.outsiders.clone());
         let mut model = Model::new();
         let mut seen = HashSet::new();
         let mut changed = false;
@@ -163,31 +169,33 @@ impl Explorer {
         model: &Model,
         interner: &mut Interner,
         judge: &mut Judge,
-        seen: &mut HashSet<u128>,
+        seen: &mut HashSet<u64>,
     ) -> Option<(String, State, Expected)> {
         let expected = deeds::expected(&run.steps[..at], &run.effects, &run.finally);
-        let mut states: Vec<State> = Vec::new();
+        let mut states: Vec<(u64, State)> = Vec::new();
         let mut met = 0;
         let mut here = HashSet::new();
         let coverage = model.states(interner, self.most, &mut self.random, &mut |state| {
             met += 1;
-            if here.insert(state.hash()) {
-                states.push(state.clone());
+            let hash = state.hash();
+            if here.insert(hash) {
+                states.push((hash, state.clone()));
             }
         });
         self.counts.moments += 1;
         self.counts.met += met;
         self.counts.drawn += usize::from(!coverage.combined);
         self.counts.aside_drawn += usize::from(!coverage.aside_combined);
-        for state in states {
+        for (hash, state) in states {
             // What is expected changes: a state is judged at every moment.
             if let Some(why) = judge.wrong(interner, &state, &expected) {
                 return Some((why, state, expected));
             }
-            let new = seen.insert(state.hash());
+            let new = seen.insert(hash);
             if new && self.open_one_in > 0 && self.random.below(self.open_one_in) == 0 {
                 self.counts.opened += 1;
-                if let Err(why) = real::judge(model, interner, &state, &expected) {
+                let judged = real::judge(model, interner, &state, &expected, judge.outsiders());
+                if let Err(why) = judged {
                     return Some((format!("the program says: {why}"), state, expected));
                 }
             }

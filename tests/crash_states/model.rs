@@ -16,9 +16,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::Xxh3;
-
-use super::record::{Id, ROOT, Step};
+use super::record::{ABOVE, Id, Step};
 use crate::support::random::Random;
 
 /// Some bytes that a file may hold.
@@ -38,7 +36,7 @@ pub struct Interner {
     names: Vec<Arc<str>>,
     /// By [`PathId`]: the paths right beneath that were met.
     beneath: Vec<Vec<(NameId, PathId)>>,
-    /// By [`PathId`], relative to ROOT; the first is ROOT itself, which is empty.
+    /// By [`PathId`], relative to ROOT; the first is the directory above it, and empty as well.
     pub paths: Vec<String>,
     /// By [`PathId`]: what no acknowledgement rests on, the room and what is derived. Its states are
     /// not all combined with all of the rest.
@@ -79,11 +77,17 @@ impl Interner {
         if let Some((_, known)) = self.beneath[parent].iter().find(|(known, _)| *known == name) {
             return *known;
         }
-        let (above, name_text) = (&self.paths[parent], &self.names[name]);
-        let path =
-            if above.is_empty() { name_text.to_string() } else { format!("{above}/{name_text}") };
-        let aside =
-            path.starts_with(".stillage") || path.split('/').any(|part| part == "_referrers");
+        let (above, text) = (&self.paths[parent], &self.names[name]);
+        let path = match above.as_str() {
+            // ROOT, in the directory that it was made in.
+            "" if parent == 0 => String::new(),
+            "" => text.to_string(),
+            above => format!("{above}/{text}"),
+        };
+        const ASIDE: [&str; 4] = ["pool", "holders", "uploads", "unreferenced"];
+        let of_room = path.strip_prefix(".stillage/").and_then(|path| path.split('/').next());
+        let aside = of_room.is_some_and(|part| ASIDE.contains(&part))
+            || path.split('/').any(|part| part == "_referrers");
         self.aside.push(aside);
         self.paths.push(path);
         self.beneath.push(Vec::new());
@@ -138,16 +142,16 @@ pub struct Entry {
 }
 
 impl State {
-    /// Equal states have equal hashes.
-    pub fn hash(&self) -> u128 {
-        let mut hasher = Xxh3::new();
+    /// Equal states have equal hashes, and no two others that are met.
+    pub fn hash(&self) -> u64 {
+        let mut hash = 0_u64;
         for Entry { path, id, content, .. } in &self.entries {
-            let content = content.map_or(usize::MAX, |content| content);
-            for number in [*path, *id, content] {
-                hasher.update(&(number as u64).to_le_bytes());
-            }
+            let content = content.map_or(0, |content| content as u64 + 1);
+            let entry = (*path as u64) << 42 | (*id as u64) << 21 | content;
+            let mixed = (hash.rotate_left(25) ^ entry).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            hash = mixed ^ (mixed >> 31);
         }
-        hasher.digest128()
+        hash
     }
 }
 
@@ -251,6 +255,14 @@ impl Model {
         }
     }
 
+    /// Whether a file or directory is, without what is in it, durable as it is.
+    pub fn is_clean(&self, id: Id) -> bool {
+        match &self.nodes[id] {
+            Node::Dir(names) => names.iter().all(|(_, may)| may.len() == 1),
+            Node::File { may, .. } => may.len() == 1,
+        }
+    }
+
     /// For each file and directory, whether it and all in it is as it is, whatever happens.
     fn settled(&self) -> Vec<bool> {
         // What is in a directory may have been made before it or after it, by links and renames.
@@ -322,13 +334,13 @@ impl Model {
     ) -> Coverage {
         let settled = self.settled();
         let mut some = |picks: [Pick; 2], most: usize| {
-            let whole = self.combinations(interner, picks, 0, ROOT) <= most as u64;
+            let whole = self.combinations(interner, picks, 0, ABOVE) <= most as u64;
             let drawn = picks.map(|pick| if pick == Pick::All { Pick::Any } else { pick });
             let (picks, times) = if whole { (picks, 1) } else { (drawn, most) };
             for _ in 0..times {
                 let (settled, random) = (&settled, &mut *random);
                 let mut walk = Walk { model: self, settled, interner, picks, random, each };
-                walk.go(Partial { todo: vec![(0, ROOT)], ..Partial::default() });
+                walk.go(Partial { todo: vec![(0, ABOVE)], ..Partial::default() });
             }
             whole
         };

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{Mode, OFlags};
@@ -16,8 +17,8 @@ use stillage::layout::{At, Dir, Disk, Inode, RealDisk, Result, path};
 /// A file or directory of the record.
 pub type Id = usize;
 
-/// ROOT.
-pub const ROOT: Id = 0;
+/// The directory in which ROOT is made.
+pub const ABOVE: Id = 0;
 
 /// One step. What is not a step cannot change what a crash leaves.
 #[derive(Clone, Debug)]
@@ -98,6 +99,13 @@ pub struct Place {
     pub what: String,
 }
 
+impl Place {
+    /// The innermost function.
+    pub fn function(&self) -> &str {
+        self.functions.split(" < ").next().unwrap_or_default()
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {}", self.functions, self.what)
@@ -109,6 +117,8 @@ impl fmt::Display for Place {
 pub struct Recorder {
     /// Whether the places of syncs are looked for, which takes milliseconds each.
     places: bool,
+    /// Whether the file system knows links.
+    links: AtomicBool,
     tape: Mutex<Tape>,
 }
 
@@ -126,12 +136,12 @@ struct Tape {
 }
 
 impl Recorder {
-    /// Of everything that happens beneath `root`, which is there and empty.
-    pub fn new(root: &Path, places: bool) -> Arc<Recorder> {
-        let dir = Dir::open_root(root).expect("ROOT");
+    /// Of everything that happens beneath `above`, where ROOT is made.
+    pub fn new(above: &Path, places: bool) -> Arc<Recorder> {
+        let dir = Dir::open_root(above).expect("a directory");
         let mut tape = Tape::default();
-        tape.meet(dir.inode().expect("ROOT's inode"), File::open(root).expect("ROOT").into());
-        Arc::new(Recorder { places, tape: Mutex::new(tape) })
+        tape.meet(dir.inode().expect("its inode"), File::open(above).expect("a directory").into());
+        Arc::new(Recorder { places, links: AtomicBool::new(true), tape: Mutex::new(tape) })
     }
 
     fn tape(&self) -> MutexGuard<'_, Tape> {
@@ -173,6 +183,15 @@ impl Recorder {
         self.tape().until_death = None;
     }
 
+    /// From now on the file system knows no links.
+    pub fn without_links(&self) {
+        self.links.store(false, Ordering::Relaxed);
+    }
+
+    fn refuse_links(&self) -> std::result::Result<(), Errno> {
+        if self.links.load(Ordering::Relaxed) { Ok(()) } else { Err(Errno::PERM) }
+    }
+
     fn place(&self, what: String) -> Place {
         if !self.places {
             return Place { what, ..Place::default() };
@@ -188,19 +207,22 @@ fn ours(trace: &str) -> (String, String) {
     let mut line = String::new();
     let mut functions: Vec<String> = Vec::new();
     let mut function = "";
+    // Files of this package are told relative to it.
     for text in trace.lines().map(str::trim) {
         match text.strip_prefix("at ") {
             None => function = text.split_once(": ").map_or("", |(_, name)| name),
             Some(at) => {
-                let Some(file) = at.split_once("/src/").map(|(_, file)| file) else { continue };
-                let own = function.trim_start_matches('<').starts_with("stillage::");
-                if !own || at.contains("/rustc/") || at.contains("/registry/src/") {
-                    continue;
-                }
+                let Some(file) = at.strip_prefix("./src/") else { continue };
+                let mut parts = file.split(':');
+                let (file, number) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
                 if line.is_empty() {
-                    line = file.rsplit_once(':').map_or(file, |(line, _)| line).to_owned();
+                    line = format!("src/{file}:{number}");
                 }
-                let name = function.replace("stillage::", "").replace("::{{closure}}", "");
+                let name = function.rsplit("::").find(|part| !part.starts_with('{'));
+                let name = name.filter(|name| !name.is_empty() && !name.contains('{'));
+                // A closure belongs to the function around it, which is told next.
+                let Some(name) = name else { continue };
+                let name = format!("{}::{name}", file.trim_end_matches(".rs"));
                 if functions.last() != Some(&name) {
                     functions.push(name);
                 }
@@ -271,6 +293,12 @@ impl Tape {
 
 /// What a sync is of, without what is random.
 fn what(name: &str) -> String {
+    if name.len() >= 64 {
+        return "a blob".to_owned();
+    }
+    if name.starts_with("stillage-crash-") {
+        return "the directory above ROOT".to_owned();
+    }
     match name.strip_prefix('.').and_then(|name| name.rsplit_once('.')) {
         Some((of, _)) if path::is_temporary(name) => of.to_owned(),
         _ => name.to_owned(),
@@ -381,7 +409,7 @@ impl Disk for Recorder {
 
     fn link(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {
         let mut tape = self.tape();
-        tape.live().at(|| to.at(new))?;
+        tape.live().and_then(|()| self.refuse_links()).at(|| to.at(new))?;
         let found = tape.named(from, old)?;
         let dir = tape.dir(to)?;
         RealDisk.link(from, old, to, new)?;
@@ -392,7 +420,7 @@ impl Disk for Recorder {
 
     fn link_file(&self, file: &File, to: &Dir, new: &str) -> Result<()> {
         let mut tape = self.tape();
-        tape.live().at(|| to.at(new))?;
+        tape.live().and_then(|()| self.refuse_links()).at(|| to.at(new))?;
         let (id, dir) = (tape.file(file), tape.dir(to)?);
         RealDisk.link_file(file, to, new)?;
         tape.steps.push(Step::Link { dir, name: new.to_owned(), id });
