@@ -54,7 +54,7 @@ impl Run {
         let (mut model, mut interner) = (Model::new(), Interner::new());
         self.steps[..at].iter().for_each(|step| model.take(step, &mut interner));
         match &self.steps[at] {
-            Step::Sync { id, .. } | Step::SyncDir { id, .. } => model.is_clean(*id),
+            Step::Sync { id, .. } | Step::SyncDir { id, .. } => model.is_clean(&interner, *id),
             _ => false,
         }
     }

@@ -16,6 +16,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use stillage::layout::path;
+
 use super::record::{ABOVE, Id, Step};
 use crate::support::random::Random;
 
@@ -255,10 +257,12 @@ impl Model {
         }
     }
 
-    /// Whether a file or directory is, without what is in it, durable as it is.
-    pub fn is_clean(&self, id: Id) -> bool {
+    /// Whether a file or directory is, without what is in it and but for temporary names, durable as
+    /// it is.
+    pub fn is_clean(&self, interner: &Interner, id: Id) -> bool {
+        let temporary = |name: NameId| path::is_temporary(&interner.names[name]);
         match &self.nodes[id] {
-            Node::Dir(names) => names.iter().all(|(_, may)| may.len() == 1),
+            Node::Dir(names) => names.iter().all(|(name, may)| may.len() == 1 || temporary(*name)),
             Node::File { may, .. } => may.len() == 1,
         }
     }

@@ -131,8 +131,10 @@ struct Tape {
     held: Vec<OwnedFd>,
     /// Steps until the process dies.
     until_death: Option<usize>,
-    /// How many steps there were that change something.
+    /// How many times a disk was asked to change something.
     done: usize,
+    /// How many times before each sync.
+    syncs: Vec<usize>,
 }
 
 impl Recorder {
@@ -153,9 +155,14 @@ impl Recorder {
         self.tape().steps.clone()
     }
 
-    /// How many steps changed something so far.
+    /// How many times something was asked of the disk so far.
     pub fn done(&self) -> usize {
         self.tape().done
+    }
+
+    /// How many times before each sync.
+    pub fn syncs(&self) -> Vec<usize> {
+        self.tape().syncs.clone()
     }
 
     /// Half a minute goes by.
@@ -385,6 +392,8 @@ impl Disk for Recorder {
         let place = self.place(if deleted { "a blob".to_owned() } else { base(&link) });
         let mut tape = self.tape();
         tape.live()?;
+        let before = tape.done - 1;
+        tape.syncs.push(before);
         let id = tape.file(file);
         tape.steps.push(Step::Sync { id, place });
         Ok(())
@@ -394,6 +403,8 @@ impl Disk for Recorder {
         let place = self.place(base(dir.path()));
         let mut tape = self.tape();
         tape.live().at(|| dir.path().to_owned())?;
+        let before = tape.done - 1;
+        tape.syncs.push(before);
         let id = tape.dir(dir)?;
         tape.steps.push(Step::SyncDir { id, place });
         Ok(())
