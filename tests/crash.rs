@@ -176,7 +176,46 @@ fn scenarios() -> Vec<Scenario> {
     for to in [OLD, "new/deep"] {
         all.extend(killed(to));
     }
+    all.push(scenario("a collection", true, async |world| world.collect_and_remember()));
+    all.push(removed("a collection", async |world| world.collect()));
+    all.push(removed("DELETE of a layer", async |world| {
+        let layer = Image::numbered(0).layer;
+        world.unlink(OLD, &layer).await.expect("nothing refers to it");
+    }));
+    let emptied = async |world: &mut World| world.outsider_empties(OLD);
+    let after =
+        scenario("a collection after another tool emptied a repository", true, async |world| {
+            emptied(world).await;
+            world.collect();
+        });
+    all.push(after.at_the_end());
+    let after = scenario(
+        "DELETE of a layer after another tool emptied a repository",
+        true,
+        async |world| {
+            emptied(world).await;
+            world.unlink(OLD, &Image::numbered(0).layer).await.expect("nothing refers to it");
+        },
+    );
+    all.push(after.at_the_end());
     all
+}
+
+/// A process is killed when it has taken a manifest out and not synced that yet, and another one does
+/// something that relies on it.
+fn removed<F: AsyncFnOnce(&mut World)>(name: &str, then: F) -> Scenario {
+    let mut last = 0;
+    scenario("", true, async |world| {
+        let begin = world.recorder.done();
+        world.deed(Deed::Remove).await.expect("possible").expect("done");
+        last = world.recorder.syncs().last().expect("a sync") - begin;
+    });
+    scenario(format!("{name} after a removal that was killed"), true, async |world| {
+        world.recorder.die_after(last);
+        world.deed(Deed::Remove).await.expect("possible").expect_err("the process is dead");
+        world.restart();
+        then(world).await;
+    })
 }
 
 /// A process is killed right before each sync of a push, and another does the push again.

@@ -2,20 +2,22 @@
 //! and `check` finds nothing wrong.
 //!
 //! The power goes exactly at an acknowledgement, because a later fsync anywhere hides a missing one;
-//! and at any moment while several clients push, move and delete. `STILLAGE_POWERCUT_SEED` replays the
+//! and at any moment while several clients push, move and delete, beside collections. `STILLAGE_POWERCUT_SEED` replays the
 //! choice of deeds. The control in every run is a server whose fsyncs do nothing: it must lose.
 
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use support::Registry;
 use support::content::{Image, OCI_MANIFEST, descriptor, sha256};
 use support::http::{Client, Request};
 use support::power::{Kind, Power};
 use support::random::Random;
+use support::{Registry, STILLAGE};
 
 const SEED: &str = "STILLAGE_POWERCUT_SEED";
 
@@ -279,13 +281,15 @@ fn under_load(kind: Kind) {
     let mut random = Random::from_env(SEED);
     let total = cuts(4, 100);
     let (mut acknowledged, mut left) = (0, total);
+    let collections = AtomicUsize::new(0);
     while left > 0 {
         let round = left.min(CUTS_PER_TREE / 5);
         let power = Power::new(kind);
         let mut registry = Registry::start_on(&power.root(), &["--auth", "none"]);
         let mut tags: BTreeMap<(String, String), Option<Image>> = BTreeMap::new();
         for _ in 0..round {
-            let (written, done) = cut_under_load(&power, &registry, &mut random, &tags);
+            let (written, done) =
+                cut_under_load(&power, &registry, &mut random, &tags, &collections);
             acknowledged += done;
             registry.kill9();
             power.restore();
@@ -296,8 +300,11 @@ fn under_load(kind: Kind) {
         left -= round;
     }
     support::measured(format!(
-        "{kind:?}: {total} power cuts under {WRITERS} writers, {acknowledged} deeds acknowledged: none lost"
+        "{kind:?}: {total} power cuts under {WRITERS} writers and {} collections, {acknowledged} deeds \
+         acknowledged: none lost",
+        collections.load(Ordering::Relaxed)
     ));
+    assert!(collections.load(Ordering::Relaxed) > 0, "no collection came to its end");
     assert!(acknowledged > total, "only {acknowledged} deeds came through");
 }
 
@@ -310,17 +317,32 @@ struct Written {
     in_flight: Option<Deed>,
 }
 
+/// Runs collections, one after the other, until the power is gone: what nothing refers to goes within
+/// a second, and what was undone within none.
+fn collect_until(root: &Path, over: &AtomicBool, count: &AtomicUsize) {
+    while !over.load(Ordering::Acquire) {
+        let mut collect = Command::new(STILLAGE);
+        collect.arg("gc").arg(root).args(["--grace", "1s", "--undo-window", "0", "--wait", "1s"]);
+        let ended =
+            collect.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("gc starts");
+        count.fetch_add(usize::from(ended.success()), Ordering::Relaxed);
+    }
+}
+
 /// Lets writers write, cuts the power after some acknowledgements, and gives what they know.
 fn cut_under_load(
     power: &Power,
     registry: &Registry,
     random: &mut Random,
     tags: &BTreeMap<(String, String), Option<Image>>,
+    collections: &AtomicUsize,
 ) -> (Vec<Written>, usize) {
     let count = AtomicUsize::new(0);
+    let over = AtomicBool::new(false);
     let until = 3 + random.below(40);
     let switch = power.switch();
     let written = thread::scope(|scope| {
+        scope.spawn(|| collect_until(registry.root(), &over, collections));
         let writers: Vec<_> = (0..WRITERS)
             .map(|number| {
                 let own = |((_, tag), now): &(&(String, String), &Option<Image>)| {
@@ -335,6 +357,7 @@ fn cut_under_load(
             thread::yield_now();
         }
         switch.cut();
+        over.store(true, Ordering::Release);
         writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
     });
     (written, count.into_inner())
@@ -361,29 +384,49 @@ fn write_until_it_fails(
                 (key, Some(some_image(&mut random)))
             }
         };
-        if try_deed(client, &deed).is_none() {
-            return Written { acknowledged, in_flight: Some(deed) };
+        loop {
+            match try_deed(client, &deed) {
+                Tried::Done => break,
+                // A blob was not referred to for a second, and was collected: push it again.
+                Tried::Refused => {}
+                Tried::Gone => return Written { acknowledged, in_flight: Some(deed) },
+            }
         }
         acknowledged.push(deed);
         count.fetch_add(1, Ordering::AcqRel);
     }
 }
 
-/// `None` if it was not acknowledged: the power is gone.
-fn try_deed(client: &Client, ((repo, tag), image): &Deed) -> Option<()> {
-    let is = |request: Request, status: u16| {
-        client.try_send(request).ok().filter(|answer| answer.status == status).map(|_| ())
+/// How a deed ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    /// Acknowledged.
+    Done,
+    /// By a server that works.
+    Refused,
+    /// The power is gone.
+    Gone,
+}
+
+fn try_deed(client: &Client, ((repo, tag), image): &Deed) -> Tried {
+    let send = |request: Request, status: u16| match client.try_send(request) {
+        Ok(answer) if answer.status == status => Tried::Done,
+        Ok(answer) if matches!(answer.status, 400 | 404 | 409) => Tried::Refused,
+        Ok(_) | Err(_) => Tried::Gone,
     };
     let manifest = format!("/v2/{repo}/manifests/{tag}");
     let Some(image) = image else {
-        return is(Request::delete(manifest), 202);
+        return send(Request::delete(manifest), 202);
     };
     for blob in image.layers.iter().chain([&image.config]) {
         let post = Request::post(format!("/v2/{repo}/blobs/uploads/?digest={}", sha256(blob)));
-        is(post.body(blob.as_slice()), 201)?;
+        let sent = send(post.body(blob.as_slice()), 201);
+        if sent != Tried::Done {
+            return sent;
+        }
     }
     let put = Request::put(manifest).header("Content-Type", OCI_MANIFEST);
-    is(put.body(image.manifest.as_slice()), 201)
+    send(put.body(image.manifest.as_slice()), 201)
 }
 
 /// All that was acknowledged is so; what was in flight is done or not, and nothing between.

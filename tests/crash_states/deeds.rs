@@ -8,9 +8,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream;
 use rustix::fs::Mode;
-use stillage::layout::{Account, Dir, Disk, OwnCertificate, Stamp, path};
+use stillage::layout::{Account, Dir, Disk, OwnCertificate, Stamp, Tree, path};
 use stillage::oci::{Algorithm, ContentRange, Digest, Index, Kind, Reference, RepoName, Tag};
 use stillage::registry::{Actor, KeyNeed, MountFrom, Push, Registry, Result, Settings};
+
+use stillage::upkeep::gc;
 
 use super::judge::{Effect, Expected, Outsiders};
 use super::record::{Recorder, Step};
@@ -39,10 +41,12 @@ pub enum Deed {
     Unlink,
     /// The same content again, with all that is there already.
     Again,
+    /// A collection that waits for nothing: all that nothing refers to goes.
+    Collect,
 }
 
 impl Deed {
-    pub const ALL: [Deed; 10] = [
+    pub const ALL: [Deed; 11] = [
         Deed::Push,
         Deed::PushNew,
         Deed::Session,
@@ -53,6 +57,7 @@ impl Deed {
         Deed::Remove,
         Deed::Unlink,
         Deed::Again,
+        Deed::Collect,
     ];
 }
 
@@ -213,6 +218,10 @@ impl World {
                 let image = self.tags[&(repo.clone(), tag.clone())];
                 self.put(&repo, &tag, image, Way::Whole).await
             }
+            Deed::Collect => {
+                self.collect();
+                Ok(())
+            }
         })
     }
 
@@ -302,6 +311,28 @@ impl World {
         }
     }
 
+    /// A collection that waits for nothing, by a process of its own.
+    pub fn collect(&mut self) {
+        let deed = self.begin(Effect::Nothing);
+        let disk: Arc<dyn Disk> = self.recorder.clone();
+        let tree = Tree::open(&self.root, disk).expect("the tree opens");
+        let options = gc::Options::default().at_once();
+        let mut left = Vec::new();
+        let summary = gc::run(&tree, &options, &mut |_, _, _| Ok(true), &mut |event| {
+            left.push(format!("{event:?}"));
+        });
+        assert!(summary.expect("a collection").is_whole(), "{left:#?}");
+        self.free.clear();
+        self.recorder.acknowledge(deed);
+    }
+
+    /// A collection, of which it is remembered when it was.
+    pub fn collect_and_remember(&mut self) {
+        self.collect();
+        let deed = self.begin(Effect::Keeps(".stillage/collected"));
+        self.recorder.acknowledge(deed);
+    }
+
     /// The key that signs tokens is made.
     pub fn key(&mut self) {
         let deed = self.begin(Effect::Keeps(".stillage/token-key"));
@@ -382,6 +413,27 @@ impl World {
         self.outsider(&format!("{of}/theirs"), &bytes, 0o644);
         self.outsiders.indexes.insert(Stamp::of(&bytes));
         self.recorder.rename(&dir, "theirs", &dir, path::INDEX).expect("a rename");
+    }
+
+    /// Another tool empties a repository: it writes index.json in place, as skopeo does.
+    pub fn outsider_empties(&mut self, of: &str) {
+        let root = Dir::open_root(&self.root).expect("ROOT");
+        let dir = root.dir(of).expect("the repository");
+        let bytes = br#"{"schemaVersion":2,"manifests":[]}"#;
+        self.outsiders.indexes.insert(Stamp::of(bytes));
+        let file = std::fs::File::options().write(true).open(dir.at(path::INDEX)).expect("a file");
+        self.recorder.set_len(&file, 0).expect("cut");
+        self.recorder.write(&file, bytes, 0).expect("bytes");
+        // Whoever did this takes all tags away, and knows it.
+        let mut deeds = Vec::new();
+        for ((repo, _), image) in self.tags.iter().filter(|((repo, _), _)| repo == of) {
+            deeds.push(Effect::Remove(repo.clone(), Image::numbered(*image).digest));
+        }
+        for effect in deeds {
+            let deed = self.begin(effect);
+            self.recorder.acknowledge(deed);
+        }
+        self.tags.retain(|(repo, _), _| repo != of);
     }
 
     /// An image that is no numbered one.

@@ -86,7 +86,7 @@ impl Interner {
             "" => text.to_string(),
             above => format!("{above}/{text}"),
         };
-        const ASIDE: [&str; 4] = ["pool", "holders", "uploads", "unreferenced"];
+        const ASIDE: [&str; 5] = ["pool", "holders", "uploads", "unreferenced", "trash"];
         let of_room = path.strip_prefix(".stillage/").and_then(|path| path.split('/').next());
         let aside = of_room.is_some_and(|part| ASIDE.contains(&part))
             || path.split('/').any(|part| part == "_referrers");

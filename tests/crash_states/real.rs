@@ -75,11 +75,14 @@ fn is_swept(finding: &Finding) -> bool {
     finding.rule == Rule::FileLinked && finding.path.ends_with("index.json")
 }
 
-/// What another tool has not finished, and nobody relies on.
+/// What another tool has not finished, and nobody relies on; and that it was another tool.
 fn is_theirs(finding: &Finding, outsiders: &Outsiders) -> bool {
     let name = finding.path.file_name().unwrap_or_default();
-    finding.rule == Rule::BlobDigestMismatch
-        && outsiders.blobs.iter().any(|digest| *digest.hex() == *name)
+    match finding.rule {
+        Rule::BlobDigestMismatch => outsiders.blobs.iter().any(|digest| *digest.hex() == *name),
+        Rule::JournalStampUnknown => !outsiders.indexes.is_empty(),
+        _ => false,
+    }
 }
 
 async fn serves(root: &Path, expected: &Expected) -> Result<(), String> {
