@@ -311,9 +311,9 @@ impl World {
         }
     }
 
-    /// A collection that waits for nothing, by a process of its own.
+    /// A collection that waits for nothing, by a process of its own. When it was is remembered.
     pub fn collect(&mut self) {
-        let deed = self.begin(Effect::Nothing);
+        let deed = self.begin(Effect::Keeps(".stillage/collected"));
         let disk: Arc<dyn Disk> = self.recorder.clone();
         let tree = Tree::open(&self.root, disk).expect("the tree opens");
         let options = gc::Options::default().at_once();
@@ -323,13 +323,6 @@ impl World {
         });
         assert!(summary.expect("a collection").is_whole(), "{left:#?}");
         self.free.clear();
-        self.recorder.acknowledge(deed);
-    }
-
-    /// A collection, of which it is remembered when it was.
-    pub fn collect_and_remember(&mut self) {
-        self.collect();
-        let deed = self.begin(Effect::Keeps(".stillage/collected"));
         self.recorder.acknowledge(deed);
     }
 
@@ -512,12 +505,15 @@ pub fn expected(steps: &[Step], effects: &[Effect], finally: &Expected) -> Expec
     let of = |deeds: &mut dyn Iterator<Item = usize>| -> Vec<&Effect> {
         deeds.map(|deed| &effects[deed]).collect()
     };
-    let done = of(&mut acknowledged.into_iter());
+    let done = of(&mut acknowledged.iter().copied());
     let open = of(&mut in_flight.into_iter());
     let mut expected = Expected::after(&done, &open);
     expected.number = steps.len() as u64;
-    for effect in done {
-        if let Effect::Keeps(path) = effect {
+    for deed in acknowledged {
+        let Effect::Keeps(path) = &effects[deed] else { continue };
+        // Until something else is kept there.
+        let is_it = |effect: &Effect| matches!(effect, Effect::Keeps(other) if other == path);
+        if effects.iter().rposition(is_it) == Some(deed) {
             let kept = finally.kept.iter().filter(|(known, _)| known == path);
             expected.kept.extend(kept.cloned());
         }

@@ -115,6 +115,9 @@ enum Role {
 impl Role {
     fn of(path: &str) -> Role {
         let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if path.split('/').any(path::is_temporary) {
+            return Role::Other;
+        }
         let digest = |above: &str| {
             let algorithm = above.rsplit('/').next().unwrap_or_default();
             Digest::parse(&format!("{algorithm}:{name}")).ok()

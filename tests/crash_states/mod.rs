@@ -205,6 +205,12 @@ impl Explorer {
 }
 
 impl Bad {
+    /// Whether the program itself finds fault with the state.
+    pub fn is_seen_by_the_program(&mut self) -> bool {
+        let Bad { model, interner, state, expected, .. } = self;
+        real::judge(model, interner, state, expected, &Outsiders::default()).is_err()
+    }
+
     /// What there was to see, for a failure's message.
     pub fn describe(&self, run: &Run) -> String {
         let mut text = format!("{}\nafter these steps:\n", self.why);
