@@ -8,12 +8,14 @@ use stillage::config::ConfigError;
 
 pub(crate) mod access;
 pub(crate) mod check;
-#[allow(dead_code, reason = "the commands that change a tree come next")]
 mod owner;
 pub(crate) mod serve;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
+
+/// What `stillage` exits with where only a part was done.
+pub(crate) const PARTLY: u8 = 3;
 
 /// What `stillage check` exits with where it found damage.
 pub(crate) const DAMAGE: u8 = 4;

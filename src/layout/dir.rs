@@ -115,6 +115,12 @@ impl Dir {
     /// not UTF-8 are left out: nothing of ours has one.
     pub fn names(&self) -> Result<Vec<(String, FileType)>> {
         let mut found = Vec::new();
+        self.each_name(|name, kind| found.push((name.to_owned(), kind)))?;
+        Ok(found)
+    }
+
+    /// The same, one at a time: a directory of blobs may have a million.
+    pub fn each_name(&self, mut each: impl FnMut(&str, FileType)) -> Result<()> {
         for entry in fs::Dir::read_from(&self.fd).at(|| self.path.to_path_buf())? {
             let entry = entry.at(|| self.path.to_path_buf())?;
             let Ok(name) = entry.file_name().to_str() else {
@@ -130,9 +136,9 @@ impl Dir {
                 },
                 known => known,
             };
-            found.push((name.to_owned(), kind));
+            each(name, kind);
         }
-        Ok(found)
+        Ok(())
     }
 
     /// The path of something beneath, for messages.

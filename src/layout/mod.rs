@@ -8,6 +8,7 @@
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
 //!   [`Walk`] goes over all repositories, [`rights`] and [`readers`] read owners, modes and ACLs,
 //!   [`KeyFile`] has the keys that sign tokens.
+//! - [`quarantine`] takes what a repair removes, [`relink`] gives names the content that they lost.
 //! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
 pub mod account;
@@ -29,7 +30,9 @@ mod make;
 pub mod notes;
 mod own_certificate;
 pub mod path;
+pub mod quarantine;
 pub mod readers;
+pub mod relink;
 pub mod rights;
 pub mod space;
 mod stamp;

@@ -3,6 +3,7 @@
 use rustix::fs::{FileType, Stat};
 
 use super::finding::Findings;
+use super::names::{Name, Names};
 use super::probe::{self, Seen};
 use super::rule::Rule;
 use super::{Run, lines, rights};
@@ -11,19 +12,17 @@ use crate::layout::{Dir, Inode, Result, path, size_of};
 use crate::oci::{Algorithm, Digest};
 
 /// Checks pool and hints; afterwards the pool's inodes need not be hashed in the repositories.
-pub(super) fn check(run: &mut Run<'_>, room: &Dir) -> Result<()> {
+pub(super) fn check(run: &mut Run<'_>, room: &Dir, findings: &mut Findings) -> Result<()> {
     let owner = room.stat()?.st_uid;
-    let mut findings = run.findings("");
-    if let Some(pool) = probe::dir(room, path::POOL, &mut findings).there() {
+    if let Some(pool) = probe::dir(room, path::POOL, findings).there() {
         for algorithm in Algorithm::ALL {
-            if let Some(dir) = probe::dir(&pool, algorithm.as_str(), &mut findings).there() {
-                shelves(&mut Pool { run, room, owner }, &dir, algorithm, &mut findings);
+            if let Some(dir) = probe::dir(&pool, algorithm.as_str(), findings).there() {
+                shelves(&mut Pool { run, room, owner }, &dir, algorithm, findings);
             }
         }
     }
     run.hashes.trust_pool(room.clone());
-    hints(run, room, &mut findings);
-    run.hand_on(findings);
+    hints(run, room, findings);
     Ok(())
 }
 
@@ -45,14 +44,19 @@ fn shelves(pool: &mut Pool<'_, '_>, dir: &Dir, algorithm: Algorithm, findings: &
         let Some(dir) = probe::dir(dir, &shelf, findings).there() else {
             continue;
         };
-        for (name, _) in probe::names(&dir, findings) {
-            if probe::is_hidden(&name) {
-                continue;
-            }
-            match Digest::parse(&format!("{algorithm}:{name}")) {
-                Ok(digest) if name.starts_with(&shelf) => pool.blob(&dir, &digest, findings),
-                Ok(_) => malformed(&dir, &name, "lies in another digest's directory", findings),
-                Err(error) => malformed(&dir, &name, &error.to_string(), findings),
+        for name in probe::blobs(&dir, algorithm, findings).iter().flat_map(Names::iter) {
+            match name {
+                Name::Of(digest) if digest.hex().starts_with(&shelf) => {
+                    pool.blob(&dir, &digest, findings);
+                }
+                Name::Of(digest) => {
+                    let why = "lies in another digest's directory";
+                    malformed(&dir, digest.hex(), why, findings);
+                }
+                Name::Other(name) => {
+                    let why = format!("is not the digits of a {algorithm} digest");
+                    malformed(&dir, &name, &why, findings);
+                }
             }
         }
     }
@@ -80,10 +84,11 @@ impl Pool<'_, '_> {
                 format!("has mode {mode:o} and belongs to {uid}: others could write to it");
             findings.add(Rule::PoolInodeUnsafe, &at, message);
         }
-        let before = self.run.hashes.bytes;
-        let found = self.run.hashes.digest(&file, &stat, digest.algorithm());
-        self.run.summary.bytes_hashed += self.run.hashes.bytes - before;
-        match found {
+        self.run.options.progress.named();
+        if self.run.hashes.are_blind() || self.run.is_known(&at) {
+            return;
+        }
+        match self.run.hashes.digest(&file, &stat, digest.algorithm()) {
             Ok(found) if found == *digest => {}
             Ok(found) => {
                 self.run.hashes.suspect(Inode::of(&stat));
