@@ -64,10 +64,10 @@ fn a_large_tree_is_checked_in_bounded_memory() {
     };
     find();
     let (names, walk) = find();
-    println!("{blobs} blobs, {repositories} repositories, {names} names: find | wc -l {walk:.1?}");
+    eprintln!("{blobs} blobs, {repositories} repositories, {names} names: find | wc -l {walk:.1?}");
     for args in [&["--quick"][..], &[], &["--repair", "--quick", "-n"], &["--repair"]] {
         let Run { report, time, anonymous } = check(args, root);
-        println!("check {}: {time:.1?}, {} MiB anonymous", args.join(" "), anonymous >> 20);
+        eprintln!("check {}: {time:.1?}, {} MiB anonymous", args.join(" "), anonymous >> 20);
         assert_eq!(report["findings"], Value::Array(Vec::new()));
         let summary = &report["summary"];
         assert_eq!(summary["repositories"], repositories, "{summary}");

@@ -13,7 +13,7 @@ use super::probe;
 use super::rule::Rule;
 use crate::layout::{self, Dir, path, size_of};
 use crate::oci::{
-    Descriptor, Digest, Index, Kind, MAX_MANIFEST, Manifest, ManifestError, REF_NAME,
+    Algorithm, Descriptor, Digest, Index, Kind, MAX_MANIFEST, Manifest, ManifestError, REF_NAME,
     tag_of_ref_name,
 };
 
@@ -26,8 +26,10 @@ pub(super) fn check(
     sparse: bool,
     findings: &mut Findings,
 ) -> u64 {
+    let dirs = Algorithm::ALL.map(|algorithm| repo.dir(&path::blobs(algorithm)).ok());
     let mut graph = Graph {
         repo,
+        dirs,
         blobs,
         sparse,
         findings,
@@ -56,6 +58,8 @@ impl Marks {
 
 struct Graph<'a> {
     repo: &'a Dir,
+    /// The directories of blobs, as they were when this began.
+    dirs: [Option<Dir>; 2],
     blobs: &'a Blobs,
     sparse: bool,
     findings: &'a mut Findings,
@@ -236,16 +240,23 @@ impl Graph<'_> {
         self.asked.insert((digest, size, media_type))
     }
 
+    fn dir(&self, digest: &Digest) -> Option<&Dir> {
+        let at = Algorithm::ALL.iter().position(|known| *known == digest.algorithm())?;
+        self.dirs[at].as_ref()
+    }
+
     /// What has the digest's name.
     fn stat(&self, digest: &Digest) -> Option<Stat> {
-        layout::blobs::stat(self.repo, digest).ok().flatten()
+        self.dir(digest)?.stat_name(digest.hex()).ok().flatten()
     }
 
     /// A manifest's bytes, unless there are too many.
     fn bytes(&self, digest: &Digest) -> layout::Result<Option<Vec<u8>>> {
         let name = path::blob(digest);
-        let file = self.repo.file(&name)?;
-        let stat = layout::stat_file(&file, || self.repo.at(&name))?;
+        let (file, stat) = match self.dir(digest) {
+            Some(dir) => dir.file_stat(digest.hex())?,
+            None => self.repo.file_stat(&name)?,
+        };
         if size_of(&stat) > MAX_MANIFEST as u64 {
             return Ok(None);
         }

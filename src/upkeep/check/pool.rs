@@ -1,5 +1,7 @@
 //! The pool: content, inodes, and the hints of who got what.
 
+use std::path::Path;
+
 use rustix::fs::{FileType, Stat};
 
 use super::finding::Findings;
@@ -8,7 +10,7 @@ use super::probe::{self, Seen};
 use super::rule::Rule;
 use super::{Run, lines, rights};
 use crate::layout::holders::Hint;
-use crate::layout::{Dir, Inode, Result, path, size_of};
+use crate::layout::{Dir, Inode, Result, acl, path, size_of};
 use crate::oci::{Algorithm, Digest};
 
 /// Checks pool and hints; afterwards the pool's inodes need not be hashed in the repositories.
@@ -73,19 +75,21 @@ fn is_hex(text: &str, len: usize) -> bool {
 
 impl Pool<'_, '_> {
     fn blob(&mut self, dir: &Dir, digest: &Digest, findings: &mut Findings) {
+        let at = dir.at(digest.hex());
+        if self.run.hashes.are_blind() {
+            let seen = probe::status(dir, digest.hex(), FileType::RegularFile, findings);
+            if let Seen::There(stat) = seen {
+                self.count();
+                self.shared(&stat, acl::has_named(dir, digest.hex()), &at, findings);
+            }
+            return;
+        }
         let Seen::There((file, stat)) = probe::file(dir, digest.hex(), findings) else {
             return;
         };
-        let at = dir.at(digest.hex());
-        self.run.summary.pooled += 1;
-        if stat.st_uid != self.owner || stat.st_mode & 0o222 != 0 || rights::has_acl(&file) {
-            let (mode, uid) = (stat.st_mode & 0o7777, stat.st_uid);
-            let message =
-                format!("has mode {mode:o} and belongs to {uid}: others could write to it");
-            findings.add(Rule::PoolInodeUnsafe, &at, message);
-        }
-        self.run.options.progress.named();
-        if self.run.hashes.are_blind() || self.run.is_known(&at) {
+        self.count();
+        self.shared(&stat, rights::has_acl(&file), &at, findings);
+        if self.run.is_known(&at) {
             return;
         }
         match self.run.hashes.digest(&file, &stat, digest.algorithm()) {
@@ -103,6 +107,21 @@ impl Pool<'_, '_> {
         if digest.algorithm() == Algorithm::Sha512 && self.has_sha256(&file, &stat) {
             let message = "its inode has a name under sha256 too";
             findings.add(Rule::InodeTwoAlgorithms, &at, message);
+        }
+    }
+
+    fn count(&mut self) {
+        self.run.summary.pooled += 1;
+        self.run.options.progress.named();
+    }
+
+    /// Whether nobody but the owner can change what is shared.
+    fn shared(&self, stat: &Stat, has_acl: bool, at: &Path, findings: &mut Findings) {
+        if stat.st_uid != self.owner || stat.st_mode & 0o222 != 0 || has_acl {
+            let (mode, uid) = (stat.st_mode & 0o7777, stat.st_uid);
+            let message =
+                format!("has mode {mode:o} and belongs to {uid}: others could write to it");
+            findings.add(Rule::PoolInodeUnsafe, at, message);
         }
     }
 
