@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 
-use super::units::duration;
+use super::units::duration_or_none;
 
 /// `stillage check`
 #[derive(Debug, Args)]
@@ -30,6 +30,6 @@ pub struct CheckArgs {
     #[arg(short = 'n', long, requires = "repair", env = "STILLAGE_DRY_RUN", hide_env = true, value_parser = FalseyValueParser::new())]
     pub dry_run: bool,
     /// With --repair: how long to wait for each lock
-    #[arg(long, env = "STILLAGE_WAIT", hide_env = true, default_value = "60s", value_parser = duration)]
+    #[arg(long, env = "STILLAGE_WAIT", hide_env = true, default_value = "60s", value_name = "TIME", value_parser = duration_or_none)]
     pub wait: Duration,
 }

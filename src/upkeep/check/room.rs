@@ -22,8 +22,8 @@ pub(super) fn check(run: &mut Run<'_>, room: &Dir, findings: &mut Findings) -> R
     if let Some(dir) = probe::dir(room, path::UNREFERENCED, findings).there() {
         notes(&dir, "", findings);
     }
-    for lock in [path::GC_LOCK, path::TOKEN_LOCK] {
-        probe::status(room, lock, FileType::RegularFile, findings);
+    for name in [path::GC_LOCK, path::TOKEN_LOCK, path::COLLECTED] {
+        probe::status(room, name, FileType::RegularFile, findings);
     }
     for dir in [path::TRASH, path::QUARANTINE] {
         probe::status(room, dir, FileType::Directory, findings);
