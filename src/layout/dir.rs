@@ -124,6 +124,15 @@ impl Dir {
         Ok(Entries { dir: self.clone(), stream })
     }
 
+    /// The same, to a closure.
+    pub fn each_name(&self, mut each: impl FnMut(&str, FileType)) -> Result<()> {
+        self.entries()?.try_for_each(|entry| {
+            let (name, kind) = entry?;
+            each(&name, kind);
+            Ok(())
+        })
+    }
+
     /// The path of something beneath, for messages.
     pub fn at(&self, relative: &str) -> PathBuf {
         self.path.join(relative)

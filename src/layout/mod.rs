@@ -10,6 +10,7 @@
 //!   [`KeyFile`] has the keys that sign tokens.
 //! - [`history`] reads the journal; [`trash`] holds what was removed on purpose; [`pool`] goes over the
 //!   pool's names; [`Collected`] says when the last collection was.
+//! - [`quarantine`] takes what a repair removes, [`relink`] gives names the content that they lost.
 //! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
 pub mod account;
@@ -34,7 +35,9 @@ pub mod notes;
 mod own_certificate;
 pub mod path;
 pub mod pool;
+pub mod quarantine;
 pub mod readers;
+pub mod relink;
 pub mod rights;
 pub mod space;
 mod stamp;
