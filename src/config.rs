@@ -13,11 +13,13 @@ use crate::oci::NameError;
 mod access;
 mod check;
 mod serve;
+mod snapshot;
 mod units;
 
 pub use access::AccessArgs;
 pub use check::CheckArgs;
 pub use serve::{Certificate, Serve, ServeArgs};
+pub use snapshot::SnapshotArgs;
 
 /// An OCI container registry that is nothing but files.
 #[derive(Debug, Parser)]
@@ -39,6 +41,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Look for damage in ROOT; exits 4 where there is some
     Check(CheckArgs),
+    /// Copy ROOT to DEST on the same file system, in moments: blobs are shared
+    Snapshot(SnapshotArgs),
     /// Say who may do what to a repository, and which directory decides it
     Access(AccessArgs),
 }

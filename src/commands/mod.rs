@@ -9,9 +9,13 @@ use stillage::config::ConfigError;
 pub(crate) mod access;
 pub(crate) mod check;
 pub(crate) mod serve;
+pub(crate) mod snapshot;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
+
+/// What `stillage` exits with where a part could not be done, and was named.
+const PARTLY: u8 = 3;
 
 /// What `stillage check` exits with where it found damage.
 pub(crate) const DAMAGE: u8 = 4;
