@@ -56,8 +56,7 @@ impl Attributes {
             fs::fchmod(file, Mode::from_raw_mode(self.mode)).at(&at)?;
         } else {
             set_acl(file, acl::ACCESS, None).at(&at)?;
-            let mode = self.mode & 0o1707 | (self.mode & 0o7) << 3 & self.mode;
-            fs::fchmod(file, Mode::from_raw_mode(mode)).at(&at)?;
+            fs::fchmod(file, Mode::from_raw_mode(self.closed_to_group())).at(&at)?;
         }
         fs::futimens(file, &self.times()).at(&at)?;
         Ok(whole)
@@ -89,11 +88,21 @@ impl Attributes {
         Ok(given)
     }
 
-    /// Whether a file with `other` may stand for the copy of one with these.
+    /// Whether a file with `other` may be what this account made of a file with these.
     pub fn may_be(&self, other: &Attributes) -> bool {
-        let own = rustix::process::geteuid().as_raw();
-        let owner = other.uid == self.uid || other.uid == own;
-        owner && Attributes { uid: self.uid, ..other.clone() } == *self
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        let owner = other.uid == self.uid || other.uid == uid.as_raw();
+        let mut expected = Attributes { uid: other.uid, ..self.clone() };
+        if other.gid != self.gid {
+            expected.gid = gid.as_raw();
+            (expected.mode, expected.acl) = (self.closed_to_group(), None);
+        }
+        owner && *other == expected
+    }
+
+    /// The mode of a copy whose group is another one.
+    fn closed_to_group(&self) -> u32 {
+        self.mode & 0o1707 | (self.mode & 0o7) << 3 & self.mode
     }
 
     fn times(&self) -> Timestamps {

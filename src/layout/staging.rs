@@ -196,16 +196,27 @@ impl Staging {
     /// All that is in it, and all that it shares with others, is on the disk before the name is, and
     /// the name is on return: one syncfs(2) before the rename and one fsync(2) of the directory above
     /// after it, because an fsync for each of thousands of files costs as many flushes of the disk.
+    ///
+    /// On an error there is no such name, and nothing is left; but for one of the last fsync, which
+    /// leaves the name where it is: only a power cut would take it.
     pub fn publish(self) -> Result<()> {
+        if let Err(error) = self.appear() {
+            // What failed may fail again here: then the next run removes it.
+            let _ = self.abandon();
+            return Err(error);
+        }
+        self.disk.sync_dir(&self.place.parent)
+    }
+
+    fn appear(&self) -> Result<()> {
         let Place { parent, name, taken } = &self.place;
         self.disk.sync_all(&self.dir)?;
         if *taken {
             // Fails unless the directory is still empty.
-            self.disk.rename(parent, &self.hidden, parent, name)?;
+            self.disk.rename(parent, &self.hidden, parent, name)
         } else {
-            self.disk.rename_new(parent, &self.hidden, parent, name)?;
+            self.disk.rename_new(parent, &self.hidden, parent, name)
         }
-        self.disk.sync_dir(parent)
     }
 
     /// Gives up: what was made is removed.
