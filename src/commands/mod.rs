@@ -8,6 +8,8 @@ use stillage::config::ConfigError;
 
 pub(crate) mod access;
 pub(crate) mod check;
+#[allow(dead_code, reason = "the commands that change a tree come next")]
+mod owner;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
 
