@@ -19,7 +19,8 @@ use super::{Outcome, PARTLY};
 pub(crate) fn run(args: &SnapshotArgs) -> Outcome {
     rustix::process::umask(rustix::fs::Mode::empty());
     let bar = progress();
-    let options = args.options();
+    let (previous, dry_run, wait) = (args.previous.clone(), args.dry_run, args.wait);
+    let options = snapshot::Options { previous, dry_run, wait };
     let mut tell = |repository: &str, so_far: &snapshot::Summary| {
         let blobs = so_far.blobs_linked + so_far.blobs_copied;
         let repository = report::printable(repository);

@@ -7,7 +7,6 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 
 use super::units;
-use crate::upkeep::snapshot;
 
 /// `stillage snapshot`
 #[derive(Debug, Args)]
@@ -36,15 +35,4 @@ pub struct SnapshotArgs {
     /// Report as one JSON document
     #[arg(long, env = "STILLAGE_JSON", hide_env = true, value_parser = FalseyValueParser::new())]
     pub json: bool,
-}
-
-impl SnapshotArgs {
-    /// As plain values.
-    pub fn options(&self) -> snapshot::Options {
-        snapshot::Options {
-            previous: self.previous.clone(),
-            dry_run: self.dry_run,
-            wait: self.wait,
-        }
-    }
 }

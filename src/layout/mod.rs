@@ -8,6 +8,7 @@
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
 //!   [`Walk`] goes over all repositories, [`rights`] and [`readers`] read owners, modes and ACLs,
 //!   [`KeyFile`] has the keys that sign tokens.
+//! - [`Staging`] makes a directory that appears whole, [`copy`] and [`Attributes`] what lies in it.
 //! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
 pub mod account;
