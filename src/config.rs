@@ -12,12 +12,14 @@ use crate::oci::NameError;
 
 mod access;
 mod check;
+mod gc;
 mod serve;
 mod snapshot;
 mod units;
 
 pub use access::AccessArgs;
 pub use check::CheckArgs;
+pub use gc::{Gc, GcArgs};
 pub use serve::{Certificate, Serve, ServeArgs};
 pub use snapshot::SnapshotArgs;
 
@@ -41,6 +43,9 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Look for damage in ROOT; exits 4 where there is some
     Check(CheckArgs),
+    /// Give back what nothing needs any more, beside a running server; exits 3 where something was
+    /// left for the next time
+    Gc(GcArgs),
     /// Copy ROOT to DEST on the same file system, in moments: blobs are shared
     Snapshot(SnapshotArgs),
     /// Say who may do what to a repository, and which directory decides it
@@ -81,6 +86,9 @@ pub enum ConfigError {
     /// Who has no logins cannot ask for one.
     #[error("--auth none lets everyone in: --anonymous none contradicts it")]
     Anonymous,
+    /// There is nothing to work on.
+    #[error("name the registry's directory, or set STILLAGE_ROOT")]
+    NoRoot,
     /// There is something to ask of a repository only.
     #[error("name the repository: stillage access ROOT REPO [USER]")]
     NoRepository,

@@ -8,7 +8,7 @@ use stillage::config::ConfigError;
 
 pub(crate) mod access;
 pub(crate) mod check;
-#[allow(dead_code, reason = "the commands that change a tree come next")]
+pub(crate) mod gc;
 mod owner;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
@@ -16,7 +16,7 @@ pub(crate) mod snapshot;
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
 
-/// What `stillage` exits with where a part could not be done, and was named.
+/// What a command exits with that left undone, and named, what it was kept from.
 const PARTLY: u8 = 3;
 
 /// What `stillage check` exits with where it found damage.

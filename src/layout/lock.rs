@@ -1,5 +1,6 @@
 //! The locks: flock(2) on files that any shell can join with flock(1).
 
+use std::fmt;
 use std::fs::{File, TryLockError};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -51,6 +52,66 @@ fn waits_for(line: &str, ino: u64) -> bool {
     words.next() == Some("->")
         && words.next() == Some("FLOCK")
         && words.nth(3).and_then(|file| file.rsplit(':').next()) == Some(ino.to_string().as_str())
+}
+
+/// Whoever holds a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The process.
+    pub pid: u32,
+    /// What it runs, if that can be seen.
+    pub command: Option<String>,
+}
+
+impl Holder {
+    /// Several of them, for messages.
+    pub fn list(all: &[Holder]) -> String {
+        match all {
+            [] => "unknown".to_owned(),
+            all => all.iter().map(Holder::to_string).collect::<Vec<_>>().join(", "),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.command {
+            Some(command) => write!(f, "process {}: {command}", self.pid),
+            None => write!(f, "process {}", self.pid),
+        }
+    }
+}
+
+/// Who holds a lock right now, as far as `/proc/locks` tells.
+pub fn holders(dir: &Dir, name: &str) -> Vec<Holder> {
+    let Ok(Some(stat)) = dir.stat_name(name) else { return Vec::new() };
+    let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let pids = table.lines().filter_map(|line| holder(line, stat.st_ino));
+    pids.map(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let command = Some(line.trim().to_owned()).filter(|line| !line.is_empty());
+        Holder { pid, command }
+    })
+    .collect()
+}
+
+/// `17: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`, see above.
+fn holder(line: &str, ino: u64) -> Option<u32> {
+    let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+    match words[..] {
+        ["FLOCK", _, _, pid, file, ..]
+            if file.rsplit(':').next() == Some(ino.to_string().as_str()) =>
+        {
+            pid.parse().ok()
+        }
+        _ => None,
+    }
+}
+
+/// Makes a lock file where there is none yet, so that it can be locked with no space left.
+pub(super) fn prepare(dir: &Dir, name: &str) -> Result<()> {
+    open_lock(dir, name).map(|_| ())
 }
 
 /// Takes a repository's lock, waiting as long as it takes.
@@ -162,21 +223,6 @@ fn give_to_owner(dir: &Dir, file: &File) -> Result<()> {
     }
     let owner = rustix::fs::Uid::from_raw(room.st_uid);
     rustix::fs::fchown(file, Some(owner), None).at(|| dir.path().to_owned())
-}
-
-/// Who holds a lock right now, by process id, as `/proc/locks` tells.
-pub fn holders(dir: &Dir, name: &str) -> Vec<u32> {
-    let Ok(Some(stat)) = dir.stat_name(name) else { return Vec::new() };
-    let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    table.lines().filter_map(|line| holds(line, stat.st_ino)).collect()
-}
-
-/// `17: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`
-fn holds(line: &str, ino: u64) -> Option<u32> {
-    let words: Vec<&str> = line.split_whitespace().skip(1).collect();
-    let [kind, _, _, pid, file, ..] = words[..] else { return None };
-    let same = file.rsplit(':').next() == Some(ino.to_string().as_str());
-    (kind == "FLOCK" && same).then(|| pid.parse().ok())?
 }
 
 /// A directory that is locked exclusively, as a sign that its maker is at work; `None` where somebody

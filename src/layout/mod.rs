@@ -8,6 +8,8 @@
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
 //!   [`Walk`] goes over all repositories, [`rights`] and [`readers`] read owners, modes and ACLs,
 //!   [`KeyFile`] has the keys that sign tokens.
+//! - [`history`] reads the journal; [`trash`] holds what was removed on purpose; [`pool`] goes over the
+//!   pool's names; [`Collected`] says when the last collection was.
 //! - [`Staging`] makes a directory that appears whole, [`copy`] and [`Attributes`] what lies in it.
 //! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
@@ -16,23 +18,26 @@ pub mod acl;
 mod attributes;
 mod blob;
 pub mod blobs;
+mod collected;
 pub mod copy;
 mod dir;
 mod disk;
 pub mod durable;
-mod entries;
 mod error;
 pub mod facts;
+pub mod history;
 pub mod holders;
 mod incoming;
 mod index_file;
 pub mod inherit;
 pub mod journal;
+mod listing;
 pub mod lock;
 mod make;
 pub mod notes;
 mod own_certificate;
 pub mod path;
+pub mod pool;
 pub mod readers;
 pub mod rights;
 pub mod space;
@@ -40,6 +45,7 @@ mod staging;
 mod stamp;
 pub mod sweep;
 mod token_keys;
+pub mod trash;
 mod tree;
 pub mod uploads;
 mod verified;
@@ -49,12 +55,15 @@ mod walk;
 pub use account::Account;
 pub use attributes::Attributes;
 pub use blob::Blob;
-pub use dir::{Dir, DirId, Inode, is_regular, modified, read_all, size_of, stat_file};
+pub use collected::Collected;
+pub use dir::{
+    Dir, DirId, Entries, Inode, changed, is_regular, modified, read_all, size_of, stat_file,
+};
 pub use disk::{Disk, RealDisk};
-pub use entries::{Entries, Entry, Named};
 pub use error::{At, Error, OrAbsent, Result};
 pub use incoming::Incoming;
 pub use index_file::{IndexFile, MAX_INDEX};
+pub use listing::{Entry, Listed, Listing};
 pub use own_certificate::OwnCertificate;
 pub use staging::{Place, Staging, StagingError, remove_all};
 pub use stamp::Stamp;

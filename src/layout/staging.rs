@@ -9,9 +9,9 @@ use thiserror::Error;
 
 use super::dir::{Dir, Inode};
 use super::disk::Disk;
-use super::entries::{Entries, Named};
 use super::error::{self, At, Result};
-use super::lock::{self, HeldDir};
+use super::listing::{Listed, Listing};
+use super::lock::{self, HeldDir, Holder};
 use super::{inherit, path};
 
 /// Why a place cannot be used.
@@ -49,12 +49,12 @@ pub enum StagingError {
         hint: &'static str,
     },
     /// Another process makes the same.
-    #[error("{}: somebody else is just making it (process {})", .at.display(), words(.by))]
+    #[error("{}: somebody else is just making it ({})", .at.display(), Holder::list(.by))]
     Busy {
         /// The hidden directory.
         at: PathBuf,
         /// Its makers.
-        by: Vec<u32>,
+        by: Vec<Holder>,
     },
     /// The hidden name is taken by what was not made by a run of this account.
     #[error("{}: is in the way, and belongs to uid {owner}: remove it", .at.display())]
@@ -64,10 +64,6 @@ pub enum StagingError {
         /// Whose it is.
         owner: u32,
     },
-}
-
-fn words(pids: &[u32]) -> String {
-    pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Where a directory is to be made.
@@ -234,8 +230,8 @@ pub fn remove_all(disk: &dyn Disk, parent: &Dir, name: &str) -> Result<()> {
         rest = false;
         // Not while it is being read: what is unlinked then may hide what is not.
         let mut names = Vec::new();
-        for named in Entries::of(&dir)? {
-            if let Named::Entry(entry) = named? {
+        for named in Listing::of(&dir)? {
+            if let Listed::Entry(entry) = named? {
                 names.push((entry.name, entry.kind));
             }
             if names.len() == MANY {

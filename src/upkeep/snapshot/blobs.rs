@@ -3,7 +3,7 @@
 use rustix::fs::{FileType, Stat};
 
 use super::{Pair, Run, SnapshotError, files, walk};
-use crate::layout::{self, Entries, Entry, Inode, Named, blobs, path};
+use crate::layout::{self, Entry, Inode, Listed, Listing, blobs, path};
 use crate::oci::Algorithm;
 
 type Result<T> = std::result::Result<T, SnapshotError>;
@@ -70,7 +70,7 @@ fn each(
     mut deed: impl FnMut(&mut Run<'_>, &Pair, &Entry) -> Result<()>,
     others: bool,
 ) -> Result<()> {
-    let entries = match Entries::of(&pair.from) {
+    let entries = match Listing::of(&pair.from) {
         Ok(entries) => entries,
         Err(error) => {
             run.unreadable(pair.name.clone(), &error, false);
@@ -79,8 +79,8 @@ fn each(
     };
     for named in entries {
         let entry = match named {
-            Ok(Named::Entry(entry)) => entry,
-            Ok(Named::Foreign(name)) => {
+            Ok(Listed::Entry(entry)) => entry,
+            Ok(Listed::Foreign(name)) => {
                 if others {
                     let path = pair.path(&name.to_string_lossy());
                     run.notes(path, "is left out: its name is not UTF-8");

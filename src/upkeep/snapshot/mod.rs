@@ -30,6 +30,7 @@ use std::time::Duration;
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::layout::lock::Holder;
 use crate::layout::{self, Dir, Disk, Inode, OrAbsent, Place, StagingError, path};
 use lease::Lease;
 
@@ -71,12 +72,12 @@ pub enum SnapshotError {
     #[error("{}: the layout of this tree is of another version than this program knows", .0.display())]
     Version(PathBuf),
     /// Whoever collects does not end.
-    #[error("{}: is held by somebody else (process {by:?}): nothing was made", .at.display())]
+    #[error("{}: is held by somebody else ({}): nothing was made", .at.display(), Holder::list(.by))]
     Locked {
         /// The lock.
         at: PathBuf,
         /// Who holds it.
-        by: Vec<u32>,
+        by: Vec<Holder>,
     },
     /// What was named as an earlier snapshot.
     #[error("{}: is no earlier snapshot: {why}", .at.display())]

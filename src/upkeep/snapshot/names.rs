@@ -8,7 +8,7 @@ use rustix::fs::FileType;
 use super::files::{self, Source};
 use super::{Pair, Run, SnapshotError, walk};
 use crate::layout::{
-    self, Dir, Entries, Entry, Error, IndexFile, MAX_INDEX, Named, OrAbsent, Stamp, lock, path,
+    self, Dir, Entry, Error, IndexFile, Listed, Listing, MAX_INDEX, OrAbsent, Stamp, lock, path,
 };
 use crate::oci::Index;
 
@@ -72,8 +72,8 @@ pub(super) fn settle(run: &mut Run<'_>, pair: &Pair, as_it_is: bool) -> Result<S
 
 fn own_names(dir: &Dir) -> layout::Result<BTreeMap<String, Entry>> {
     let mut found = BTreeMap::new();
-    for named in Entries::of(dir)? {
-        if let Named::Entry(entry) = named?
+    for named in Listing::of(dir)? {
+        if let Listed::Entry(entry) = named?
             && is_own(&entry.name)
         {
             found.insert(entry.name.clone(), entry);

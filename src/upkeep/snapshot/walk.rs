@@ -4,7 +4,7 @@ use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
 
 use super::{Pair, Run, SnapshotError, files, repository};
-use crate::layout::{Attributes, Dir, Entries, Entry, Named, OrAbsent, path};
+use crate::layout::{Attributes, Dir, Entry, Listed, Listing, OrAbsent, path};
 use crate::oci::RepoName;
 
 type Result<T> = std::result::Result<T, SnapshotError>;
@@ -33,15 +33,15 @@ pub(super) fn is_passed_over(name: &str) -> bool {
 /// The names in a directory, in order; none if it cannot be read, which is said.
 pub(super) fn names(run: &mut Run<'_>, pair: &Pair, foreign: bool) -> Vec<Entry> {
     let listed =
-        Entries::of(&pair.from).and_then(Iterator::collect::<crate::layout::Result<Vec<_>>>);
+        Listing::of(&pair.from).and_then(Iterator::collect::<crate::layout::Result<Vec<_>>>);
     let mut names = Vec::new();
     match listed {
         Err(error) => run.unreadable(pair.name.clone(), &error, foreign),
         Ok(listed) => {
             for named in listed {
                 match named {
-                    Named::Entry(entry) => names.push(entry),
-                    Named::Foreign(name) => {
+                    Listed::Entry(entry) => names.push(entry),
+                    Listed::Foreign(name) => {
                         let path = pair.path(&name.to_string_lossy());
                         run.notes(path, "is left out: its name is not UTF-8");
                     }
@@ -98,9 +98,9 @@ fn descend(run: &mut Run<'_>, pair: &Pair, name: &str, depth: usize) -> Result<(
 fn newcomers(run: &mut Run<'_>, pair: &Pair, depth: usize) -> Result<()> {
     let Some(to) = &pair.to else { return Ok(()) };
     let listed =
-        Entries::of(&pair.from).and_then(Iterator::collect::<crate::layout::Result<Vec<_>>>);
+        Listing::of(&pair.from).and_then(Iterator::collect::<crate::layout::Result<Vec<_>>>);
     for named in listed.unwrap_or_default() {
-        let Named::Entry(Entry { name, kind: FileType::Directory, .. }) = named else { continue };
+        let Listed::Entry(Entry { name, kind: FileType::Directory, .. }) = named else { continue };
         if is_passed_over(&name) || repository::is_own(&name) || depth >= DEEPEST {
             continue;
         }

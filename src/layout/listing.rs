@@ -20,21 +20,21 @@ pub struct Entry {
 
 /// The names in a directory, `.` and `..` left out, in the file system's order. What comes or goes
 /// meanwhile may be met or not; what stays is met once.
-pub struct Entries {
+pub struct Listing {
     dir: Dir,
     read: fs::Dir,
 }
 
-impl Entries {
+impl Listing {
     /// Of an open directory.
-    pub fn of(dir: &Dir) -> Result<Entries> {
+    pub fn of(dir: &Dir) -> Result<Listing> {
         let read = fs::Dir::read_from(dir).at(|| dir.path().to_owned())?;
-        Ok(Entries { dir: dir.clone(), read })
+        Ok(Listing { dir: dir.clone(), read })
     }
 
-    fn typed(&self, entry: &fs::DirEntry) -> Result<Option<Named>> {
+    fn typed(&self, entry: &fs::DirEntry) -> Result<Option<Listed>> {
         let Ok(name) = entry.file_name().to_str() else {
-            return Ok(Some(Named::Foreign(entry.file_name().to_owned())));
+            return Ok(Some(Listed::Foreign(entry.file_name().to_owned())));
         };
         if name == "." || name == ".." {
             return Ok(None);
@@ -46,21 +46,21 @@ impl Entries {
             },
             known => known,
         };
-        Ok(Some(Named::Entry(Entry { name: name.to_owned(), kind, ino: entry.ino() })))
+        Ok(Some(Listed::Entry(Entry { name: name.to_owned(), kind, ino: entry.ino() })))
     }
 }
 
 /// What a directory has.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Named {
+pub enum Listed {
     /// A name that could be ours.
     Entry(Entry),
     /// One that is not UTF-8: nothing of ours has such.
     Foreign(CString),
 }
 
-impl Iterator for Entries {
-    type Item = Result<Named>;
+impl Iterator for Listing {
+    type Item = Result<Listed>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -91,12 +91,12 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", temp.path().join("l")).unwrap();
         std::fs::write(temp.path().join(std::ffi::OsStr::from_bytes(b"\xff")), "").unwrap();
         let dir = Dir::open_root(temp.path()).unwrap();
-        let mut found: Vec<_> = Entries::of(&dir).unwrap().map(|named| named.unwrap()).collect();
-        let foreign = found.iter().position(|named| matches!(named, Named::Foreign(_))).unwrap();
-        assert_eq!(found.swap_remove(foreign), Named::Foreign(c"\xff".to_owned()));
+        let mut found: Vec<_> = Listing::of(&dir).unwrap().map(|named| named.unwrap()).collect();
+        let foreign = found.iter().position(|named| matches!(named, Listed::Foreign(_))).unwrap();
+        assert_eq!(found.swap_remove(foreign), Listed::Foreign(c"\xff".to_owned()));
         assert_eq!(found.len(), 3);
         for named in found {
-            let Named::Entry(entry) = named else { unreachable!() };
+            let Listed::Entry(entry) = named else { unreachable!() };
             let stat = dir.stat_name(&entry.name).unwrap().unwrap();
             assert_eq!(entry.kind, FileType::from_raw_mode(stat.st_mode), "{}", entry.name);
             assert_eq!(entry.ino, stat.st_ino, "{}", entry.name);
