@@ -66,6 +66,15 @@ impl Dir {
         Ok(Dir { fd: Arc::new(fd), path: self.at(relative).into() })
     }
 
+    /// The same, but never one that something is mounted on.
+    pub(super) fn dir_of_this_mount(&self, relative: &str) -> Result<Dir> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = BENEATH | ResolveFlags::NO_XDEV;
+        let fd = fs::openat2(&self.fd, relative, flags, Mode::empty(), resolve)
+            .at(|| self.at(relative))?;
+        Ok(Dir { fd: Arc::new(fd), path: self.at(relative).into() })
+    }
+
     /// Opens a regular file beneath this directory for reading.
     pub fn file(&self, relative: &str) -> Result<File> {
         // Without NONBLOCK a planted FIFO would hold us until somebody writes to it.

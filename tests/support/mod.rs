@@ -10,8 +10,10 @@
 //! - [`account`]: a system account with a password, for as long as the guard lives.
 //! - [`containers`]: podman, buildah and skopeo with storage of their own.
 //! - [`tls`]: certificates, curl that trusts them, raw TLS and HTTP/2.
+//! - [`recipes`]: the commands of docs/backup.md.
 //! - [`snapshot`]: a tree as it is, to be compared later.
 //! - [`command`]: other programs, run with their output kept for the failure message.
+//! - [`ext4`]: a file system whose inodes run out of links.
 //! - [`tmpfs`]: a small file system, to be filled.
 #![allow(
     dead_code,
@@ -24,7 +26,9 @@ pub mod account;
 pub mod command;
 pub mod containers;
 pub mod content;
+pub mod ext4;
 pub mod http;
+pub mod recipes;
 mod registry;
 pub mod snapshot;
 pub mod tls;
