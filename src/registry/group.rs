@@ -38,11 +38,10 @@ struct Durable {
 pub(super) enum Health {
     #[default]
     Sound,
-    /// A directory's fsync failed after the rename: nothing is acknowledged until a newly written
-    /// index.json has gone through all steps.
+    /// A sync of what readers can see already has failed, and a second one would say yes to what
+    /// never reached the disk: nothing is acknowledged until a newly written index.json has gone
+    /// through all steps, however often that fails.
     Suspect,
-    /// That failed too.
-    ReadOnly,
 }
 
 /// The changes of one group commit.
@@ -156,17 +155,14 @@ impl<'a> Group<'a> {
 
     /// Makes the changes durable and visible.
     pub(super) fn finish(self, state: &mut State) -> Result<()> {
-        if state.health == Health::ReadOnly {
-            return Err(Error::ReadOnly(self.repo.clone()));
-        }
         let dir = self.dir.id()?;
         if self.changes.is_empty() && state.health == Health::Sound {
             return self.confirm(state, dir);
         }
         let written = self.write(state, dir);
-        if written.is_err() && state.health == Health::Suspect {
-            tracing::error!(repo = %self.repo, "the disk failed again: read-only until restart");
-            state.health = Health::ReadOnly;
+        if written.is_err() {
+            // Which sync failed is not looked at: the next commit syncs the whole chain again.
+            state.durable = None;
         }
         let (file, blobs) = written?;
         self.make_visible_durable(state, Durable { dir, blobs, stamp: file.stamp })?;
@@ -191,8 +187,14 @@ impl<'a> Group<'a> {
             path: self.dir.at(path::INDEX),
             source: source.into(),
         };
-        self.inner.tree.disk.sync(last.file()).map_err(sync)?;
-        self.inner.tree.disk.sync_dir(self.dir)?;
+        let disk = &self.inner.tree.disk;
+        if let Err(error) =
+            disk.sync(last.file()).map_err(sync).and_then(|()| disk.sync_dir(self.dir))
+        {
+            tracing::error!(cause = ?error.to_string(), repo = %self.repo, "an index.json may not be durable");
+            state.health = Health::Suspect;
+            return Err(error.into());
+        }
         state.durable = Some(Durable { dir, blobs, stamp: last.stamp });
         self.still_named()
     }
@@ -259,11 +261,8 @@ impl<'a> Group<'a> {
             }
             Err(error) => {
                 state.durable = None;
-                state.health = match state.health {
-                    Health::Sound => Health::Suspect,
-                    Health::Suspect | Health::ReadOnly => Health::ReadOnly,
-                };
-                tracing::error!(%error, repo = %self.repo, "a commit may not be durable");
+                state.health = Health::Suspect;
+                tracing::error!(cause = ?error.to_string(), repo = %self.repo, "a commit may not be durable");
                 Err(error.into())
             }
         }

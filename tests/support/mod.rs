@@ -7,6 +7,8 @@
 //! - [`Registry`]: a running server; dropped, it is stopped and its tree is checked.
 //! - [`http`]: a small HTTP/1.1 client that hides nothing, and speaks nonsense when asked to.
 //! - [`content`]: random blobs and images, and the pushes that a client makes of them.
+//! - [`deeds`]: what clients do, and what must be true afterwards.
+//! - [`calls`]: the system calls that a program makes on its tree, to be recorded or to fail.
 //! - [`account`]: a system account with a password, for as long as the guard lives.
 //! - [`containers`]: podman, buildah and skopeo with storage of their own.
 //! - [`tls`]: certificates, curl that trusts them, raw TLS and HTTP/2.
@@ -21,9 +23,11 @@
 )]
 
 pub mod account;
+pub mod calls;
 pub mod command;
 pub mod containers;
 pub mod content;
+pub mod deeds;
 pub mod http;
 mod registry;
 pub mod snapshot;
