@@ -225,7 +225,8 @@ fn call(notice: &libc::seccomp_notif, root: &Path) -> Option<Call> {
     let (_, name, what) = HELD.iter().find(|(held, ..)| *held == number)?;
     let pid = notice.pid;
     let args = notice.data.args;
-    let fd = |arg: usize| args[arg] as u32 as i32;
+    // A descriptor is the lower half, with its sign: AT_FDCWD is negative.
+    let fd = |arg: usize| u32::try_from(args[arg] & 0xffff_ffff).map_or(-1, u32::cast_signed);
     let (path, inode) = match *what {
         What::Socket => return Some(Call { name, path: "a socket".into(), inode: None, nth: 0 }),
         What::Only(command) if args[1] != command => return None,
@@ -296,7 +297,7 @@ fn filter() -> Vec<libc::sock_filter> {
 /// In the child, before exec: installs the filter and sends its descriptor to the test.
 fn hand_over(filter: &[libc::sock_filter], to: RawFd) -> io::Result<()> {
     let program = libc::sock_fprog {
-        len: filter.len() as libc::c_ushort,
+        len: libc::c_ushort::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
         filter: filter.as_ptr().cast_mut(),
     };
     // SAFETY: the program lives until the call returns, which copies it.

@@ -14,6 +14,7 @@
 //! - [`tls`]: certificates, curl that trusts them, raw TLS and HTTP/2.
 //! - [`snapshot`]: a tree as it is, to be compared later.
 //! - [`command`]: other programs, run with their output kept for the failure message.
+//! - [`volume`]: a small disk: to be full, read-only, without inodes, over its quota.
 //! - [`tmpfs`]: a small file system, to be filled.
 #![allow(
     dead_code,
@@ -33,6 +34,7 @@ mod registry;
 pub mod snapshot;
 pub mod tls;
 pub mod tmpfs;
+pub mod volume;
 
 pub use registry::{Registry, STILLAGE};
 
