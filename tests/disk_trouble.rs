@@ -11,12 +11,12 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::Registry;
 use support::command::run;
 use support::content::{Image, OCI_MANIFEST, random, sha256, with_query};
 use support::http::{Client, Request, Response};
 use support::tmpfs::Tmpfs;
 use support::volume::{Bound, Volume};
+use support::{Registry, STILLAGE};
 
 const MIB: usize = 1 << 20;
 
@@ -157,7 +157,7 @@ fn min_free_stops_uploads_and_lets_pulls_deletes_and_tags_go_on() {
     };
     assert!(free() + (1 << 20) > KEEP, "{} are left of {KEEP}", free());
     // Others take a part of what is kept back.
-    let filler = disk.fill(KEEP / 2);
+    disk.fill(KEEP / 2);
     client.send(Request::post("/v2/a/blobs/uploads/")).expect_error(507, "UNKNOWN");
     client.get("/readyz").expect_status(507);
 
@@ -172,8 +172,23 @@ fn min_free_stops_uploads_and_lets_pulls_deletes_and_tags_go_on() {
     for (_, image) in &pushed[..4] {
         client.delete(&format!("/v2/a/manifests/{}", image.digest)).expect_status(202);
     }
+    // And collection goes on, which makes room: without a free byte, if need be.
+    let more = fs::File::create(disk.path().join("more")).expect("a file");
+    let mut written = 0_u64;
+    while std::os::unix::fs::FileExt::write_at(&more, &[7; 4096], written).is_ok() {
+        written += 4096;
+    }
+    assert_eq!(free(), 0);
+    let gc = Command::new(STILLAGE).arg("gc").arg(registry.root()).arg("--now").output();
+    let gc = gc.expect("gc runs");
+    assert!(gc.status.success(), "{gc:?}");
+    assert!(free() > 6 << 20, "{} are free", free());
+    assert_all_there(&client, "a", &pushed[4..]);
+    for name in ["filler", "more"] {
+        fs::remove_file(disk.path().join(name)).expect("room");
+    }
+    client.push_image("a", "new", &Image::random(MIB));
     assert_nothing_left(&registry);
-    fs::remove_file(filler).expect("room");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Every system call with which a push, a move of a tag, a mount, a delete and a pull touch the tree
-//! fails in turn, with each error number that a machine in trouble gives, once and for good.
+//! Every system call with which a push, a move of a tag, a mount, a delete, a pull and a collection touch
+//! the tree fails in turn, with each error number that a machine in trouble gives, once and for good.
 //!
 //! What was acknowledged is there, what was refused is not, the refusal says why; the tree is sound,
 //! nothing half-done lies in it, no descriptor and no lock is left, nobody panicked; and when the
@@ -15,6 +15,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ use nix::libc;
 use support::Registry;
 use support::calls::{Answer, Call, Calls};
 use support::content::{Image, OCI_MANIFEST, referrer};
-use support::deeds::{Deed, Kind, Step, Told};
+use support::deeds::{Chore, Deed, Kind, Step, Told, Work, is_temporary, walk};
 use support::http::Client;
 
 /// So many are tried in the short form.
@@ -62,10 +63,17 @@ const LOOKS: [&str; 11] = [
 ];
 const LOOK_ERRNOS: [&str; 4] = ["EIO", "EMFILE", "ENOMEM", "EPERM"];
 
+/// What is going on when it happens.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Deed(Kind),
+    Chore(Chore),
+}
+
 /// One call fails, or it and all later ones of its name.
 #[derive(Clone, Debug)]
 struct Fault {
-    kind: Kind,
+    what: What,
     call: &'static str,
     nth: usize,
     errno: (&'static str, i32),
@@ -74,9 +82,13 @@ struct Fault {
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Fault { kind, call, nth, errno, for_good } = self;
+        let Fault { what, call, nth, errno, for_good } = self;
+        let what: &dyn std::fmt::Debug = match what {
+            What::Deed(kind) => kind,
+            What::Chore(chore) => chore,
+        };
         let often = if *for_good { "good" } else { "once" };
-        write!(f, "{kind:?}:{call}:{nth}:{}:{often}", errno.0)
+        write!(f, "{what:?}:{call}:{nth}:{}:{often}", errno.0)
     }
 }
 
@@ -149,11 +161,21 @@ fn try_batch(faults: &[Fault], tally: &Mutex<Tally>) {
 fn every_fault() -> Vec<Fault> {
     let mut stage = Stage::new();
     let mut faults = Vec::new();
-    for kind in Kind::ALL {
-        let deed = stage.deed(kind);
-        stage.calls.record();
-        let told = deed.perform(&stage.client, &|| 0);
-        assert!(told.all_good(), "{kind:?}");
+    let deeds = Kind::ALL.map(What::Deed);
+    for what in deeds.into_iter().chain(Chore::ALL.map(What::Chore)) {
+        match what {
+            What::Deed(kind) => {
+                let deed = stage.deed(kind);
+                stage.calls.record();
+                let told = deed.perform(&stage.client, &|| 0);
+                assert!(told.all_good(), "{kind:?}");
+            }
+            What::Chore(chore) => {
+                let work = stage.work(chore);
+                stage.calls.record();
+                assert_eq!(stage.run(&work).0, Some(0), "{chore:?}");
+            }
+        }
         let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
         for (call, _) in stage.calls.done() {
             // Whoever is not let in waits: that has its own test.
@@ -168,7 +190,7 @@ fn every_fault() -> Vec<Fault> {
                         continue;
                     }
                     for for_good in [false, true] {
-                        faults.push(Fault { kind, call, nth, errno, for_good });
+                        faults.push(Fault { what, call, nth, errno, for_good });
                     }
                 }
             }
@@ -238,14 +260,63 @@ impl Stage {
         Deed::new(kind, self.number, &self.client, &self.base)
     }
 
-    /// Whether the fault was met.
-    fn try_fault(&mut self, fault: &Fault) -> bool {
-        let Fault { kind, call, nth, errno, for_good } = fault.clone();
-        let deed = self.deed(kind);
+    fn work(&mut self, chore: Chore) -> Work {
+        self.number += 1;
+        Work::new(chore, self.number, &self.client)
+    }
+
+    /// A chore's command; how it ended and what it said.
+    fn run(&self, work: &Work) -> (Option<i32>, String) {
+        let mut command = work.command(self.registry.root());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = self.calls.spawn(&mut command).expect("the command starts");
+        let output = child.wait_with_output().expect("the command ends");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// From now on the fault happens.
+    fn arm(&self, fault: &Fault) {
+        let Fault { call, nth, errno, for_good, .. } = fault.clone();
         self.calls.rule(move |met: &Call| match met.name == call {
             true if met.nth == nth || for_good && met.nth > nth => Answer::Fail(errno.1),
             _ => Answer::Go,
         });
+    }
+
+    /// Whether the fault was met.
+    fn try_fault(&mut self, fault: &Fault) -> bool {
+        match fault.what {
+            What::Deed(kind) => self.try_deed(kind, fault),
+            What::Chore(chore) => self.try_chore(chore, fault),
+        }
+    }
+
+    fn try_chore(&mut self, chore: Chore, fault: &Fault) -> bool {
+        let work = self.work(chore);
+        self.arm(fault);
+        let (code, said) = self.run(&work);
+        let met = self.calls.done().iter().any(|(_, answer)| *answer != Answer::Go);
+        assert!(Work::may_end_in(code) && !said.contains("panicked"), "ended in {code:?}: {said}");
+        assert!(code == Some(0) || !said.is_empty(), "{code:?} without a word");
+        let root = self.registry.root();
+        work.judge(&self.client, root, code == Some(0));
+        self.client.assert_pulls("base", "t", &self.base);
+        let (sound, text) = self.registry.check();
+        assert_eq!(sound, Some(0), "check: {text}");
+        let (code, said) = self.run(&work);
+        assert_eq!(code, Some(0), "again: {said}");
+        work.judge(&self.client, root, true);
+        let rest = self.settled();
+        assert_eq!(rest, self.rest, "descriptors or locks were left");
+        assert!(!self.registry.stderr().contains("panicked"), "the server panicked");
+        met
+    }
+
+    fn try_deed(&mut self, kind: Kind, fault: &Fault) -> bool {
+        let Fault { errno, for_good, .. } = fault.clone();
+        let deed = self.deed(kind);
+        self.arm(fault);
         let mark = || self.calls.count();
         let told = deed.perform(&self.client, &mark);
         let seen = self.calls.done();
@@ -413,24 +484,6 @@ fn assert_no_second_sync(first: &[(Call, Answer)], second: &[(Call, Answer)]) {
             }
             _ => {}
         }
-    }
-}
-
-/// The form of the names that the server gives to what is not finished: `.name.<16 hex digits>`.
-fn is_temporary(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let random = name.strip_prefix('.').and_then(|name| name.rsplit_once('.'));
-    random.is_some_and(|(_, hex)| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
-fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            walk(&path, found);
-        }
-        found.push(path);
     }
 }
 

@@ -1,5 +1,5 @@
-//! `kill -9` right before every system call with which a push, a move of a tag, a mount and a delete
-//! touch the tree, one after the other.
+//! `kill -9` right before every system call with which a push, a move of a tag, a mount, a delete and a
+//! collection touch the tree, one after the other.
 //!
 //! The tree is sound, what was acknowledged is there, of what was not nothing half-done is seen; and
 //! the restarted server takes the same deed again. The short form stops before those calls that
@@ -8,6 +8,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
@@ -15,7 +16,7 @@ use std::time::Instant;
 use support::Registry;
 use support::calls::{Answer, Call, Calls};
 use support::content::{Image, OCI_MANIFEST, referrer, sha256};
-use support::deeds::{Deed, Kind};
+use support::deeds::{Chore, Deed, Kind, Work, is_temporary, walk};
 
 /// What can be told apart after a crash.
 const CHANGES: [&str; 15] = [
@@ -49,15 +50,37 @@ fn a_mount_or_a_delete_killed_at_any_call_leaves_nothing_and_is_taken_again() {
     kill_everywhere(&[Kind::Mount, Kind::Delete]);
 }
 
+#[test]
+fn a_collection_killed_at_any_call_takes_nothing_that_is_needed_and_is_done_again() {
+    let mut tally = [0; 2];
+    let begun = Instant::now();
+    for chore in Chore::ALL {
+        let mut stage = Stage::new();
+        let work = stage.work(chore);
+        stage.calls.record();
+        assert!(stage.run(&work).success(), "{chore:?}");
+        for point in points(&stage.calls.done()) {
+            tally[usize::from(stage.kill_chore(chore, &point))] += 1;
+        }
+    }
+    let [missed, killed] = tally;
+    support::measured(format!(
+        "{killed} kills before calls of {:?}: nothing lost ({missed} not met, {} s)",
+        Chore::ALL,
+        begun.elapsed().as_secs()
+    ));
+    assert!(killed > 20 && missed * 5 <= killed, "{missed} of {killed} were never met");
+}
+
 fn kill_everywhere(kinds: &[Kind]) {
-    let mut points = Vec::new();
+    let mut points: Vec<(Kind, Point)> = Vec::new();
     for kind in kinds {
         let mut stage = Stage::new();
         let deed = stage.deed(*kind);
         stage.calls.record();
         let client = stage.registry.client();
         assert!(deed.perform(&client, &|| 0).all_good(), "{kind:?}");
-        points.extend(of_deed(*kind, &stage.calls.done()));
+        points.extend(self::points(&stage.calls.done()).into_iter().map(|point| (*kind, point)));
     }
     let begun = Instant::now();
     let next = Mutex::new(points.chunks(PER_TREE));
@@ -69,8 +92,8 @@ fn kill_everywhere(kinds: &[Kind]) {
                     let batch = next.lock().expect("nobody panics with it").next();
                     let Some(batch) = batch else { return };
                     let mut stage = Stage::new();
-                    for point in batch {
-                        let killed = stage.kill_at(point);
+                    for (kind, point) in batch {
+                        let killed = stage.kill_at(*kind, point);
                         counts.lock().expect("nobody panics with it")[usize::from(killed)] += 1;
                     }
                 }
@@ -89,12 +112,12 @@ fn kill_everywhere(kinds: &[Kind]) {
 /// Right before the n-th call of a name.
 #[derive(Clone, Debug)]
 struct Point {
-    kind: Kind,
     call: &'static str,
     nth: usize,
 }
 
-fn of_deed(kind: Kind, seen: &[(Call, Answer)]) -> Vec<Point> {
+/// The calls that were seen, before which a kill can make a difference.
+fn points(seen: &[(Call, Answer)]) -> Vec<Point> {
     let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
     let mut points = Vec::new();
     for (call, _) in seen {
@@ -103,7 +126,7 @@ fn of_deed(kind: Kind, seen: &[(Call, Answer)]) -> Vec<Point> {
         // Of the opens only those that make a file change something.
         let opens = call.name.starts_with("openat") && !makes(call);
         if call.name != "accept4" && (support::long() || CHANGES.contains(&call.name) && !opens) {
-            points.push(Point { kind, call: call.name, nth: *nth });
+            points.push(Point { call: call.name, nth: *nth });
         }
     }
     points
@@ -143,16 +166,53 @@ impl Stage {
         Deed::new(kind, self.number, &self.registry.client(), &self.base)
     }
 
-    /// Whether the server came to the point.
-    fn kill_at(&mut self, point: &Point) -> bool {
-        // Says at which point a test failed.
-        let _point = Told(point);
-        let deed = self.deed(point.kind);
-        let Point { call, nth, .. } = point.clone();
+    fn work(&mut self, chore: Chore) -> Work {
+        self.number += 1;
+        Work::new(chore, self.number, &self.registry.client())
+    }
+
+    fn run(&self, work: &Work) -> ExitStatus {
+        let mut command = work.command(self.registry.root());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = self.calls.spawn(&mut command).expect("the command starts");
+        child.wait().expect("the command ends")
+    }
+
+    fn arm(&self, point: &Point) {
+        let Point { call, nth } = point.clone();
         self.calls.rule(move |met: &Call| match met.name == call && met.nth == nth {
             true => Answer::Kill,
             false => Answer::Go,
         });
+    }
+
+    /// Whether the command came to the point. The server goes on beside it.
+    fn kill_chore(&mut self, chore: Chore, point: &Point) -> bool {
+        let _point = Told(point);
+        let work = self.work(chore);
+        self.arm(point);
+        let ended = self.run(&work);
+        let killed = self.calls.done().iter().any(|(_, answer)| *answer == Answer::Kill);
+        assert_eq!(ended.code().is_none(), killed, "{ended}");
+        self.registry.assert_sound();
+        let client = self.registry.client();
+        work.judge(&client, self.registry.root(), false);
+        client.assert_pulls("base", "t", &self.base);
+        assert!(self.run(&work).success(), "again");
+        work.judge(&client, self.registry.root(), true);
+        let mut left = Vec::new();
+        walk(self.registry.root(), &mut left);
+        left.retain(|path| is_temporary(path));
+        assert!(left.len() < 3, "what a kill leaves is swept: {left:?}");
+        killed
+    }
+
+    /// Whether the server came to the point.
+    fn kill_at(&mut self, kind: Kind, point: &Point) -> bool {
+        // Says at which point a test failed.
+        let _point = Told(point);
+        let deed = self.deed(kind);
+        self.arm(point);
         let client = self.registry.client();
         let told = deed.perform(&client, &|| 0);
         let killed = self.calls.done().iter().any(|(_, answer)| *answer == Answer::Kill);

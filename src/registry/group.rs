@@ -166,27 +166,22 @@ impl<'a> Group<'a> {
     /// Makes sure that index.json is on the disk if a blob's name is about to go: an older one, which a
     /// power cut could bring back after its writer was killed, may need the blob.
     pub(super) fn settle<'d>(
-        &self,
+        &mut self,
         mut deeds: impl Iterator<Item = &'d Deed>,
         state: &mut State,
     ) -> Result<()> {
         if !deeds.any(|deed| matches!(deed, Deed::Unlink(..))) {
             return Ok(());
         }
-        match state.health {
-            Health::Sound => self.confirm(state, self.dir.id()?),
-            Health::Suspect | Health::ReadOnly => {
-                Err(Error::Busy { path: self.dir.at(path::INDEX) })
-            }
+        let dir = self.dir.id()?;
+        match (state.health, &self.last) {
+            (Health::Sound, _) | (_, None) => self.confirm(state, dir),
+            (Health::Suspect, Some(_)) => self.publish(state, dir),
         }
     }
 
-    /// Makes the changes durable and visible.
-    pub(super) fn finish(self, state: &mut State) -> Result<()> {
-        let dir = self.dir.id()?;
-        if self.changes.is_empty() && state.health == Health::Sound {
-            return self.confirm(state, dir);
-        }
+    /// Index.json as it is to be goes through all steps.
+    fn publish(&mut self, state: &mut State, dir: DirId) -> Result<()> {
         let written = self.write(state, dir);
         if written.is_err() {
             // Which sync failed is not looked at: the next commit syncs the whole chain again.
@@ -194,7 +189,18 @@ impl<'a> Group<'a> {
         }
         let (file, blobs) = written?;
         self.make_visible_durable(state, Durable { dir, blobs, stamp: file.stamp })?;
-        self.inner.indexes.put(self.repo, file);
+        self.inner.indexes.put(self.repo, Arc::clone(&file));
+        self.last = Some(file);
+        Ok(())
+    }
+
+    /// Makes the changes durable and visible.
+    pub(super) fn finish(mut self, state: &mut State) -> Result<()> {
+        let dir = self.dir.id()?;
+        if self.changes.is_empty() && state.health == Health::Sound {
+            return self.confirm(state, dir);
+        }
+        self.publish(state, dir)?;
         if let Err(error) = facts::append(&self.inner.tree, self.dir, self.facts.iter().copied()) {
             tracing::debug!(%error, "facts of manifests were not written down");
         }

@@ -1,6 +1,11 @@
 //! Deeds as a client does them, one request after the other until one is refused, and what has to be
 //! true afterwards, whatever happened on the way.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::STILLAGE;
 use super::content::{Image, OCI_MANIFEST, random, sha256, with_query};
 use super::http::{Client, Request, Response};
 
@@ -267,5 +272,101 @@ impl Deed {
             }
         }
         assert!(client.tags(repo).contains(&"other".to_owned()), "another tag is lost");
+    }
+}
+
+/// What an administrator does to a whole tree, by a command of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Chore {
+    /// A collection that takes at once what nothing needs.
+    Gc,
+    /// One that only notes it.
+    Note,
+}
+
+impl Chore {
+    pub const ALL: [Chore; 2] = [Chore::Gc, Chore::Note];
+}
+
+/// A chore and what it finds in a repository of its own.
+pub struct Work {
+    pub chore: Chore,
+    pub repo: String,
+    image: Image,
+    /// Blobs that nothing refers to.
+    loose: Vec<String>,
+}
+
+impl Work {
+    /// Makes everything ready.
+    pub fn new(chore: Chore, number: usize, client: &Client) -> Work {
+        let repo = format!("{chore:?}/n{number}").to_lowercase();
+        let (image, gone) = (Image::random(1000), Image::random(1000));
+        client.push_image(&repo, "t", &image);
+        client.push_image(&repo, "gone", &gone);
+        client.delete(&format!("/v2/{repo}/manifests/{}", gone.digest)).expect_status(202);
+        let loose = [random(100), random(200)].map(|blob| client.push_blob(&repo, &blob));
+        let mut loose = loose.to_vec();
+        // The journal names what was deleted: only a collection without an undo window takes it.
+        if chore == Chore::Gc {
+            loose.push(sha256(&gone.layers[0]));
+        }
+        Work { chore, repo, image, loose }
+    }
+
+    /// The command.
+    pub fn command(&self, root: &Path) -> Command {
+        let mut command = Command::new(STILLAGE);
+        command.arg("gc").arg(root);
+        if self.chore == Chore::Gc {
+            command.arg("--now");
+        }
+        command
+    }
+
+    /// What is needed is there; if it is `done`, what is not needed is gone, or noted.
+    #[track_caller]
+    pub fn judge(&self, client: &Client, root: &Path, done: bool) {
+        client.assert_pulls(&self.repo, "t", &self.image);
+        for digest in &self.loose {
+            let path = self.blob(root, digest);
+            match self.chore {
+                Chore::Gc if done => assert!(!path.exists(), "{} is there", path.display()),
+                Chore::Gc => {}
+                Chore::Note => {
+                    assert!(path.exists(), "{} was collected", path.display());
+                    let note = root.join(".stillage/unreferenced").join(&self.repo).join(digest);
+                    assert!(!done || note.exists(), "{} is missing", note.display());
+                }
+            }
+        }
+    }
+
+    fn blob(&self, root: &Path, digest: &str) -> PathBuf {
+        root.join(&self.repo).join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+    }
+
+    /// How the command may end: well, with an error, or partly done.
+    pub fn may_end_in(code: Option<i32>) -> bool {
+        matches!(code, Some(0 | 1 | 3))
+    }
+}
+
+/// Whether a name is one that the server gives to what is not finished: `.name.<16 hex digits>`.
+pub fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let random = name.strip_prefix('.').and_then(|name| name.rsplit_once('.'));
+    random.is_some_and(|(_, hex)| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Everything beneath a directory.
+pub fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            walk(&path, found);
+        }
+        found.push(path);
     }
 }

@@ -412,3 +412,25 @@ async fn a_blob_whose_sync_failed_is_thrown_away() {
     assert!(!f.blob_path("a", &digest).exists());
     assert_eq!(std::fs::read_dir(f.path(".stillage/uploads")).unwrap().count(), 0);
 }
+
+/// A blob whose name goes is proof that index.json does without it: that is made durable first, anew if
+/// the disk has failed to.
+#[tokio::test]
+async fn a_blob_goes_once_index_json_is_durable_again() {
+    let disk = Arc::new(Failing::default());
+    let f = on(disk.clone());
+    f.image("a", "one").await.unwrap();
+    let free = f.blob("a", b"free").await;
+    disk.set(&["sync_repo"]);
+    assert!(f.push("a", tag("two"), image(b"{}", b"one")).await.is_err());
+    let (name, actor) = (repo("a"), Actor::default());
+    let delete = || f.registry.delete_blob(&name, &free, &actor);
+    assert!(matches!(delete().await, Err(Error::Layout(_))));
+    assert!(f.blob_path("a", &free).exists());
+    disk.set(&[]);
+    disk.log.lock().unwrap().clear();
+    delete().await.unwrap();
+    assert!(!f.blob_path("a", &free).exists());
+    let log = disk.log.lock().unwrap().join("\n");
+    assert!(log.contains("rename index.json"), "{log}");
+}
