@@ -2,13 +2,16 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::faults::Fault;
 use super::speak::Connection;
 use super::{App, Settings};
 use crate::auth::Auth;
@@ -74,6 +77,7 @@ async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
 ) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    let mut told = false;
     loop {
         let Ok(place) = Arc::clone(places).acquire_owned().await else {
             // Nobody closes the semaphore.
@@ -83,10 +87,20 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, peer)) => return (stream, peer, place),
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
+                // Once, until one is accepted again: the log may lie on the disk that is full.
+                if !std::mem::replace(&mut told, true) {
+                    refused(&error);
+                }
                 // Out of descriptors, mostly: without a pause this would spin until one is free.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
+}
+
+fn refused(error: &io::Error) {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    let fault = errno.and_then(|errno| Fault::of(errno, Path::new("the listener")));
+    let mend = fault.map_or_else(String::new, |fault| fault.mend);
+    tracing::error!(%error, ?mend, "no connection is accepted at present");
 }

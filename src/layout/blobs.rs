@@ -198,7 +198,7 @@ pub fn adopt(
     if known.map_or_else(|| blob.verify(tree), Ok)? == Verdict::Wrong {
         return Ok(false);
     }
-    tree.disk.sync(blob.file()).at(|| blob.path().to_owned())?;
+    blob.sync(tree)?;
     pool_file(tree, blob.file(), digest);
     Ok(true)
 }

@@ -100,6 +100,12 @@ impl Dir {
         Ok((file, stat))
     }
 
+    /// Makes a file that is not there yet, and opens it. Nothing can fail once it is made, so on an
+    /// error nothing is left; what is made needs no look to be known as a regular file.
+    pub(super) fn create(&self, name: &str, flags: OFlags, mode: Mode) -> Result<File> {
+        self.open(name, flags | OFlags::CREATE | OFlags::EXCL, mode).map(File::from)
+    }
+
     fn open(&self, relative: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
         let flags = flags | OFlags::CLOEXEC;
         fs::openat2(&self.fd, relative, flags, mode, BENEATH).at(|| self.at(relative))

@@ -69,7 +69,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, dir: &Dir, name: &str, mode: Mode) -> Result<File> {
-        dir.regular(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode)
+        dir.create(name, OFlags::RDWR, mode)
     }
 
     fn create_unnamed(&self, dir: &Dir, mode: Mode) -> Result<File> {
@@ -85,7 +85,7 @@ impl Disk for RealDisk {
                 opened => return opened.map(|file| (file, false)),
             }
             // What takes the name in between was not made here, and gets no rights from here.
-            match dir.regular(name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
+            match dir.create(name, flags, mode) {
                 Err(error) if error.errno() == Some(Errno::EXIST) => {}
                 made => return made.map(|file| (file, true)),
             }

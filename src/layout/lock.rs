@@ -270,10 +270,13 @@ fn open_lock(dir: &Dir, name: &str) -> Result<File> {
 }
 
 fn create(dir: &Dir, name: &str) -> Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     // Born closed to everybody else; the group's bit comes after.
-    let file = dir.regular(name, flags, Mode::RUSR | Mode::WUSR)?;
-    inherit::apply(dir, &file, Purpose::Lock)?;
+    let file = dir.create(name, OFlags::RDWR, Mode::RUSR | Mode::WUSR)?;
+    if let Err(error) = inherit::apply(dir, &file, Purpose::Lock) {
+        // Whoever finds it would not give it its rights any more.
+        let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+        return Err(error);
+    }
     Ok(file)
 }
 
