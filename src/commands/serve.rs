@@ -121,7 +121,8 @@ fn within_file_limit(mut settings: Serve) -> Serve {
     };
     let Some(limit) = limit else { return settings };
     let left = limit.saturating_sub((limit / 4).clamp(64, FILES));
-    let most = usize::try_from(left).unwrap_or(usize::MAX).max(1);
+    // An eighth is for those who are told that there is no place.
+    let most = usize::try_from(left - left / 8).unwrap_or(usize::MAX).max(1);
     if settings.http.connections > most {
         tracing::info!(most, "the limit of open files leaves room for so many connections");
         settings.http.connections = most;

@@ -185,7 +185,8 @@ impl ServeArgs {
             return Err(ConfigError::PamConfdir(path.clone()));
         }
         let connections = usize::try_from(self.max_connections).unwrap_or(usize::MAX);
-        let each = self.max_connections_each.map(|each| usize::try_from(each).unwrap_or(usize::MAX));
+        let each =
+            self.max_connections_each.map(|each| usize::try_from(each).unwrap_or(usize::MAX));
         let anonymous = match self.anonymous {
             Some(mode) => mode.into(),
             None if loopback => auth::Anonymous::Pull,

@@ -9,8 +9,8 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -181,7 +181,8 @@ async fn patient(stream: impl Future<Output = ()>, patience: Duration) {
     let mut stream = pin!(PRESENT.scope(Arc::clone(&present), stream));
     let mut limit = pin!(sleep(patience));
     poll_fn(|cx| {
-        let is_over = limit.as_mut().poll(cx).is_ready() && present.answered.load(Ordering::Relaxed);
+        let is_over =
+            limit.as_mut().poll(cx).is_ready() && present.answered.load(Ordering::Relaxed);
         if stream.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }

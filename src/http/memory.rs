@@ -6,6 +6,7 @@
 //! pieces, and large documents have to be asked for again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -25,6 +26,9 @@ const DOCUMENTS: usize = 256 * 1024 * 1024;
 
 /// So many documents are made at once: each may take several times its length meanwhile.
 const MADE_AT_ONCE: usize = 64;
+
+/// How long a request waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Bytes are counted in pieces of this size.
 const UNIT: usize = 1024;
@@ -61,10 +65,10 @@ impl Memory {
         hold(&self.documents, bytes).ok_or(Refusal::Overloaded)
     }
 
-    /// Waits for a turn to make a document.
-    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // Nobody closes it.
-        self.makers.acquire().await.ok()
+    /// Waits for a turn to make a document, and not for ever.
+    pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        let turn = tokio::time::timeout(PATIENCE, self.makers.acquire()).await;
+        turn.ok().and_then(Result::ok).ok_or(Refusal::Overloaded)
     }
 
     /// Counts an answer that was made, until all of it is sent.
@@ -133,6 +137,15 @@ mod tests {
         assert_eq!(free(), all);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_is_waited_for_and_not_for_ever() {
+        let memory = Memory::none();
+        let turn = memory.turn().await.unwrap();
+        assert!(matches!(memory.turn().await, Err(Refusal::Overloaded)));
+        drop(turn);
+        assert!(memory.turn().await.is_ok());
+    }
+
     #[tokio::test]
     async fn what_is_large_is_refused_where_there_is_no_room() {
         let memory = Memory::none();
@@ -140,7 +153,8 @@ mod tests {
         assert!(matches!(large, Err(Refusal::Overloaded)));
         assert!(memory.count(Response::new(Body::from(vec![7; FREE]))).await.is_ok());
         assert!(memory.blob(1).is_none());
-        let streamed = Body::from_stream(futures_util::stream::empty::<Result<Bytes, axum::Error>>());
+        let streamed =
+            Body::from_stream(futures_util::stream::empty::<Result<Bytes, axum::Error>>());
         assert!(memory.count(Response::new(streamed)).await.is_ok());
     }
 }

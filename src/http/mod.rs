@@ -195,7 +195,8 @@ impl App {
         let (client, headers) = (origin.client, request.headers.clone());
         let request = origin.request.clone();
         let visit = Visit { app: self, caller, permit, client, request, headers };
-        let _turn = if makes_a_document(action) { visit.app.memory.turn().await } else { None };
+        let app = Arc::clone(&visit.app);
+        let _turn = if makes_a_document(action) { Some(app.memory.turn().await?) } else { None };
         match action {
             Action::Catalog(page) => visit.catalog(page).await,
             Action::Repo(repo, deed) => gate::alike(visit.perform(repo, deed, body).await, action),

@@ -17,7 +17,8 @@ use super::{App, Settings};
 use crate::auth::Auth;
 use crate::registry::Registry;
 
-/// So many connections without a place are told so at once; any more are closed.
+/// So many connections without a place are told so at once; any more are closed. There are also no
+/// more of them than an eighth of those with one: each takes a descriptor.
 const AT_THE_DOOR: usize = 256;
 
 /// How often the log may say that some were turned away.
@@ -59,7 +60,7 @@ impl Server {
         let Settings { connections, connections_each, trusted_proxies, .. } = &app.settings;
         let each = connections_each.unwrap_or(connections.div_ceil(4));
         let places = Places::new(*connections, each, trusted_proxies.clone());
-        let mut door = Door::default();
+        let mut door = Door::new((connections / 8).clamp(1, AT_THE_DOOR));
         let (stopping, stopped) = watch::channel(false);
         loop {
             let (stream, peer) = tokio::select! {
@@ -103,13 +104,11 @@ struct Door {
     said: Option<Instant>,
 }
 
-impl Default for Door {
-    fn default() -> Door {
-        Door { room: Arc::new(Semaphore::new(AT_THE_DOOR)), turned_away: 0, said: None }
-    }
-}
-
 impl Door {
+    fn new(room: usize) -> Door {
+        Door { room: Arc::new(Semaphore::new(room)), turned_away: 0, said: None }
+    }
+
     fn turn_away(&mut self, connection: Connection, stream: TcpStream, full: Refusal) {
         self.turned_away += 1;
         if self.said.is_none_or(|said| said.elapsed() >= SAID) {

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -31,6 +32,11 @@ use super::tls::{HTTP2, Tls};
 /// hyper's buffers, of which an idle connection keeps one as large as it needed last. An upload is
 /// hashed and written in pieces of what one read gives.
 const BUFFER: usize = 256 * 1024;
+
+/// How much of an answer the kernel takes that it cannot send yet. By itself it takes megabytes, and
+/// says that there is room again only when a third of them is gone: a client that takes 20 KB a
+/// second would seem to take nothing for a minute, and be cut off.
+const UNSENT: u32 = 128 * 1024;
 
 /// How long a connection that has no place may take to hear it.
 const AT_THE_DOOR: Duration = Duration::from_secs(5);
@@ -75,6 +81,7 @@ impl Connection {
     pub(super) async fn serve(self, stream: TcpStream, place: Place) {
         // Answers are written whole; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
+        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
         let speaks_tls = tokio::select! {
             speaks_tls = self.speaks_tls(&stream) => speaks_tls,
             () = self.told() => return,

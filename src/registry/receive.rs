@@ -79,7 +79,8 @@ pub(super) async fn receive<S>(sink: Sink, body: S) -> Result<Received>
 where
     S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
 {
-    let mut pump = Pump { idle: Some(sink), failed: None, job: None, large: LARGE.try_acquire().ok() };
+    let mut pump =
+        Pump { idle: Some(sink), failed: None, job: None, large: LARGE.try_acquire().ok() };
     let poured = pump.pour(body).await;
     let sink = pump.settle().await?;
     let failed = pump.failed.take();
