@@ -18,6 +18,8 @@
 //! - [`ext4`]: a file system whose inodes run out of links.
 //! - [`volume`]: a small disk: to be full, read-only, without inodes, over its quota.
 //! - [`tmpfs`]: a small file system, to be filled.
+//! - [`power`]: file systems whose power can be cut.
+//! - [`random`]: random choices that a seed replays.
 #![allow(
     dead_code,
     unused_imports,
@@ -33,6 +35,8 @@ pub mod content;
 pub mod deeds;
 pub mod ext4;
 pub mod http;
+pub mod power;
+pub mod random;
 pub mod recipes;
 mod registry;
 pub mod snapshot;
