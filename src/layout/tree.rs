@@ -63,6 +63,24 @@ impl Tree {
         Ok(Tree { root, room, disk, uid, remote, verified: Arc::default() })
     }
 
+    /// A room for a tree that has none, as a copy: with the version in it, and nothing that only a
+    /// server needs.
+    pub fn make_room(root: &Dir, disk: &dyn Disk) -> Result<Dir> {
+        let room = make::in_room(disk, root, path::ROOM)?;
+        check_room(root, &room)?;
+        check_version(disk, &room)?;
+        disk.sync_dir(root)?;
+        Ok(room)
+    }
+
+    /// A tree for a repair, which finds out itself what is wrong with it: nothing is checked, and
+    /// nothing made.
+    pub fn for_repair(root: Dir, room: Dir, disk: Arc<dyn Disk>) -> Result<Tree> {
+        let uid = rustix::process::geteuid().as_raw();
+        let remote = is_remote(&root)?;
+        Ok(Tree { root, room, disk, uid, remote, verified: Arc::default() })
+    }
+
     /// A repository's directory, if there is one.
     pub fn repository(&self, name: &RepoName) -> Result<Option<Dir>> {
         self.root.dir(name.as_str()).or_absent()

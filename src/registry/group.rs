@@ -38,11 +38,10 @@ struct Durable {
 pub(super) enum Health {
     #[default]
     Sound,
-    /// A directory's fsync failed after the rename: nothing is acknowledged until a newly written
-    /// index.json has gone through all steps.
+    /// A sync of what readers can see already has failed, and a second one would say yes to what
+    /// never reached the disk: nothing is acknowledged until a newly written index.json has gone
+    /// through all steps, however often that fails.
     Suspect,
-    /// That failed too.
-    ReadOnly,
 }
 
 /// The changes of one group commit.
@@ -167,38 +166,41 @@ impl<'a> Group<'a> {
     /// Makes sure that index.json is on the disk if a blob's name is about to go: an older one, which a
     /// power cut could bring back after its writer was killed, may need the blob.
     pub(super) fn settle<'d>(
-        &self,
+        &mut self,
         mut deeds: impl Iterator<Item = &'d Deed>,
         state: &mut State,
     ) -> Result<()> {
         if !deeds.any(|deed| matches!(deed, Deed::Unlink(..))) {
             return Ok(());
         }
-        match state.health {
-            Health::Sound => self.confirm(state, self.dir.id()?),
-            Health::Suspect | Health::ReadOnly => {
-                Err(Error::Busy { path: self.dir.at(path::INDEX) })
-            }
+        let dir = self.dir.id()?;
+        match (state.health, &self.last) {
+            (Health::Sound, _) | (_, None) => self.confirm(state, dir),
+            (Health::Suspect, Some(_)) => self.publish(state, dir),
         }
     }
 
-    /// Makes the changes durable and visible.
-    pub(super) fn finish(self, state: &mut State) -> Result<()> {
-        if state.health == Health::ReadOnly {
-            return Err(Error::ReadOnly(self.repo.clone()));
+    /// Index.json as it is to be goes through all steps.
+    fn publish(&mut self, state: &mut State, dir: DirId) -> Result<()> {
+        let written = self.write(state, dir);
+        if written.is_err() {
+            // Which sync failed is not looked at: the next commit syncs the whole chain again.
+            state.durable = None;
         }
+        let (file, blobs) = written?;
+        self.make_visible_durable(state, Durable { dir, blobs, stamp: file.stamp })?;
+        self.inner.indexes.put(self.repo, Arc::clone(&file));
+        self.last = Some(file);
+        Ok(())
+    }
+
+    /// Makes the changes durable and visible.
+    pub(super) fn finish(mut self, state: &mut State) -> Result<()> {
         let dir = self.dir.id()?;
         if self.changes.is_empty() && state.health == Health::Sound {
             return self.confirm(state, dir);
         }
-        let written = self.write(state, dir);
-        if written.is_err() && state.health == Health::Suspect {
-            tracing::error!(repo = %self.repo, "the disk failed again: read-only until restart");
-            state.health = Health::ReadOnly;
-        }
-        let (file, blobs) = written?;
-        self.make_visible_durable(state, Durable { dir, blobs, stamp: file.stamp })?;
-        self.inner.indexes.put(self.repo, file);
+        self.publish(state, dir)?;
         if let Err(error) = facts::append(&self.inner.tree, self.dir, self.facts.iter().copied()) {
             tracing::debug!(%error, "facts of manifests were not written down");
         }
@@ -220,8 +222,14 @@ impl<'a> Group<'a> {
             path: self.dir.at(path::INDEX),
             source: source.into(),
         };
-        self.inner.tree.disk.sync(last.file()).map_err(sync)?;
-        self.inner.tree.disk.sync_dir(self.dir)?;
+        let disk = &self.inner.tree.disk;
+        if let Err(error) =
+            disk.sync(last.file()).map_err(sync).and_then(|()| disk.sync_dir(self.dir))
+        {
+            tracing::error!(cause = ?error.to_string(), repo = %self.repo, "an index.json may not be durable");
+            state.health = Health::Suspect;
+            return Err(error.into());
+        }
         state.durable = Some(Durable { dir, blobs, stamp: last.stamp });
         self.still_named()
     }
@@ -303,11 +311,8 @@ impl<'a> Group<'a> {
             }
             Err(error) => {
                 state.durable = None;
-                state.health = match state.health {
-                    Health::Sound => Health::Suspect,
-                    Health::Suspect | Health::ReadOnly => Health::ReadOnly,
-                };
-                tracing::error!(%error, repo = %self.repo, "a commit may not be durable");
+                state.health = Health::Suspect;
+                tracing::error!(cause = ?error.to_string(), repo = %self.repo, "a commit may not be durable");
                 Err(error.into())
             }
         }
