@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crash_states::deeds::{Deed, Image, OLD, Way, World};
+use crash_states::judge::Effect;
 use crash_states::record::{Place, Step};
 use crash_states::{Counts, Explorer, Run};
 use stillage::oci::Algorithm;
@@ -71,7 +72,7 @@ fn every_state_after_every_sequence_of_up_to_three_deeds_is_sound() {
     // The longest last, so that the simplest one that fails is told.
     let total = sequences.len();
     if !support::long() {
-        let mut drawn = sequences.split_off(11 + 121);
+        let mut drawn = sequences.split_off(13 + 169);
         while drawn.len() > 100 {
             drawn.swap_remove(random.below(drawn.len()));
         }
@@ -198,7 +199,59 @@ fn scenarios() -> Vec<Scenario> {
         },
     );
     all.push(after.at_the_end());
+    all.extend(repaired());
     all
+}
+
+/// Something is damaged, and after half a minute repaired.
+fn repaired() -> Vec<Scenario> {
+    let repair = |name: &str, damage: &dyn Fn(&mut World) -> Effect| {
+        let name = format!("the repair after {name}");
+        let repaired = scenario(name, true, async |world| {
+            let effect = damage(world);
+            world.recorder.settle();
+            world.repair(effect);
+        });
+        repaired.at_the_end()
+    };
+    let of_old = |path: &str| format!("{OLD}/{path}");
+    vec![
+        repair("a layer is gone", &|world| {
+            world.outsider_removes(&of_old(&World::blob_paths(0)[0]));
+            Effect::Nothing
+        }),
+        repair("all blobs are gone", &|world| {
+            for path in World::blobs(&world.root.join(OLD)) {
+                world.outsider_removes(&of_old(&path));
+            }
+            world.outsider_removes_dir(&of_old("blobs/sha256"));
+            Effect::Nothing
+        }),
+        repair("an index.json is gone", &|world| {
+            world.outsider_removes(&of_old("index.json"));
+            Effect::Nothing
+        }),
+        repair("oci-layout is gone", &|world| {
+            world.outsider_removes(&of_old("oci-layout"));
+            Effect::Nothing
+        }),
+        repair("a manifest is lost", &|world| {
+            let manifest = Image::numbered(1).digest;
+            let pool = stillage::layout::path::pool(&manifest);
+            world.outsider_removes(&of_old(&World::blob_paths(1)[1]));
+            world.outsider_removes(&format!(".stillage/{pool}"));
+            Effect::Remove(OLD.to_owned(), manifest)
+        }),
+        repair("a blob is not what it says", &|world| {
+            let digest = &World::blob_paths(7)[0];
+            world.outsider(&of_old(digest), b"wrong", 0o644);
+            Effect::Quarantined(b"wrong")
+        }),
+        repair("the journal is damaged", &|world| {
+            world.outsider_appends(&of_old("_log.jsonl"), b"no line\n");
+            Effect::Nothing
+        }),
+    ]
 }
 
 /// A process is killed when it has taken a manifest out and not synced that yet, and another one does

@@ -139,10 +139,7 @@ impl Explorer {
         let mut seen = HashSet::new();
         let mut changed = false;
         for (at, step) in run.steps.iter().enumerate() {
-            let ends = matches!(
-                step,
-                Step::Sync { .. } | Step::SyncDir { .. } | Step::Settled | Step::Begin(_)
-            );
+            let ends = step.place().is_some() || matches!(step, Step::Settled | Step::Begin(_));
             if without == Some(at) {
                 continue;
             }

@@ -72,9 +72,23 @@ impl Power {
         Switch(File::open(self.mount_point()).expect("the mount point"))
     }
 
+    /// A program that another thread is just starting holds our descriptors until its exec: it is
+    /// waited for.
+    fn unmount(&self) {
+        for _ in 0..500 {
+            let done = run(Command::new("umount").arg(self.mount_point()));
+            if done.code == Some(0) {
+                return;
+            }
+            assert!(done.stderr.contains("busy"), "{done}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        run(Command::new("umount").arg(self.mount_point())).ok();
+    }
+
     /// Mounts the file system again, from what had reached its disk. Nobody may hold a file of it.
     pub fn restore(&self) {
-        run(Command::new("umount").arg(self.mount_point())).ok();
+        self.unmount();
         let image = self.image();
         let device = run(Command::new("losetup").arg("-j").arg(&image)).ok().stdout;
         if !device.is_empty() {
