@@ -8,6 +8,8 @@ use stillage::config::ConfigError;
 
 pub(crate) mod access;
 pub(crate) mod check;
+#[allow(dead_code, reason = "the commands that change a tree come next")]
+mod owner;
 pub(crate) mod serve;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
