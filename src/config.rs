@@ -12,11 +12,13 @@ use crate::oci::NameError;
 
 mod access;
 mod check;
+mod gc;
 mod serve;
 mod units;
 
 pub use access::AccessArgs;
 pub use check::CheckArgs;
+pub use gc::{Gc, GcArgs};
 pub use serve::{Certificate, Serve, ServeArgs};
 
 /// An OCI container registry that is nothing but files.
@@ -39,6 +41,9 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Look for damage in ROOT; exits 4 where there is some
     Check(CheckArgs),
+    /// Give back what nothing needs any more, beside a running server; exits 3 where something was
+    /// left for the next time
+    Gc(GcArgs),
     /// Say who may do what to a repository, and which directory decides it
     Access(AccessArgs),
 }
@@ -77,6 +82,9 @@ pub enum ConfigError {
     /// Who has no logins cannot ask for one.
     #[error("--auth none lets everyone in: --anonymous none contradicts it")]
     Anonymous,
+    /// There is nothing to work on.
+    #[error("name the registry's directory, or set STILLAGE_ROOT")]
+    NoRoot,
     /// There is something to ask of a repository only.
     #[error("name the repository: stillage access ROOT REPO [USER]")]
     NoRepository,

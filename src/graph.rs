@@ -1,10 +1,14 @@
 //! Which blob refers to which.
 
+mod marks;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use marks::{Cause, INDEX, Marks};
 
 use crate::layout::facts::{self, Fact, Position};
 use crate::layout::readers::Readers;

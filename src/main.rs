@@ -25,6 +25,7 @@ fn main() -> ExitCode {
     let outcome = start_log(cli.log_level.as_deref()).and_then(|()| match cli.command {
         Command::Serve(args) => commands::serve::run(*args),
         Command::Check(args) => commands::check::run(&args),
+        Command::Gc(args) => commands::gc::run(args),
         Command::Access(args) => commands::access::run(args),
     });
     outcome.unwrap_or_else(|error| {

@@ -14,7 +14,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ("auth", &["oci"]),
     ("access", &["oci", "layout", "auth"]),
     ("http", &["oci", "layout", "graph", "registry", "upkeep", "auth", "access"]),
-    ("config", &["oci", "registry", "auth", "access", "http"]),
+    ("config", &["oci", "registry", "upkeep", "auth", "access", "http"]),
     ("wipe", &[]),
     ("lib", &[]),
 ];

@@ -11,7 +11,7 @@ use stillage::layout::facts::Fact;
 use stillage::layout::holders::Hint;
 use stillage::layout::journal::Record;
 use stillage::layout::uploads::Owner;
-use stillage::layout::{Keys, Stamp, path};
+use stillage::layout::{Collected, Keys, Stamp, path};
 use stillage::oci::{Algorithm, Index};
 use stillage::upkeep::check::{Origin, Rule};
 
@@ -120,6 +120,10 @@ fn the_examples_are_what_the_code_reads_and_writes() {
     let hint = example("`.stillage/holders/<alg>/<hhh>`", "text");
     assert_eq!(Hint::parse(hint.trim_end(), Algorithm::Sha256).unwrap().size, 481);
 
+    let collected = example("`.stillage/collected`", "json");
+    let parsed: Collected = serde_json::from_str(&collected).unwrap();
+    assert_eq!(serde_json::to_string(&parsed).unwrap(), collected.trim_end());
+
     let keys = Keys::parse(example("`.stillage/token-key`", "text").as_bytes()).unwrap();
     assert!(keys.current.made > keys.previous.unwrap().made);
 
@@ -144,6 +148,7 @@ fn every_path_that_the_code_spells_is_on_the_page() {
         path::TRASH,
         path::QUARANTINE,
         path::GC_LOCK,
+        path::COLLECTED,
         path::TOKEN_KEY,
         path::TLS,
         path::TOKEN_LOCK,

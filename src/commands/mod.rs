@@ -8,12 +8,15 @@ use stillage::config::ConfigError;
 
 pub(crate) mod access;
 pub(crate) mod check;
-#[allow(dead_code, reason = "the commands that change a tree come next")]
+pub(crate) mod gc;
 mod owner;
 pub(crate) mod serve;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
+
+/// What a command exits with that left undone what others kept it from.
+const PARTLY: u8 = 3;
 
 /// What `stillage check` exits with where it found damage.
 pub(crate) const DAMAGE: u8 = 4;

@@ -22,6 +22,11 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The same, or `0` for no time at all.
+pub(super) fn duration_or_none(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { duration(text) }
+}
+
 const MOST_SECONDS: u64 = 100 * 366 * 24 * 60 * 60;
 
 /// `0`, `500M`, `5G` or `3%`; units are powers of 1024.

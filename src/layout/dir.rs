@@ -114,25 +114,14 @@ impl Dir {
     /// The names in this directory with their types, in the file system's order. Names that are
     /// not UTF-8 are left out: nothing of ours has one.
     pub fn names(&self) -> Result<Vec<(String, FileType)>> {
-        let mut found = Vec::new();
-        for entry in fs::Dir::read_from(&self.fd).at(|| self.path.to_path_buf())? {
-            let entry = entry.at(|| self.path.to_path_buf())?;
-            let Ok(name) = entry.file_name().to_str() else {
-                continue;
-            };
-            if name == "." || name == ".." {
-                continue;
-            }
-            let kind = match entry.file_type() {
-                FileType::Unknown => match self.stat_name(name)? {
-                    Some(stat) => FileType::from_raw_mode(stat.st_mode),
-                    None => continue,
-                },
-                known => known,
-            };
-            found.push((name.to_owned(), kind));
-        }
-        Ok(found)
+        self.entries()?.collect()
+    }
+
+    /// The same, one name at a time, for directories of a million. What comes and goes meanwhile may
+    /// be among them or not; everything else comes once.
+    pub fn entries(&self) -> Result<Entries> {
+        let stream = fs::Dir::read_from(&self.fd).at(|| self.path.to_path_buf())?;
+        Ok(Entries { dir: self.clone(), stream })
     }
 
     /// The path of something beneath, for messages.
@@ -174,6 +163,46 @@ impl Dir {
     }
 }
 
+/// The names in a directory, see [`Dir::entries`].
+#[derive(Debug)]
+pub struct Entries {
+    dir: Dir,
+    stream: fs::Dir,
+}
+
+impl Entries {
+    fn named(&self, entry: &fs::DirEntry) -> Result<Option<(String, FileType)>> {
+        let name = match entry.file_name().to_str() {
+            Ok("." | "..") | Err(_) => return Ok(None),
+            Ok(name) => name,
+        };
+        let kind = match entry.file_type() {
+            FileType::Unknown => match self.dir.stat_name(name)? {
+                Some(stat) => FileType::from_raw_mode(stat.st_mode),
+                None => return Ok(None),
+            },
+            known => known,
+        };
+        Ok(Some((name.to_owned(), kind)))
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Result<(String, FileType)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let taken = match self.stream.next()? {
+                Ok(entry) => self.named(&entry),
+                Err(error) => Err(error).at(|| self.dir.path.to_path_buf()),
+            };
+            if let Some(found) = taken.transpose() {
+                return Some(found);
+            }
+        }
+    }
+}
+
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -192,11 +221,19 @@ pub fn size_of(stat: &Stat) -> u64 {
 
 /// When a file's content changed last, by its status.
 pub fn modified(stat: &Stat) -> SystemTime {
-    let nanoseconds = Duration::from_nanos(stat.st_mtime_nsec);
-    let seconds = Duration::from_secs(stat.st_mtime.unsigned_abs());
-    let whole = match stat.st_mtime {
-        0.. => SystemTime::UNIX_EPOCH.checked_add(seconds),
-        _ => SystemTime::UNIX_EPOCH.checked_sub(seconds),
+    time_of(stat.st_mtime, stat.st_mtime_nsec)
+}
+
+/// When anything of an inode changed last, its links too. Nobody can set that back.
+pub fn changed(stat: &Stat) -> SystemTime {
+    time_of(stat.st_ctime, stat.st_ctime_nsec)
+}
+
+fn time_of(seconds: i64, nanoseconds: u64) -> SystemTime {
+    let nanoseconds = Duration::from_nanos(nanoseconds);
+    let whole = match seconds {
+        0.. => SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds.unsigned_abs())),
+        _ => SystemTime::UNIX_EPOCH.checked_sub(Duration::from_secs(seconds.unsigned_abs())),
     };
     whole.map_or(SystemTime::UNIX_EPOCH, |whole| whole + nanoseconds)
 }

@@ -52,6 +52,47 @@ fn waits_for(line: &str, ino: u64) -> bool {
         && words.nth(3).and_then(|file| file.rsplit(':').next()) == Some(ino.to_string().as_str())
 }
 
+/// Whoever holds a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The process.
+    pub pid: u32,
+    /// What it runs, if that can be seen.
+    pub command: Option<String>,
+}
+
+/// Who holds a lock right now, as far as `/proc/locks` tells.
+pub fn holders(dir: &Dir, name: &str) -> Vec<Holder> {
+    let Ok(Some(stat)) = dir.stat_name(name) else { return Vec::new() };
+    let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let pids = table.lines().filter_map(|line| holder(line, stat.st_ino));
+    pids.map(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let command = Some(line.trim().to_owned()).filter(|line| !line.is_empty());
+        Holder { pid, command }
+    })
+    .collect()
+}
+
+/// `17: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`, see above.
+fn holder(line: &str, ino: u64) -> Option<u32> {
+    let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+    match words[..] {
+        ["FLOCK", _, _, pid, file, ..]
+            if file.rsplit(':').next() == Some(ino.to_string().as_str()) =>
+        {
+            pid.parse().ok()
+        }
+        _ => None,
+    }
+}
+
+/// Makes a lock file where there is none yet, so that it can be locked with no space left.
+pub(super) fn prepare(dir: &Dir, name: &str) -> Result<()> {
+    open_lock(dir, name).map(|_| ())
+}
+
 /// Takes a repository's lock, waiting as long as it takes.
 ///
 /// The file is made when it is missing. On return the path names the very file that is locked: who

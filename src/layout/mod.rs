@@ -8,17 +8,21 @@
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
 //!   [`Walk`] goes over all repositories, [`rights`] and [`readers`] read owners, modes and ACLs,
 //!   [`KeyFile`] has the keys that sign tokens.
+//! - [`history`] reads the journal; [`trash`] holds what was removed on purpose; [`pool`] goes over the
+//!   pool's names; [`Collected`] says when the last collection was.
 //! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
 pub mod account;
 pub mod acl;
 mod blob;
 pub mod blobs;
+mod collected;
 mod dir;
 mod disk;
 pub mod durable;
 mod error;
 pub mod facts;
+pub mod history;
 pub mod holders;
 mod incoming;
 mod index_file;
@@ -29,12 +33,14 @@ mod make;
 pub mod notes;
 mod own_certificate;
 pub mod path;
+pub mod pool;
 pub mod readers;
 pub mod rights;
 pub mod space;
 mod stamp;
 pub mod sweep;
 mod token_keys;
+pub mod trash;
 mod tree;
 pub mod uploads;
 mod verified;
@@ -43,7 +49,10 @@ mod walk;
 
 pub use account::Account;
 pub use blob::Blob;
-pub use dir::{Dir, DirId, Inode, is_regular, modified, read_all, size_of, stat_file};
+pub use collected::Collected;
+pub use dir::{
+    Dir, DirId, Entries, Inode, changed, is_regular, modified, read_all, size_of, stat_file,
+};
 pub use disk::{Disk, RealDisk};
 pub use error::{At, Error, OrAbsent, Result};
 pub use incoming::Incoming;

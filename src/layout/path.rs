@@ -41,6 +41,8 @@ pub const UNREFERENCED: &str = "unreferenced";
 pub const TRASH: &str = "trash";
 /// What a repair took out, in the room.
 pub const QUARANTINE: &str = "quarantine";
+/// When the last collection was, in the room.
+pub const COLLECTED: &str = "collected";
 /// flock'ed by whoever makes blobs' names vanish, and by whoever copies the tree; in the room.
 pub const GC_LOCK: &str = "gc.lock";
 /// The keys that sign tokens, in the room.
@@ -66,6 +68,11 @@ pub fn blobs(algorithm: Algorithm) -> String {
 /// `blobs/sha256/<hex>`
 pub fn blob(digest: &Digest) -> String {
     format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
+}
+
+/// `pool/sha256`: the pool's directory for an algorithm.
+pub fn pool_of(algorithm: Algorithm) -> String {
+    format!("{POOL}/{algorithm}")
 }
 
 /// `pool/sha256/<hh>`: the pool's directory for a digest.

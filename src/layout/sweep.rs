@@ -35,7 +35,12 @@ pub struct Swept {
 /// Whatever else lies there is left alone. What cannot be read is logged, counts as open, and keeps
 /// nothing else from being swept.
 pub fn sweep(tree: &Tree, before: Option<SystemTime>) -> Result<Swept> {
-    let mut sweep = Sweep { tree, before, swept: Swept::default() };
+    sweep_if(tree, before, true)
+}
+
+/// The same, or only what it would do.
+pub fn sweep_if(tree: &Tree, before: Option<SystemTime>, really: bool) -> Result<Swept> {
+    let mut sweep = Sweep { tree, before, really, swept: Swept::default() };
     let uploads = tree.room.dir(path::UPLOADS)?;
     for (name, kind) in uploads.names()? {
         match UploadId::parse(&name) {
@@ -49,9 +54,43 @@ pub fn sweep(tree: &Tree, before: Option<SystemTime>) -> Result<Swept> {
     Ok(sweep.swept)
 }
 
+/// Removes a temporary name of ours from a repository or the pool, if it was made before a time and
+/// nobody holds it; gives the bytes that went with it. A directory goes only if it is empty. Without
+/// `really` it only looks.
+pub fn leftover(
+    tree: &Tree,
+    dir: &Dir,
+    name: &str,
+    kind: FileType,
+    before: SystemTime,
+    really: bool,
+) -> Result<Option<u64>> {
+    let made_before = |stat: &Stat| {
+        // A link is as old as its inode, but for the time at which the inode got it.
+        dir::modified(stat).max(dir::changed(stat)) < before
+    };
+    if !path::is_temporary(name) || !dir.stat_name(name)?.is_some_and(|stat| made_before(&stat)) {
+        return Ok(None);
+    }
+    match kind {
+        FileType::RegularFile => {
+            let sweep = Sweep { tree, before: Some(before), really, swept: Swept::default() };
+            sweep.try_file(dir, name)
+        }
+        FileType::Directory if dir.dir(name)?.entries()?.next().is_none() => {
+            if really {
+                tree.disk.remove_dir(dir, name)?;
+            }
+            Ok(Some(0))
+        }
+        _ => Ok(None),
+    }
+}
+
 struct Sweep<'a> {
     tree: &'a Tree,
     before: Option<SystemTime>,
+    really: bool,
     swept: Swept,
 }
 
@@ -88,7 +127,9 @@ impl Sweep<'_> {
             _ => return open(&dir),
         };
         let bytes = held.as_ref().map_or(0, |(_, stat)| freed(stat));
-        uploads::end(self.tree, &dir, id, held.map(|(file, _)| file))?;
+        if self.really {
+            uploads::end(self.tree, &dir, id, held.map(|(file, _)| file))?;
+        }
         Ok(Some(Fate::Ended { bytes }))
     }
 
@@ -115,7 +156,9 @@ impl Sweep<'_> {
         let Some((_held, stat)) = self.hold(dir, name)? else {
             return Ok(None);
         };
-        self.tree.disk.unlink(dir, name)?;
+        if self.really {
+            self.tree.disk.unlink(dir, name)?;
+        }
         Ok(Some(freed(&stat)))
     }
 

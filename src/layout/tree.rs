@@ -12,6 +12,7 @@ use super::dir::{self, Dir};
 use super::disk::Disk;
 use super::error::{At, Error, OrAbsent, Result};
 use super::inherit::Purpose;
+use super::lock;
 use super::make;
 use super::verified::{Verdict, Verified};
 use super::{durable, path};
@@ -52,6 +53,10 @@ impl Tree {
         check_version(&*disk, &room)?;
         for name in [path::POOL, path::HOLDERS, path::UPLOADS, path::UNREFERENCED] {
             make::in_room(&*disk, &room, name)?;
+        }
+        // Collection works with no byte free. Where it cannot be made, who needs it says so.
+        if let Err(error) = lock::prepare(&room, path::GC_LOCK) {
+            tracing::debug!(%error, "no lock for collection yet");
         }
         let uid = rustix::process::geteuid().as_raw();
         let remote = is_remote(&root)?;

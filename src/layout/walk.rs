@@ -15,6 +15,8 @@ pub struct Walk {
     root: Dir,
     last: Option<String>,
     levels: Vec<Level>,
+    /// Every directory counts, whatever lies in it.
+    all: bool,
 }
 
 /// A directory on the way: what is still to be visited in it, last first.
@@ -44,8 +46,16 @@ impl Visit {
 impl Walk {
     /// A walk over what comes after `last` beneath `root`.
     pub fn after(root: &Dir, last: Option<&str>) -> Result<Walk> {
-        let last = last.map(str::to_owned);
-        let mut walk = Walk { root: root.clone(), last, levels: Vec::new() };
+        Walk::begin(root, last.map(str::to_owned), false)
+    }
+
+    /// A walk over all directories beneath `root` that a repository could be.
+    pub fn directories(root: &Dir) -> Result<Walk> {
+        Walk::begin(root, None, true)
+    }
+
+    fn begin(root: &Dir, last: Option<String>, all: bool) -> Result<Walk> {
+        let mut walk = Walk { root: root.clone(), last, levels: Vec::new(), all };
         walk.enter(root, String::new())?;
         Ok(walk)
     }
@@ -99,7 +109,7 @@ impl Walk {
                 let Some(dir) = self.root.dir(&whole).or_absent()? else {
                     return Ok(Some(None));
                 };
-                let found = dir.stat_name(path::INDEX)?.is_some();
+                let found = self.all || dir.stat_name(path::INDEX)?.is_some();
                 Ok(Some(found.then_some((repo, dir))))
             }
             Visit::Beneath(name) => {
@@ -113,8 +123,8 @@ impl Walk {
     }
 }
 
-/// The directories that hold an index.json. A directory that cannot be read is an error, after
-/// which the walk goes on.
+/// The directories that hold an index.json, or all. One that cannot be read is an error, after which
+/// the walk goes on.
 impl Iterator for Walk {
     type Item = Result<(RepoName, Dir)>;
 
@@ -161,6 +171,13 @@ mod tests {
             let expected: Vec<_> = names.iter().filter(|name| **name > last).collect();
             assert_eq!(walk(Some(last)).iter().collect::<Vec<_>>(), expected, "after {last:?}");
         }
+        let all = Walk::directories(&root).unwrap();
+        let all: Vec<_> = all.map(|found| found.unwrap().0.to_string()).collect();
+        let mut expected = names.map(str::to_owned).to_vec();
+        expected.extend(["a.b", "a/x-y", "b", "b/c", "empty"].map(str::to_owned));
+        expected.sort_unstable();
+        expected.dedup();
+        assert_eq!(all, expected);
     }
 
     #[test]

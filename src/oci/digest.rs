@@ -109,6 +109,18 @@ impl Digest {
         hasher.finish()
     }
 
+    /// Every digest that stands anywhere in a text, of whatever form the text is.
+    pub fn all_in(text: &[u8]) -> impl Iterator<Item = Digest> + '_ {
+        Algorithm::ALL.into_iter().flat_map(move |algorithm| {
+            let begin = format!("{algorithm}:").into_bytes();
+            let len = begin.len() + algorithm.hex_len();
+            text.windows(len).filter_map(move |found| {
+                let found = found.starts_with(&begin).then(|| std::str::from_utf8(found).ok());
+                found.flatten().and_then(|found| Digest::parse(found).ok())
+            })
+        })
+    }
+
     /// The algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm

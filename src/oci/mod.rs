@@ -5,6 +5,7 @@
 
 mod descriptor;
 mod digest;
+mod digest_map;
 mod index;
 mod json;
 mod manifest;
@@ -16,6 +17,7 @@ mod tag;
 
 pub use descriptor::{Annotations, Descriptor};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use digest_map::DigestMap;
 pub use index::{Change, Index, IndexError, REF_NAME, What, tag_of_ref_name};
 pub use json::StrictJsonError;
 pub use manifest::{MAX_MANIFEST, Manifest, ManifestError};

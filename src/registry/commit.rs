@@ -35,6 +35,8 @@ pub(super) enum Deed {
     /// A blob's name goes; the requester holds gc.lock. No manifest of the index.json with the stamp
     /// refers to it.
     Unlink(Digest, Option<Stamp>),
+    /// Manifests without a tag go, all of them, if index.json has the stamp.
+    TakeOut(Vec<Digest>, Stamp),
     /// Collection forgets that it has seen a blob unreferenced.
     Promise(Digest),
 }
@@ -44,7 +46,11 @@ impl Deed {
     fn patience(&self, lock_wait: Duration) -> Duration {
         match self {
             Deed::Unlink(..) => Duration::from_secs(2).min(lock_wait),
-            Deed::Put(_) | Deed::Untag(_) | Deed::Remove(_) | Deed::Promise(_) => lock_wait,
+            Deed::Put(_)
+            | Deed::Untag(_)
+            | Deed::Remove(_)
+            | Deed::TakeOut(..)
+            | Deed::Promise(_) => lock_wait,
         }
     }
 }
@@ -241,7 +247,11 @@ impl Inner {
         if members.is_empty() {
             return Vec::new();
         }
-        let mut group = match Group::begin(self, repo, dir) {
+        let begun = Group::begin(self, repo, dir).and_then(|group| {
+            group.settle(members.iter().map(|member| &member.deed), &mut state)?;
+            Ok(group)
+        });
+        let mut group = match begun {
             Ok(group) => group,
             Err(error) => return members.iter().map(|_| Err(error.clone().into())).collect(),
         };

@@ -28,7 +28,22 @@ impl Registry {
         self.delete(repo, deed, actor).await
     }
 
-    /// Removes a blob that no manifest of the repository refers to ("Deleting Blobs"). The pool
+    /// Takes manifests that have no tag out of a repository's index.json, by one commit, on nobody's
+    /// behalf. `false` if index.json is another one than that with the stamp by now.
+    pub async fn take_out(
+        &self,
+        repo: &RepoName,
+        looked: Stamp,
+        digests: Vec<Digest>,
+    ) -> Result<bool> {
+        match self.commit(repo, Deed::TakeOut(digests, looked), &Actor::default()).await {
+            Ok(_) => Ok(true),
+            Err(Refusal::LookAgain) => Ok(false),
+            Err(Refusal::Error(error)) => Err(error),
+        }
+    }
+
+    /// Removes a blob that no manifest of the repository refers to ("Deleting Blobs"). The trash
     /// keeps the content for the undo window.
     pub async fn delete_blob(&self, repo: &RepoName, digest: &Digest, actor: &Actor) -> Result<()> {
         let (name, wanted, account) = (repo.clone(), digest.clone(), actor.account.clone());

@@ -11,7 +11,7 @@ use crate::layout::blobs::Presence;
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::{self, Record};
 use crate::layout::{
-    self, Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, notes, path,
+    self, Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, notes, path, trash,
 };
 use crate::oci::{Algorithm, Change, Digest, Index, Reference, RepoName, What};
 
@@ -96,6 +96,14 @@ impl<'a> Group<'a> {
                 self.unlink(digest, *looked)?;
                 Vec::new()
             }
+            Deed::TakeOut(digests, looked) => {
+                if !self.changes.is_empty() || self.last.as_ref().map(|l| l.stamp) != Some(*looked)
+                {
+                    return Err(Refusal::LookAgain);
+                }
+                let index = Arc::make_mut(&mut self.index);
+                digests.iter().flat_map(|digest| index.remove(digest)).collect()
+            }
             Deed::Promise(digest) => {
                 notes::promise(&self.inner.tree, self.repo, [digest])?;
                 Vec::new()
@@ -126,9 +134,11 @@ impl<'a> Group<'a> {
         let unknown = || Error::BlobUnknown { repo: self.repo.clone(), digest: digest.clone() };
         let blobs = self.dir.dir(&path::blobs(digest.algorithm())).or_absent()?;
         let blobs = blobs.ok_or_else(unknown)?;
-        let disk = &self.inner.tree.disk;
-        disk.unlink(&blobs, digest.hex()).or_absent()?.ok_or_else(unknown)?;
-        Ok(disk.sync_dir(&blobs)?)
+        let tree = &self.inner.tree;
+        if !trash::discard_blob(tree, self.repo, &blobs, digest)? {
+            return Err(unknown().into());
+        }
+        Ok(tree.disk.sync_dir(&blobs)?)
     }
 
     /// Everything that the manifest relies on is there, in inodes of ours, and no collection has
@@ -152,6 +162,24 @@ impl<'a> Group<'a> {
             }
         }
         Ok(self.inner.refuse_absent(absent)?)
+    }
+
+    /// Makes sure that index.json is on the disk if a blob's name is about to go: an older one, which a
+    /// power cut could bring back after its writer was killed, may need the blob.
+    pub(super) fn settle<'d>(
+        &self,
+        mut deeds: impl Iterator<Item = &'d Deed>,
+        state: &mut State,
+    ) -> Result<()> {
+        if !deeds.any(|deed| matches!(deed, Deed::Unlink(..))) {
+            return Ok(());
+        }
+        match state.health {
+            Health::Sound => self.confirm(state, self.dir.id()?),
+            Health::Suspect | Health::ReadOnly => {
+                Err(Error::Busy { path: self.dir.at(path::INDEX) })
+            }
+        }
     }
 
     /// Makes the changes durable and visible.

@@ -1,0 +1,104 @@
+//! Values by digest, for very many of them: a million take 80 MB, not 200.
+
+use std::collections::HashMap;
+
+use super::{Algorithm, Digest};
+
+/// A map from digests that keeps their bytes alone.
+#[derive(Clone, Debug)]
+pub struct DigestMap<V> {
+    sha256: HashMap<[u8; 32], V>,
+    sha512: HashMap<[u8; 64], V>,
+}
+
+impl<V> Default for DigestMap<V> {
+    fn default() -> Self {
+        DigestMap { sha256: HashMap::new(), sha512: HashMap::new() }
+    }
+}
+
+impl<V> DigestMap<V> {
+    /// Puts a value, unless the digest has one already; whether it was put.
+    pub fn put_new(&mut self, digest: &Digest, value: V) -> bool {
+        fn put<const N: usize, V>(map: &mut HashMap<[u8; N], V>, hex: &str, value: V) -> bool {
+            let Some(key) = bytes(hex) else { return false };
+            let mut new = false;
+            map.entry(key).or_insert_with(|| {
+                new = true;
+                value
+            });
+            new
+        }
+        match digest.algorithm() {
+            Algorithm::Sha256 => put(&mut self.sha256, digest.hex(), value),
+            Algorithm::Sha512 => put(&mut self.sha512, digest.hex(), value),
+        }
+    }
+
+    /// The value of a digest.
+    pub fn get(&self, digest: &Digest) -> Option<&V> {
+        match digest.algorithm() {
+            Algorithm::Sha256 => self.sha256.get(&bytes(digest.hex())?),
+            Algorithm::Sha512 => self.sha512.get(&bytes(digest.hex())?),
+        }
+    }
+
+    /// Whether the digest has a value.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.get(digest).is_some()
+    }
+
+    /// How many digests have one.
+    pub fn len(&self) -> usize {
+        self.sha256.len() + self.sha512.len()
+    }
+
+    /// Whether none has.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The bytes that so many digits mean; a digest's digits always are as many, and lower-case.
+fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let digits = hex.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+fn digit(character: u8) -> Option<u8> {
+    match character {
+        b'0'..=b'9' => Some(character - b'0'),
+        b'a'..=b'f' => Some(character - b'a' + 10),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_value_counts_and_algorithms_are_kept_apart() {
+        let mut map = DigestMap::default();
+        let all: Vec<_> = Algorithm::ALL
+            .into_iter()
+            .flat_map(|algorithm| (0..200u8).map(move |n| Digest::of(algorithm, &[n])))
+            .collect();
+        for (n, digest) in all.iter().enumerate() {
+            assert!(!map.contains(digest));
+            assert!(map.put_new(digest, n));
+            assert!(!map.put_new(digest, usize::MAX));
+        }
+        assert_eq!(map.len(), 400);
+        for (n, digest) in all.iter().enumerate() {
+            assert_eq!(map.get(digest), Some(&n), "{digest}");
+        }
+    }
+}

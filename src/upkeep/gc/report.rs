@@ -1,0 +1,239 @@
+//! How a collection is told: lines for people, one JSON document for programs.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::Options;
+use super::event::{Event, Fate, Summary, written};
+use crate::oci::What;
+
+/// How to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Lines, the sums last.
+    Text,
+    /// One document: `root`, `dryRun`, `events`, `summary`.
+    Json,
+}
+
+/// Writes down what happens while it does.
+pub struct Writer<'a> {
+    out: &'a mut dyn Write,
+    format: Format,
+    /// A line for each digest, with the reason.
+    verbose: bool,
+    dry_run: bool,
+    undo_window: Duration,
+    grace: Duration,
+    any: bool,
+    failed: io::Result<()>,
+}
+
+impl<'a> Writer<'a> {
+    /// One that writes to `out`.
+    pub fn new(out: &'a mut dyn Write, format: Format, verbose: bool, options: &Options) -> Self {
+        let Options { dry_run, undo_window, grace, .. } = *options;
+        Writer { out, format, verbose, dry_run, undo_window, grace, any: false, failed: Ok(()) }
+    }
+
+    /// Begins the document.
+    pub fn begin(&mut self, root: &Path) {
+        if self.format == Format::Json {
+            let head = json!({ "root": root.to_string_lossy(), "dryRun": self.dry_run });
+            let head = head.to_string();
+            self.put(&format!("{},\"events\":[", head.trim_end_matches('}')));
+        }
+    }
+
+    /// Takes what happened.
+    pub fn take(&mut self, event: &Event<'_>) {
+        match self.format {
+            Format::Text => {
+                if let Some(line) = self.line(event) {
+                    self.put(&format!("{line}\n"));
+                }
+            }
+            Format::Json => {
+                if let Some(value) = self.value(event) {
+                    let comma = if std::mem::replace(&mut self.any, true) { "," } else { "" };
+                    self.put(&format!("{comma}\n{value}"));
+                }
+            }
+        }
+    }
+
+    /// Writes the sums.
+    ///
+    /// # Errors
+    /// Anything that could not be written, from the begin on.
+    pub fn end(mut self, summary: &Summary) -> io::Result<()> {
+        match self.format {
+            Format::Text => self.put(&sums(summary, self.dry_run)),
+            Format::Json => {
+                let summary = serde_json::to_string(summary)?;
+                self.put(&format!("],\n\"summary\":{summary}}}\n"));
+            }
+        }
+        std::mem::replace(&mut self.failed, Ok(()))?;
+        self.out.flush()
+    }
+
+    fn put(&mut self, text: &str) {
+        if self.failed.is_ok() {
+            self.failed = self.out.write_all(text.as_bytes());
+        }
+    }
+
+    fn goes(&self) -> &'static str {
+        if self.dry_run { "would go" } else { "gone" }
+    }
+
+    fn line(&self, event: &Event<'_>) -> Option<String> {
+        let goes = self.goes();
+        let line = match event {
+            Event::Left { repository, why } => format!("{repository}: left as it is: {why}"),
+            Event::Blocked(why) => format!("nothing more is removed: {why}"),
+            Event::PassedOver(error) => format!("passed over: {error}"),
+            Event::Warning(error) => format!("warning: {error}"),
+            Event::Digest { repository, digest, fate } if self.verbose => {
+                format!("{repository} {digest}: {}", self.fate(fate)?)
+            }
+            Event::Untagged { repository, digest, since, goes: true } if self.verbose => {
+                let since = since.map(written).unwrap_or_default();
+                format!("{repository} {digest}: {goes} from index.json: no tag since {since}")
+            }
+            Event::Untagged { repository, digest, since, goes: false } if self.verbose => {
+                let why = match since {
+                    Some(since) => format!("no tag since {}", written(*since)),
+                    None => "has no tag, and the journal does not tell since when".to_owned(),
+                };
+                format!("{repository} {digest}: stays in index.json: {why}")
+            }
+            Event::Pool { digest, bytes } if self.verbose => {
+                format!("pool {digest}: {goes}: no repository has it, {bytes} bytes")
+            }
+            Event::Trash { hour, files, bytes } if self.verbose => {
+                format!("trash {hour}: {goes}: {files} files, {bytes} bytes")
+            }
+            _ => return None,
+        };
+        Some(printable(&line))
+    }
+
+    fn fate(&self, fate: &Fate<'_>) -> Option<String> {
+        let until = |since: SystemTime, time| since.checked_add(time).map(written);
+        Some(match fate {
+            Fate::Noted if self.grace.is_zero() => return None,
+            Fate::Noted => "stays: unreferenced, seen for the first time".to_owned(),
+            Fate::Waits { since } => {
+                let until = until(*since, self.grace)?;
+                format!("stays until {until}: unreferenced since {}", written(*since))
+            }
+            Fate::Kept(by) => {
+                let until = until(by.time, self.undo_window)?;
+                let what = match &by.what {
+                    Some((what, tag)) => said(*what, tag.as_deref()),
+                    None => "a line that cannot be read".to_owned(),
+                };
+                format!("stays until {until}: the journal has, at {}, {what}", written(by.time))
+            }
+            Fate::Promised => "stays: promised to a pusher".to_owned(),
+            Fate::Referred => "stays: referred to meanwhile".to_owned(),
+            Fate::Goes { since, bytes, others, .. } => {
+                let goes = self.goes();
+                let since = since.map(|since| format!(" since {}", written(since)));
+                let since = since.unwrap_or_default();
+                match others {
+                    0 => format!("{goes}: unreferenced{since}, {bytes} bytes"),
+                    1 => format!("{goes}: unreferenced{since}; the content has 1 other name"),
+                    _ => {
+                        format!("{goes}: unreferenced{since}; the content has {others} other names")
+                    }
+                }
+            }
+        })
+    }
+
+    fn value(&self, event: &Event<'_>) -> Option<Value> {
+        Some(match event {
+            Event::Left { repository, why } => {
+                json!({"what": "left", "repository": repository.as_str(), "why": why.to_string()})
+            }
+            Event::Blocked(why) => json!({"what": "blocked", "why": why.to_string()}),
+            Event::PassedOver(error) => json!({"what": "passedOver", "why": error.to_string()}),
+            Event::Warning(error) => json!({"what": "warning", "why": error.to_string()}),
+            Event::Digest { repository, digest, fate } if self.verbose => {
+                let why = self.fate(fate)?;
+                let what = match fate {
+                    Fate::Noted => "noted",
+                    Fate::Goes { .. } => "removed",
+                    _ => "kept",
+                };
+                let (repository, digest) = (repository.as_str(), digest.as_str());
+                let mut value = json!({
+                    "what": what, "repository": repository, "digest": digest, "why": why
+                });
+                if let Fate::Goes { size, bytes, others, .. } = fate {
+                    value["size"] = json!(size);
+                    value["bytes"] = json!(bytes);
+                    value["otherNames"] = json!(others);
+                }
+                value
+            }
+            Event::Untagged { repository, digest, since, goes } if self.verbose => json!({
+                "what": if *goes { "untagged" } else { "kept" },
+                "repository": repository.as_str(),
+                "digest": digest.as_str(),
+                "untaggedSince": since.map(written),
+            }),
+            Event::Pool { digest, bytes } if self.verbose => {
+                json!({"what": "pool", "digest": digest.as_str(), "bytes": bytes})
+            }
+            Event::Trash { hour, files, bytes } if self.verbose => {
+                json!({"what": "trash", "hour": hour, "files": files, "bytes": bytes})
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// A change as the journal has it, in words.
+fn said(what: What, tag: Option<&str>) -> String {
+    let tag = tag.unwrap_or("?");
+    match what {
+        What::Push => "a push of it".to_owned(),
+        What::Tag => format!("the tag {tag} given"),
+        What::Untag => format!("the tag {tag} taken away"),
+        What::Delete => "it deleted".to_owned(),
+    }
+}
+
+fn sums(summary: &Summary, dry_run: bool) -> String {
+    let Summary { repositories, looked, noted, waiting, undoable, .. } = summary;
+    let Summary { untagged, removed, pooled, trashed, uploads, leftovers, bytes, .. } = summary;
+    let done = if dry_run { "would remove" } else { "removed" };
+    let mut text = format!(
+        "{repositories} repositories, {looked} blobs: {noted} seen unreferenced for the first time, \
+         {waiting} in their grace, {undoable} kept for undo\n{done} {removed} blobs, {pooled} names \
+         from the pool, {trashed} files from the trash, {untagged} untagged manifests, {uploads} \
+         uploads, {leftovers} leftovers: {bytes} bytes given back\n"
+    );
+    if summary.left > 0 {
+        text.push_str(&format!("left as they are: {} repositories\n", summary.left));
+    }
+    text
+}
+
+/// File names and other people's JSON must not drive the terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default());
+            let plain = escaped.is_none().then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
+}

@@ -1,0 +1,302 @@
+//! One repository: mark, note, take.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::FileType;
+
+use super::event::{Event, Fate, KeptBy, Why, written};
+use super::{Run, TOLERANCE, Untag, untagged};
+use crate::graph::{self, Marks};
+use crate::layout::history::{self, Reading, Recent};
+use crate::layout::notes::Notes;
+use crate::layout::{Dir, Error, IndexFile, OrAbsent, Result, Stamp, path, sweep};
+use crate::oci::{Algorithm, Digest, DigestMap, RepoName, What};
+
+/// So many blobs are taken in one turn, at most.
+const BATCH: usize = 256;
+
+/// How long another tool's writing of index.json is waited for: longer than it counts as being
+/// written.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whether a directory is a repository, or has content that waits for its first manifest.
+pub(super) fn is_one(dir: &Dir) -> bool {
+    // What cannot be looked at is met again by whoever collects it.
+    dir.stat_name(path::INDEX).is_ok_and(|found| found.is_some()) || dir.dir(path::BLOBS).is_ok()
+}
+
+/// A repository in collection.
+pub(super) struct Repo<'r> {
+    pub(super) name: &'r RepoName,
+    pub(super) dir: &'r Dir,
+    /// The index.json that the marks were made from, and all before it.
+    pub(super) index: Option<Arc<IndexFile>>,
+    pub(super) marks: Marks,
+    causes: Vec<KeptBy>,
+    pub(super) reading: Reading,
+    pub(super) notes: Option<Notes>,
+    /// The index.json that is known to be on the disk.
+    pub(super) durable: Option<Option<Stamp>>,
+    /// Entries that a dry run counts as taken out.
+    without: DigestMap<()>,
+}
+
+/// Collects one repository. Whatever goes wrong is told, and ends no other's collection.
+pub(super) fn collect(run: &mut Run<'_>, name: &RepoName, dir: &Dir, untag: &mut Untag<'_>) {
+    run.tell(Event::Repository(name));
+    if let Err(why) = try_collect(run, name, dir, untag) {
+        run.tell(Event::Left { repository: name, why: &why });
+    }
+}
+
+fn try_collect(
+    run: &mut Run<'_>,
+    name: &RepoName,
+    dir: &Dir,
+    untag: &mut Untag<'_>,
+) -> std::result::Result<(), Why> {
+    let without = match run.options.untagged {
+        Some(older) => untagged::take_out(run, name, dir, older, untag)?,
+        None => DigestMap::default(),
+    };
+    let mut repo = Repo::marked(run, name, dir, without)?;
+    for algorithm in Algorithm::ALL {
+        let relative = path::blobs(algorithm);
+        match dir.dir(&relative).or_absent() {
+            Ok(Some(blobs)) => repo.blobs(run, algorithm, &blobs)?,
+            Ok(None) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    repo.clear_notes(run)?;
+    sweep_beside(run, dir);
+    repo.tidy(run);
+    Ok(())
+}
+
+/// Removes what killed writers left in a directory, beside the names that it was meant for.
+pub(super) fn sweep_beside(run: &mut Run<'_>, dir: &Dir) {
+    let Ok(entries) = dir.entries() else { return };
+    for (name, kind) in entries.filter_map(Result::ok).filter(|(name, _)| path::is_temporary(name))
+    {
+        leftover(run, dir, &name, kind);
+    }
+}
+
+fn leftover(run: &mut Run<'_>, dir: &Dir, name: &str, kind: FileType) {
+    match sweep::leftover(run.tree, dir, name, kind, run.leftovers_before(), run.really()) {
+        Ok(Some(bytes)) => run.tell(Event::Leftover { bytes }),
+        Ok(None) => {}
+        Err(error) => run.tell(Event::Warning(&error)),
+    }
+}
+
+impl<'r> Repo<'r> {
+    /// Marks what the repository needs, without a lock. index.json is read first: what comes or goes
+    /// between it and the journal is in the journal.
+    fn marked(
+        run: &Run<'_>,
+        name: &'r RepoName,
+        dir: &'r Dir,
+        without: DigestMap<()>,
+    ) -> std::result::Result<Repo<'r>, Why> {
+        let index = read_index(dir)?.map(Arc::new);
+        let mut repo = Repo {
+            name,
+            dir,
+            index: None,
+            marks: Marks::default(),
+            causes: Vec::new(),
+            reading: Reading::default(),
+            notes: Notes::of(run.tree, name)?,
+            durable: None,
+            without,
+        };
+        let recent = Recent::read(dir, run.undo_since())?;
+        repo.follow(run, index, Some(recent))?;
+        Ok(repo)
+    }
+
+    /// Adds to the marks what an index.json and the journal say by now.
+    pub(super) fn follow(
+        &mut self,
+        run: &Run<'_>,
+        index: Option<Arc<IndexFile>>,
+        recent: Option<Recent>,
+    ) -> std::result::Result<(), Why> {
+        match &index {
+            Some(file) => self.marks.index(self.dir, &file.index, &self.without)?,
+            None if self.index.is_some() || history::proves_index(self.dir)? => {
+                return Err(Why::NoIndex);
+            }
+            None => {}
+        }
+        self.index = index;
+        self.would_be_undoable(run)?;
+        let Some(recent) = recent else { return Ok(()) };
+        if let Some(newest) =
+            recent.newest.filter(|newest| *newest > run.begun_or_now() + TOLERANCE)
+        {
+            return Err(Why::ClockBehind(written(newest)));
+        }
+        for named in &recent.named {
+            let cause = self.cause(KeptBy::line(named));
+            self.marks.remembered(self.dir, &named.descriptor, cause)?;
+        }
+        if !recent.spelled.is_empty() {
+            let cause = self.cause(KeptBy { time: run.begun, what: None });
+            recent.spelled.iter().for_each(|digest| self.marks.digest(digest, cause));
+        }
+        self.reading = recent.reading;
+        Ok(())
+    }
+
+    /// What a dry run counts as taken out, the journal would name from then on.
+    fn would_be_undoable(&mut self, run: &Run<'_>) -> Result<()> {
+        let Some(file) = self.index.clone() else { return Ok(()) };
+        if self.without.is_empty() || run.options.undo_window.is_zero() {
+            return Ok(());
+        }
+        let cause =
+            self.cause(KeptBy { time: SystemTime::now(), what: Some((What::Delete, None)) });
+        let gone = file.index.entries().filter(|entry| self.without.contains(&entry.digest));
+        gone.into_iter().try_for_each(|entry| self.marks.remembered(self.dir, entry, cause))
+    }
+
+    fn cause(&mut self, by: KeptBy) -> graph::Cause {
+        self.causes.push(by);
+        graph::Cause::try_from(self.causes.len()).unwrap_or(graph::Cause::MAX)
+    }
+
+    fn kept_by(&self, cause: graph::Cause) -> Option<&KeptBy> {
+        self.causes.get(usize::try_from(cause).ok()?.checked_sub(1)?)
+    }
+
+    /// Goes over the names of one algorithm's blobs, one by one.
+    fn blobs(
+        &mut self,
+        run: &mut Run<'_>,
+        algorithm: Algorithm,
+        blobs: &Dir,
+    ) -> std::result::Result<(), Why> {
+        let mut batch = Vec::new();
+        let mut looked = 0;
+        for entry in blobs.entries()? {
+            let (name, kind) = entry?;
+            let Ok(digest) = Digest::parse(&format!("{algorithm}:{name}")) else {
+                leftover(run, blobs, &name, kind);
+                continue;
+            };
+            // Whatever else has such a name is nothing that we know.
+            if kind != FileType::RegularFile {
+                continue;
+            }
+            looked += 1;
+            if looked % 1024 == 0 {
+                run.tell(Event::Looked(1024));
+            }
+            batch.extend(self.judge(run, digest)?);
+            if batch.len() >= BATCH {
+                self.take(run, blobs, std::mem::take(&mut batch))?;
+            }
+        }
+        run.tell(Event::Looked(looked % 1024));
+        self.take(run, blobs, batch)
+    }
+
+    /// Decides about a blob by what was marked: gives it back if it may go.
+    fn judge(&mut self, run: &mut Run<'_>, digest: Digest) -> Result<Option<Digest>> {
+        match self.marks.cause(&digest) {
+            Some(graph::INDEX) => return Ok(None),
+            Some(cause) => {
+                if let Some(by) = self.kept_by(cause) {
+                    self.tell(run, &digest, Fate::Kept(by));
+                }
+                return Ok(None);
+            }
+            None if run.options.grace.is_zero() => return Ok(Some(digest)),
+            None => {}
+        }
+        let since = self.notes.as_ref().map(|notes| notes.since(&digest)).transpose()?.flatten();
+        match since {
+            Some(since) if since <= run.before(run.options.grace) => Ok(Some(digest)),
+            Some(since) => {
+                self.tell(run, &digest, Fate::Waits { since });
+                Ok(None)
+            }
+            None => {
+                match self.note(run, &digest) {
+                    Ok(()) => self.tell(run, &digest, Fate::Noted),
+                    // With no space for a note it stays, and nothing else has to.
+                    Err(error) => run.tell(Event::Warning(&error)),
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn note(&mut self, run: &Run<'_>, digest: &Digest) -> Result<()> {
+        if run.options.dry_run {
+            return Ok(());
+        }
+        let notes = match self.notes.take() {
+            Some(notes) => notes,
+            None => Notes::made(run.tree, self.name)?,
+        };
+        self.notes.insert(notes).note(run.tree, digest)
+    }
+
+    pub(super) fn tell(&self, run: &mut Run<'_>, digest: &Digest, fate: Fate<'_>) {
+        run.tell(Event::Digest { repository: self.name, digest, fate });
+    }
+
+    /// Removes the notes of what is needed again, or gone.
+    fn clear_notes(&mut self, run: &mut Run<'_>) -> Result<()> {
+        let Some(notes) = self.notes.as_ref().filter(|_| run.really()) else {
+            return Ok(());
+        };
+        for digest in notes.each()? {
+            let digest = digest?;
+            if self.marks.cause(&digest).is_some()
+                || crate::layout::blobs::stat(self.dir, &digest)?.is_none()
+            {
+                notes.forget(run.tree, &digest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What no blob depends on.
+    fn tidy(&mut self, _run: &mut Run<'_>) {}
+}
+
+impl Run<'_> {
+    /// What changed since then can be undone; nothing, without an undo window.
+    pub(super) fn undo_since(&self) -> Option<SystemTime> {
+        let window = self.options.undo_window;
+        (!window.is_zero()).then(|| self.before(window))
+    }
+
+    /// The time by which a journal is judged: lines are written while this runs.
+    fn begun_or_now(&self) -> SystemTime {
+        self.options.clock.unwrap_or_else(SystemTime::now)
+    }
+}
+
+/// Reads index.json without a lock; waits a little while another tool writes it.
+pub(super) fn read_index(dir: &Dir) -> std::result::Result<Option<IndexFile>, Why> {
+    let begun = Instant::now();
+    loop {
+        match IndexFile::read(dir) {
+            Err(error) if begun.elapsed() < PATIENCE && IndexFile::being_written(dir, &error) => {
+                // Nobody tells when the other tool is done.
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(Error::Damaged { path, why }) => {
+                return Err(Why::Unreadable(Error::Damaged { path, why }));
+            }
+            read => return Ok(read?),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The turns: the only moments in which a collection takes something that somebody might want.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::Run;
+use super::event::{Event, Fate, Why};
+use super::repository::Repo;
+use crate::layout::history::Recent;
+use crate::layout::lock::{self, Held};
+use crate::layout::{self, At, Dir, IndexFile, OrAbsent, is_regular, path, size_of};
+use crate::oci::Digest;
+
+/// A turn holds everybody up for no longer than this.
+const TURN: Duration = Duration::from_millis(50);
+
+/// How long the locks stay free after a turn: whoever polls for them looks every 10 ms.
+const LEAVE_FREE: Duration = Duration::from_millis(11);
+
+/// How long a repository's lock is waited for while gc.lock is held.
+const SHORTLY: Duration = Duration::from_millis(100);
+
+/// The locks of a turn, taken in their order and given back in the other.
+pub(super) struct Locks {
+    _repository: Held,
+    _gc: Held,
+}
+
+impl Repo<'_> {
+    /// Takes blobs that nothing refers to and whose grace is over, if all of that is so still.
+    pub(super) fn take(
+        &mut self,
+        run: &mut Run<'_>,
+        blobs: &Dir,
+        batch: Vec<Digest>,
+    ) -> Result<(), Why> {
+        if run.options.dry_run {
+            return batch.iter().try_for_each(|digest| self.would_take(run, blobs, digest));
+        }
+        let mut rest = batch.as_slice();
+        while !rest.is_empty() && !run.blocked {
+            let Some(locks) = self.lock(run)? else { break };
+            rest = self.turn(run, blobs, rest)?;
+            drop(locks);
+            std::thread::sleep(LEAVE_FREE);
+        }
+        Ok(())
+    }
+
+    /// Takes both locks and brings the marks up to date under them. `None` if gc.lock is not to be
+    /// had, which ends all turns of this run.
+    fn lock(&mut self, run: &mut Run<'_>) -> Result<Option<Locks>, Why> {
+        let begun = Instant::now();
+        let left = || run.options.wait.saturating_sub(begun.elapsed());
+        loop {
+            let gc = lock::exclusive_within(&run.tree.room, path::GC_LOCK, left())?;
+            let Some(gc) = gc else {
+                let why = held(&run.tree.room, path::GC_LOCK);
+                run.blocked = true;
+                run.tell(Event::Blocked(&why));
+                return Ok(None);
+            };
+            let repository = lock::exclusive_within(self.dir, path::LOCK, SHORTLY.min(left()))?;
+            if let Some(repository) = repository {
+                match self.look_again(run) {
+                    Ok(()) => return Ok(Some(Locks { _repository: repository, _gc: gc })),
+                    Err(Why::BeingWritten) if !left().is_zero() => drop(repository),
+                    Err(why) => return Err(why),
+                }
+            } else if left().is_zero() {
+                return Err(held(self.dir, path::LOCK));
+            }
+            drop(gc);
+            // Whoever copies the tree comes in between.
+            std::thread::sleep(LEAVE_FREE);
+        }
+    }
+
+    /// Under both locks: whatever came since the marks were made is marked, too, and index.json is
+    /// on the disk before anything goes that an older one may have needed.
+    fn look_again(&mut self, run: &Run<'_>) -> Result<(), Why> {
+        match run.tree.repository(self.name)? {
+            Some(dir) if dir.inode()? == self.dir.inode()? => {}
+            _ => return Err(Why::Moved),
+        }
+        let index = match &self.index {
+            Some(last) if run.tree.is_remote() => IndexFile::reread(self.dir, last),
+            Some(last) => IndexFile::refresh(self.dir, last),
+            None => IndexFile::read(self.dir).map(|read| read.map(Arc::new)),
+        };
+        let index = match index {
+            Err(error) if IndexFile::being_written(self.dir, &error) => {
+                return Err(Why::BeingWritten);
+            }
+            read => read?,
+        };
+        let recent = Recent::since(self.dir, &self.reading, run.undo_since())?;
+        let stamp = |index: &Option<Arc<IndexFile>>| index.as_ref().map(|file| file.stamp);
+        if stamp(&index) != stamp(&self.index) || recent.is_some() {
+            self.follow(run, index, recent)?;
+        }
+        let now = stamp(&self.index);
+        if self.durable != Some(now) {
+            if let Some(file) = &self.index {
+                run.tree.disk.sync(file.file()).at(|| self.dir.at(path::INDEX))?;
+            }
+            run.tree.disk.sync_dir(self.dir)?;
+            self.durable = Some(now);
+        }
+        Ok(())
+    }
+
+    /// Takes as many as the time allows; gives the rest.
+    fn turn<'b>(
+        &self,
+        run: &mut Run<'_>,
+        blobs: &Dir,
+        batch: &'b [Digest],
+    ) -> Result<&'b [Digest], Why> {
+        let begun = Instant::now();
+        for (done, digest) in batch.iter().enumerate() {
+            if begun.elapsed() > TURN {
+                return Ok(&batch[done..]);
+            }
+            self.take_one(run, blobs, digest)?;
+        }
+        Ok(&[])
+    }
+
+    fn take_one(&self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
+        if self.marks.cause(digest).is_some() {
+            self.tell(run, digest, Fate::Referred);
+            return Ok(());
+        }
+        let mut noted = None;
+        if !run.options.grace.is_zero() {
+            noted = self.notes.as_ref().map(|notes| notes.since(digest)).transpose()?.flatten();
+            if noted.is_none_or(|since| since > run.before(run.options.grace)) {
+                self.tell(run, digest, Fate::Promised);
+                return Ok(());
+            }
+        }
+        let Some(goes) = goes(run, blobs, digest, noted)? else { return Ok(()) };
+        if run.tree.disk.unlink(blobs, digest.hex()).or_absent()?.is_some() {
+            self.tell(run, digest, goes);
+        }
+        match &self.notes {
+            Some(notes) => Ok(notes.forget(run.tree, digest)?),
+            None => Ok(()),
+        }
+    }
+
+    fn would_take(&self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
+        let since = self.notes.as_ref().map(|notes| notes.since(digest)).transpose()?.flatten();
+        let since = since.filter(|_| !run.options.grace.is_zero());
+        if let Some(goes) = goes(run, blobs, digest, since)? {
+            self.tell(run, digest, goes);
+        }
+        Ok(())
+    }
+}
+
+/// What it means that a name goes; `None` if there is no file with it.
+fn goes(
+    run: &mut Run<'_>,
+    blobs: &Dir,
+    digest: &Digest,
+    since: Option<SystemTime>,
+) -> layout::Result<Option<Fate<'static>>> {
+    let stat = blobs.stat_name(digest.hex())?.filter(is_regular);
+    Ok(stat.map(|stat| {
+        let (others, bytes) = run.links.unlink(&stat);
+        Fate::Goes { since, size: size_of(&stat), bytes, others }
+    }))
+}
+
+/// Somebody holds a lock.
+pub(super) fn held(dir: &Dir, name: &str) -> Why {
+    Why::Held { lock: dir.at(name).display().to_string(), holders: lock::holders(dir, name) }
+}
