@@ -11,6 +11,11 @@ pub(crate) fn memory(pid: u32) -> u64 {
     figure(pid, "status", "RssAnon:") * 1024
 }
 
+/// How many descriptors the process has open.
+pub(crate) fn descriptors(pid: u32) -> u64 {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("the server runs").count() as u64
+}
+
 /// How many bytes the process has read from files since its start.
 pub(crate) fn read_so_far(pid: u32) -> u64 {
     figure(pid, "io", "rchar:")
