@@ -418,8 +418,8 @@ impl World {
         let over = |at: u64| collection.now || now - at > undo;
         self.trash.retain(|(at, name, _)| !(wanted(name) && over(*at)));
         if collection.only.is_none() {
-            // An upload's time is the server's `--upload-expiry`, a day.
-            self.sessions.retain(|session| now - session.touched <= 24);
+            // A day, and some of it passes while the run does.
+            self.sessions.retain(|session| now - session.touched < 24);
         }
         did
     }
