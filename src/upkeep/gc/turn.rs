@@ -114,7 +114,7 @@ impl Repo<'_> {
 
     /// Takes as many as the time allows; gives the rest.
     fn turn<'b>(
-        &self,
+        &mut self,
         run: &mut Run<'_>,
         blobs: &Dir,
         batch: &'b [Digest],
@@ -129,7 +129,7 @@ impl Repo<'_> {
         Ok(&[])
     }
 
-    fn take_one(&self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
+    fn take_one(&mut self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
         if self.marks.cause(digest).is_some() {
             self.tell(run, digest, Fate::Referred);
             return Ok(());
@@ -149,7 +149,7 @@ impl Repo<'_> {
         }
     }
 
-    fn would_take(&self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
+    fn would_take(&mut self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
         let since = self.notes.as_ref().map(|notes| notes.since(digest)).transpose()?.flatten();
         let since = since.filter(|_| !run.options.grace.is_zero());
         Ok(self.goes(run, blobs, digest, since)?)
@@ -157,7 +157,7 @@ impl Repo<'_> {
 
     /// The name goes, if it is a file's; in a dry run that is told and nothing else.
     fn goes(
-        &self,
+        &mut self,
         run: &mut Run<'_>,
         blobs: &Dir,
         digest: &Digest,
@@ -175,6 +175,9 @@ impl Repo<'_> {
         let (elsewhere, undo) = (elsewhere.as_slice(), self.undoable.get(digest));
         let size = size_of(&stat);
         self.tell(run, digest, Fate::Goes { since, size, bytes, others, undo, elsewhere });
+        if run.options.dry_run {
+            self.gone.put_new(digest, ());
+        }
         Ok(())
     }
 
