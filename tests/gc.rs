@@ -605,7 +605,7 @@ fn foreign_files() {
 }
 
 #[test]
-fn a_cycle_of_subjects_ends_referrers() {
+fn referrers_in_a_long_chain_of_subjects_end() {
     let f = Fixture::new();
     f.blob("a", b"{}");
     // Digests that refer to each other cannot be made; a manifest that is its own subject's subject by
@@ -1039,5 +1039,10 @@ fn notes_of_what_is_needed_or_gone_are_cleared() {
     f.gc(&Options::default());
     assert!(!f.note("a", &needed).exists() && !f.note("a", &gone).exists());
     // The journal does not know it; that is a warning of check's.
+    let other = f.blob("a", b"other");
+    f.gc(&Options::default());
+    assert!(f.note("a", &other).exists());
     fs::remove_dir_all(f.at("a")).unwrap();
+    f.gc(&Options::default());
+    assert!(!f.note("a", &other).exists(), "a repository that comes back begins anew");
 }

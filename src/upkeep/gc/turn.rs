@@ -11,7 +11,9 @@ use super::repository::Repo;
 use crate::layout::history::Recent;
 use crate::layout::holders::Holders;
 use crate::layout::lock::{self, Held};
-use crate::layout::{self, At, Dir, IndexFile, Inode, OrAbsent, blobs, is_regular, path, size_of};
+use crate::layout::{
+    self, At, Dir, IndexFile, Inode, OrAbsent, Stamp, blobs, is_regular, path, size_of,
+};
 use crate::oci::{Digest, RepoName};
 
 /// A turn holds everybody up for no longer than this.
@@ -54,6 +56,11 @@ impl Repo<'_> {
     /// had, which ends all turns of this run.
     fn lock(&mut self, run: &mut Run<'_>) -> Result<Option<Locks>, Why> {
         let begun = Instant::now();
+        // Most of what is new is read before anybody is kept waiting.
+        match self.index.as_ref().map(|_| self.catch_up(run)) {
+            None | Some(Ok(()) | Err(Why::BeingWritten)) => {}
+            Some(Err(why)) => return Err(why),
+        }
         let left = || run.options.wait.saturating_sub(begun.elapsed());
         loop {
             let gc = lock::exclusive_within(&run.tree.room, path::GC_LOCK, left())?;
@@ -85,6 +92,20 @@ impl Repo<'_> {
         if !self.is_named(run)? {
             return Err(Why::Moved);
         }
+        self.catch_up(run)?;
+        let now = stamp(&self.index);
+        if self.durable != Some(now) {
+            if let Some(file) = &self.index {
+                run.tree.disk.sync(file.file()).at(|| self.dir.at(path::INDEX))?;
+            }
+            run.tree.disk.sync_dir(self.dir)?;
+            self.durable = Some(now);
+        }
+        Ok(())
+    }
+
+    /// Marks what index.json and the journal, read in this order, say by now.
+    fn catch_up(&mut self, run: &Run<'_>) -> Result<(), Why> {
         let index = match &self.index {
             Some(last) if run.tree.is_remote() => IndexFile::reread(self.dir, last),
             Some(last) => IndexFile::refresh(self.dir, last),
@@ -97,17 +118,8 @@ impl Repo<'_> {
             read => read?,
         };
         let recent = Recent::since(self.dir, &self.reading, run.undo_since())?;
-        let stamp = |index: &Option<Arc<IndexFile>>| index.as_ref().map(|file| file.stamp);
         if stamp(&index) != stamp(&self.index) || recent.is_some() {
             self.follow(run, index, recent)?;
-        }
-        let now = stamp(&self.index);
-        if self.durable != Some(now) {
-            if let Some(file) = &self.index {
-                run.tree.disk.sync(file.file()).at(|| self.dir.at(path::INDEX))?;
-            }
-            run.tree.disk.sync_dir(self.dir)?;
-            self.durable = Some(now);
         }
         Ok(())
     }
@@ -200,6 +212,10 @@ impl Repo<'_> {
         }
         Ok(found)
     }
+}
+
+fn stamp(index: &Option<Arc<IndexFile>>) -> Option<Stamp> {
+    index.as_ref().map(|file| file.stamp)
 }
 
 /// Somebody holds a lock.
