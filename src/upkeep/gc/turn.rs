@@ -57,9 +57,11 @@ impl Repo<'_> {
     fn lock(&mut self, run: &mut Run<'_>) -> Result<Option<Locks>, Why> {
         let begun = Instant::now();
         // Most of what is new is read before anybody is kept waiting.
-        match self.index.as_ref().map(|_| self.catch_up(run)) {
-            None | Some(Ok(()) | Err(Why::BeingWritten)) => {}
-            Some(Err(why)) => return Err(why),
+        if self.index.is_some() {
+            match self.catch_up(run) {
+                Ok(()) | Err(Why::BeingWritten) => {}
+                Err(why) => return Err(why),
+            }
         }
         let left = || run.options.wait.saturating_sub(begun.elapsed());
         loop {
