@@ -82,6 +82,14 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_MIN_FREE", hide_env = true, value_name = "SIZE")]
     #[arg(value_parser = units::min_free)]
     min_free: Option<MinFree>,
+    /// How many connections there may be; files leave fewer where few may be open
+    #[arg(long, env = "STILLAGE_MAX_CONNECTIONS", hide = true, value_name = "N")]
+    #[arg(default_value_t = DEFAULT_CONNECTIONS, value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
+    /// How many of them one address may have [default: a quarter]
+    #[arg(long, env = "STILLAGE_MAX_CONNECTIONS_EACH", hide = true, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections_each: Option<u32>,
     /// How often garbage is collected: 24h; 0 leaves it to `stillage gc`
     #[arg(long, env = "STILLAGE_GC_EVERY", hide_env = true, value_name = "TIME")]
     #[arg(default_value = "24h", value_parser = units::duration_or_none)]
@@ -106,6 +114,9 @@ pub struct ServeArgs {
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     lock_wait: u64,
 }
+
+/// An idle connection takes some 30 KB.
+const DEFAULT_CONNECTIONS: u32 = 16 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum AuthMode {
@@ -195,6 +206,9 @@ impl ServeArgs {
         if let Some(path) = self.pam_confdir.as_ref().filter(|path| path.is_relative()) {
             return Err(ConfigError::PamConfdir(path.clone()));
         }
+        let connections = usize::try_from(self.max_connections).unwrap_or(usize::MAX);
+        let each =
+            self.max_connections_each.map(|each| usize::try_from(each).unwrap_or(usize::MAX));
         let anonymous = match self.anonymous {
             Some(mode) => mode.into(),
             None if loopback => auth::Anonymous::Pull,
@@ -236,6 +250,8 @@ impl ServeArgs {
                 // Beyond loopback names are no protection, and everybody was let in knowingly.
                 open: open && !self.open_to_all,
                 patience: Duration::from_secs(self.patience),
+                connections,
+                connections_each: each,
                 ..http::Settings::default()
             },
         })

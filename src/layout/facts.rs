@@ -185,8 +185,10 @@ pub(super) fn is_torn(file: &File, end: u64) -> io::Result<bool> {
 fn open_alone(tree: &Tree, dir: &Dir) -> Result<(File, u64)> {
     loop {
         let (file, made) = tree.disk.open_append(dir, path::FACTS, Mode::RUSR | Mode::WUSR)?;
-        if made {
-            inherit::apply(dir, &file, Purpose::Public)?;
+        if made && let Err(error) = inherit::apply(dir, &file, Purpose::Public) {
+            // Whoever finds it would not give it its rights any more.
+            let _ = tree.disk.unlink(dir, path::FACTS);
+            return Err(error);
         }
         let stat = dir::stat_file(&file, || dir.at(path::FACTS))?;
         if stat.st_nlink == 1 {

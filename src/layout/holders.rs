@@ -44,7 +44,8 @@ impl Holders {
             return *known;
         }
         drop(lengths);
-        let hints = read(tree, digest).unwrap_or_default();
+        // What could not be read now is asked for again.
+        let hints = read(tree, digest).ok()?;
         let length = hints.last().map(|(size, _)| *size);
         self.remember(digest, length);
         length

@@ -99,8 +99,10 @@ pub fn append(disk: &dyn Disk, dir: &Dir, records: &[Record]) -> Result<()> {
 fn open(disk: &dyn Disk, dir: &Dir) -> Result<(File, u64)> {
     loop {
         let (file, made) = disk.open_append(dir, path::JOURNAL, Mode::RUSR | Mode::WUSR)?;
-        if made {
-            inherit::apply(dir, &file, Purpose::Journal)?;
+        if made && let Err(error) = inherit::apply(dir, &file, Purpose::Journal) {
+            // Whoever finds it would not give it its rights any more.
+            let _ = disk.unlink(dir, path::JOURNAL);
+            return Err(error);
         }
         let stat = dir::stat_file(&file, || dir.at(path::JOURNAL))?;
         if stat.st_nlink == 1 {
