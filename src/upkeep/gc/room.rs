@@ -7,8 +7,9 @@ use rustix::fs::Stat;
 use super::Run;
 use super::event::Event;
 use super::turn::held;
+use crate::layout::notes::Notes;
 use crate::layout::trash::{self, Removed};
-use crate::layout::{Result, lock, path, pool, sweep};
+use crate::layout::{Result, Walk, lock, path, pool, sweep};
 
 /// As in a repository's turn.
 const TURN: Duration = Duration::from_millis(50);
@@ -17,7 +18,7 @@ const LEAVE_FREE: Duration = Duration::from_millis(11);
 impl Run<'_> {
     /// Whatever goes wrong is told, and keeps nothing else from being done.
     pub(super) fn room(&mut self) {
-        let steps = [Run::trash, Run::pool, Run::uploads, Run::tidy_hints];
+        let steps = [Run::trash, Run::pool, Run::uploads, Run::orphans, Run::tidy_hints];
         for step in steps {
             if let Err(error) = step(self) {
                 self.tell(Event::Warning(&error));
@@ -92,6 +93,25 @@ impl Run<'_> {
             self.tell(Event::Pool { digest: &name.digest, bytes });
             Ok(())
         })
+    }
+
+    /// Notes of repositories that are gone. Should one come back, everything begins anew for it.
+    fn orphans(&mut self) -> Result<()> {
+        if self.options.only.is_some() || !self.really() {
+            return Ok(());
+        }
+        for found in Walk::directories(&self.tree.room.dir(path::UNREFERENCED)?)? {
+            let (name, _) = found?;
+            if self.tree.repository(&name)?.is_some() {
+                continue;
+            }
+            if let Some(notes) = Notes::of(self.tree, &name)? {
+                for digest in notes.each()? {
+                    notes.forget(self.tree, &digest?)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn uploads(&mut self) -> Result<()> {
