@@ -44,7 +44,7 @@ pub enum Presence {
 }
 
 /// Errors of link(2) for which a copy takes its place.
-fn wants_copy(error: &Error) -> bool {
+pub fn wants_copy(error: &Error) -> bool {
     // ENOTSUP and EOPNOTSUPP are one number on Linux; FUSE file systems answer ENOSYS.
     let kinds = [Errno::XDEV, Errno::PERM, Errno::NOTSUP, Errno::MLINK, Errno::NOSYS];
     error.errno().is_some_and(|errno| kinds.contains(&errno))
@@ -198,7 +198,7 @@ pub fn adopt(
     if known.map_or_else(|| blob.verify(tree), Ok)? == Verdict::Wrong {
         return Ok(false);
     }
-    tree.disk.sync(blob.file()).at(|| blob.path().to_owned())?;
+    blob.sync(tree)?;
     pool_file(tree, blob.file(), digest);
     Ok(true)
 }

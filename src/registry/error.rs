@@ -101,12 +101,12 @@ pub enum Error {
         /// The lock's file.
         path: PathBuf,
     },
+    /// There was no thread for it for too long. Nothing was done.
+    #[error("the server has more to do than it can: try again")]
+    Overloaded,
     /// The repository's directory was moved or replaced meanwhile.
     #[error("the repository {0} was moved or replaced meanwhile: push again")]
     Moved(RepoName),
-    /// The disk failed twice to make the repository durable.
-    #[error("the repository {0} takes no changes: its disk failed, see the server's log")]
-    ReadOnly(RepoName),
     /// The files: a path and what is wrong with it.
     #[error(transparent)]
     Layout(layout::Error),

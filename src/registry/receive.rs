@@ -3,25 +3,35 @@
 
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, StreamExt};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Error, Result};
 use crate::layout::space::{Growth, Space};
-use crate::layout::{self, At, Disk, path};
+use crate::layout::{self, At, Disk};
 use crate::oci::Hasher;
 
 /// Bytes are written and hashed in batches of about this size.
 const BATCH: usize = 1024 * 1024;
 
+/// So many uploads at once may gather whole batches. The others write what came as soon as it is
+/// [`SMALL_BATCH`]: what all of them hold in memory is bounded by how many they are, times that.
+static LARGE: Semaphore = Semaphore::const_new(64);
+
 /// A batch of this size is written without waiting for more, if nothing more has arrived.
 pub(super) const SMALL_BATCH: usize = 256 * 1024;
+/// The same where many upload at once.
+const LEAST_BATCH: usize = 64 * 1024;
 
 /// A file that is being written to, and the hash of all of it so far.
 pub(super) struct Sink {
     file: Arc<File>,
+    /// For messages.
+    at: PathBuf,
     disk: Arc<dyn Disk>,
     growth: Growth,
     pub(super) hasher: Hasher,
@@ -31,13 +41,14 @@ pub(super) struct Sink {
 impl Sink {
     pub(super) fn new(
         file: &File,
+        at: PathBuf,
         disk: &Arc<dyn Disk>,
         space: &Arc<Space>,
         hasher: Hasher,
         written: u64,
     ) -> io::Result<Sink> {
         let (file, disk) = (Arc::new(file.try_clone()?), Arc::clone(disk));
-        Ok(Sink { file, disk, growth: space.growth(), hasher, written })
+        Ok(Sink { file, at, disk, growth: space.growth(), hasher, written })
     }
 
     /// Writes and hashes a batch, each piece while it is in the cache.
@@ -46,7 +57,7 @@ impl Sink {
         self.growth.before(&self.file, self.written, len)?;
         for piece in batch {
             let len = piece.len() as u64;
-            self.disk.write(&self.file, &piece, self.written).at(|| path::UPLOADS.into())?;
+            self.disk.write(&self.file, &piece, self.written).at(|| self.at.clone())?;
             self.hasher.update(&piece);
             self.growth.after(self.written, len);
             self.written += len;
@@ -57,7 +68,7 @@ impl Sink {
     /// Cuts the file to what was written whole, so that no space stays reserved past its end: whoever
     /// sent this may never come back.
     fn cut(&self) -> layout::Result<()> {
-        self.disk.set_len(&self.file, self.written).at(|| path::UPLOADS.into())
+        self.disk.set_len(&self.file, self.written).at(|| self.at.clone())
     }
 }
 
@@ -72,7 +83,8 @@ pub(super) async fn receive<S>(sink: Sink, body: S) -> Result<Received>
 where
     S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
 {
-    let mut pump = Pump { idle: Some(sink), failed: None, job: None };
+    let mut pump =
+        Pump { idle: Some(sink), failed: None, job: None, large: LARGE.try_acquire().ok() };
     let poured = pump.pour(body).await;
     let sink = pump.settle().await?;
     let failed = pump.failed.take();
@@ -134,6 +146,8 @@ struct Pump {
     /// Why the last batch was not written whole: nothing is written after it.
     failed: Option<layout::Error>,
     job: Option<Job>,
+    /// Where there is none, batches are small.
+    large: Option<SemaphorePermit<'static>>,
 }
 
 impl Pump {
@@ -143,13 +157,15 @@ impl Pump {
         S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
     {
         let mut batch = Batch::default();
+        let (whole, small) =
+            if self.large.is_some() { (BATCH, SMALL_BATCH) } else { (LEAST_BATCH, LEAST_BATCH) };
         let ended = loop {
             if self.failed.is_some() {
                 return Ok(());
             }
             let next = match body.next().now_or_never() {
                 Some(next) => next,
-                None if !batch.is_empty() && (self.is_idle() || batch.length >= SMALL_BATCH) => {
+                None if !batch.is_empty() && (self.is_idle() || batch.length >= small) => {
                     self.write(batch.take()).await?;
                     continue;
                 }
@@ -158,7 +174,7 @@ impl Pump {
             match next {
                 Some(Ok(bytes)) => {
                     batch.add(bytes);
-                    if batch.length >= BATCH {
+                    if batch.length >= whole {
                         self.write(batch.take()).await?;
                     }
                 }
