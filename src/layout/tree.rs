@@ -69,7 +69,6 @@ impl Tree {
         let room = make::in_room(disk, root, path::ROOM)?;
         check_room(root, &room)?;
         check_version(disk, root, &room)?;
-        disk.sync_dir(root)?;
         Ok(room)
     }
 
