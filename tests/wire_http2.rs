@@ -18,6 +18,9 @@ use support::tls::{
 /// More than a few buffers, and far less than what an attack that works would take.
 const GROWTH: u64 = 32 * 1024 * 1024;
 
+/// More than the handshakes and answers take; an attack that goes on would take all there is.
+const BUSY: Duration = Duration::from_secs(10);
+
 /// Long enough for a loaded machine.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -30,10 +33,14 @@ struct Scene {
 
 impl Scene {
     fn new(patience: &str) -> Scene {
+        Scene::with(&[("STILLAGE_PATIENCE", patience)])
+    }
+
+    fn with(envs: &[(&str, &str)]) -> Scene {
         let dir = tempfile::tempdir().expect("a directory");
         let pair = Pair::new(dir.path());
         let args = [&pair.args()[..], &["--auth", "none", "--log-level", "warn"]].concat();
-        let registry = Registry::start_with_env(&args, &[("STILLAGE_PATIENCE", patience)]);
+        let registry = Registry::start_with_env(&args, envs);
         let curl = Curl::new(registry.addr(), &pair.certificate);
         Scene { _dir: dir, pair, registry, curl }
     }
@@ -46,6 +53,7 @@ impl Scene {
     /// another client is served in between.
     fn bears(&self, what: &str, attack: impl Fn(&mut Http2) -> io::Result<()>) {
         let before = process::memory(self.registry.pid());
+        let busy = process::processor_time(self.registry.pid());
         let ((), most) = process::most_memory_during(self.registry.pid(), || {
             for _ in 0..5 {
                 let begin = Instant::now();
@@ -57,8 +65,14 @@ impl Scene {
             }
         });
         let grown = most.saturating_sub(before);
-        support::measured(format!("memory held more during {what}: {} KiB", grown / 1024));
+        let busy = process::processor_time(self.registry.pid()) - busy;
+        support::measured(format!(
+            "{what}, five times: {} KiB held more, {:.2} s of processor time",
+            grown / 1024,
+            busy.as_secs_f64()
+        ));
         assert!(grown < GROWTH, "{what}: {grown} bytes more");
+        assert!(busy < BUSY, "{what}: {busy:?} of processor time");
     }
 }
 
@@ -126,6 +140,59 @@ fn http2() {
         }
         Ok(())
     });
+}
+
+/// DATA frames that hold nothing, of which none need be paid for with a window (RUSTSEC-2026-0258).
+#[test]
+fn http2_frames_without_content_are_not_kept() {
+    let scene = Scene::new("60");
+    let before = process::memory(scene.registry.pid());
+    let ((), most) = process::most_memory_during(scene.registry.pid(), || {
+        let post = Http2::head("POST", "/v2/a/blobs/uploads/");
+        let mut client = scene.connect();
+        client.send(HEADERS, END_HEADERS, 1, &post).expect("send");
+        let empty = Http2::frame(DATA, 0, 1, &[]).repeat(1000);
+        // The server may end this at any time; until then it keeps none of them.
+        for _ in 0..2000 {
+            if client.raw(&empty).is_err() {
+                break;
+            }
+        }
+        assert_eq!(scene.curl.status(&["--max-time", "10"], "/v2/"), "2 200");
+    });
+    let grown = most.saturating_sub(before);
+    support::measured(format!("two million empty frames: {} KiB held more", grown / 1024));
+    assert!(grown < GROWTH, "{grown} bytes more");
+}
+
+/// Each request counts as a connection does: one client cannot have more of them by asking on one.
+#[test]
+fn http2_requests_take_places() {
+    let scene = Scene::with(&[("STILLAGE_PATIENCE", "60"), ("STILLAGE_MAX_CONNECTIONS_EACH", "8")]);
+    let mut client = scene.connect();
+    let post =
+        Http2::head("POST", &format!("/v2/a/blobs/uploads/?digest=sha256:{}", "0".repeat(64)));
+    for number in 0..12 {
+        client.send(HEADERS, END_HEADERS, number * 2 + 1, &post).expect("send");
+    }
+    // Seven and the connection itself have places.
+    for _ in 7..12 {
+        let answer = loop {
+            let frame = client.next().expect("an answer");
+            if frame.kind == DATA {
+                break String::from_utf8_lossy(&frame.payload).into_owned();
+            }
+        };
+        assert!(answer.contains("TOOMANYREQUESTS"), "{answer}");
+    }
+    // Taken back, they are free again.
+    for number in 0..7 {
+        client.send(RST_STREAM, 0, number * 2 + 1, &8_u32.to_be_bytes()).expect("send");
+    }
+    client.settle().expect("settled");
+    client.get(101, "/v2/").expect("send");
+    let answer = client.until(DATA, 101).expect("an answer");
+    assert_eq!(answer.payload, b"{}", "{answer:?}");
 }
 
 #[test]

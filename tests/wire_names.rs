@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use support::Registry;
 use support::content::{Image, sha256};
@@ -44,6 +45,41 @@ fn percent_encoding() {
         let answer = client.send(put).expect_status(400);
         assert!(matches!(answer.code().as_str(), "UNSUPPORTED" | "DIGEST_INVALID"), "{answer:?}");
     }
+}
+
+/// However a name is written: who may not read it is told what strangers are told.
+#[test]
+fn percent_encoding_opens_nothing_that_is_closed() {
+    let registry = Registry::start(&["--auth", "none"]);
+    let image = Image::random(100);
+    for repo in ["team/private", "team/public"] {
+        registry.client().push_image(repo, "v1", &image);
+    }
+    let closed = registry.root().join("team/private");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("chmod");
+    // The same tree with logins, where anonymous may pull what others may read.
+    let gate = Registry::start_on(registry.root(), &["--auth", "pam", "--anonymous", "pull"]);
+    let token = gate.client().token("", "", &["repository:team/private:pull"]).expect("a token");
+    let both = "repository:team/public:pull";
+    let public = gate.client().token("", "", &[both]).expect("a token");
+    for (token, expected) in [(&token, 401), (&public, 401)] {
+        let client = gate.client().with_authorization(format!("Bearer {token}"));
+        for name in [
+            "team/private",
+            "team/privat%65",
+            "team%2Fprivate",
+            "team%2fprivat%65",
+            "%74%65%61%6d/private",
+        ] {
+            for rest in ["manifests/v1", "tags/list", &format!("blobs/{}", sha256(&image.config))] {
+                let path = format!("/v2/{name}/{rest}");
+                client.get(&path).expect_status(expected);
+            }
+        }
+    }
+    let client = gate.client().with_authorization(format!("Bearer {public}"));
+    let same = client.get("/v2/team%2Fpubli%63/manifests/v1").expect_status(200);
+    assert_eq!(same.body, image.manifest);
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn forwarded_with_an_external_url() {
 }
 
 #[test]
-fn locations_are_relative() {
+fn forwarded_or_not_locations_are_relative() {
     let registry = Registry::start(&["--auth", "none"]);
     let headers = [("X-Forwarded-Host", "evil.example"), ("X-Forwarded-Proto", "https")];
     let begin = headers

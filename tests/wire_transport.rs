@@ -243,7 +243,7 @@ fn headers() {
 }
 
 #[test]
-fn an_early_refusal_arrives_and_the_body_is_not_read() {
+fn smuggling_an_early_refusal_closes_the_connection() {
     let registry = Registry::start(&["--auth", "pam"]);
     let client = registry.client();
     let zeros = vec![0; 64 * 1024];

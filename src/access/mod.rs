@@ -44,7 +44,8 @@ pub fn permissions(level: &Level) -> Permissions {
     Permissions { owner: level.uid, group: level.gid, mode: level.mode, acl }
 }
 
-fn entries(acl: &Acl) -> Vec<Entry> {
+/// An ACL's entries, for the deciding function.
+pub fn entries(acl: &Acl) -> Vec<Entry> {
     let entry = |whom, bits| Entry { whom, bits };
     let entries = acl.entries.iter().map(|found| match found.tag {
         AclTag::Owner => entry(Whom::Owner, found.bits),

@@ -11,6 +11,8 @@ mod bounded;
 mod credentials;
 mod descendants;
 mod frame;
+#[doc(hidden)]
+pub mod fuzz;
 mod gate;
 mod keys;
 mod login;

@@ -32,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) const MAX_TOKEN: usize = 16 << 10;
 
 /// base64url of `{"typ":"JWT","alg":"HS256"}`.
-const HEADER: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9";
+pub(super) const HEADER: &str = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9";
 
 /// A token for a client, with what `/token` says about it.
 #[derive(Debug, Clone)]
@@ -256,6 +256,13 @@ fn has_signed(keys: &SigningKeys, now: SystemTime, signed: &[u8], by: &[u8]) -> 
     // `verify_slice` compares in constant time.
     let mut both = std::iter::once(&keys.current).chain(previous);
     both.any(|key| mac(key, signed).verify_slice(by).is_ok())
+}
+
+/// What a key makes of signed bytes.
+pub(super) fn signature(secret: &[u8; 32], signed: &[u8]) -> [u8; 32] {
+    let mut mac = keyed(secret);
+    mac.update(signed);
+    mac.finalize().into_bytes().into()
 }
 
 /// HMAC-SHA256 with a key of 32 bytes.

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, stream};
 use rustix::fs::Mode;
@@ -12,10 +14,18 @@ use stillage::access;
 use stillage::auth::Auth;
 use stillage::config::{Certificate, Serve, ServeArgs};
 use stillage::http::{self, Own, Server, Tls};
+use stillage::layout::{RealDisk, Tree};
 use stillage::registry::Registry;
+use stillage::upkeep::gc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Outcome, misused};
+
+/// No more descriptors than this are kept back for files, however many there may be.
+const FILES: u64 = 16 * 1024;
+
+/// How long the server sleeps before it looks again at when the last collection was.
+const LOOK_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 /// Serves until it is told to stop.
 pub(crate) fn run(args: ServeArgs) -> Outcome {
@@ -23,7 +33,7 @@ pub(crate) fn run(args: ServeArgs) -> Outcome {
         Ok(settings) => settings,
         Err(error) => return Ok(misused(&error)),
     };
-    raise_file_limit();
+    let settings = within_file_limit(settings);
     // Every file and directory is made with the mode that it is to have.
     rustix::process::umask(Mode::empty());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -45,7 +55,32 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
     report(&settings, &server, own.as_ref())?;
     tokio::spawn(sweeper);
+    collect(&settings)?;
     server.run(Box::pin(stop)).await;
+    Ok(())
+}
+
+/// Collects garbage again and again, in a thread of its own, which ends with the process: a collection
+/// may be cut short anywhere.
+fn collect(settings: &Serve) -> Result<(), Box<dyn Error>> {
+    let Some(every) = settings.gc_every else { return Ok(()) };
+    let tree = Tree::open(&settings.root, Arc::new(RealDisk))?;
+    let (options, earliest) = (settings.gc.clone(), SystemTime::now() + settings.gc_delay);
+    let collect = move || {
+        let mut tried = None;
+        loop {
+            // Somebody else may collect meanwhile.
+            let due = gc::next(&tree, every, earliest, tried);
+            match due.duration_since(SystemTime::now()) {
+                Ok(left) if !left.is_zero() => std::thread::sleep(left.min(LOOK_AGAIN)),
+                _ => {
+                    super::gc::logged(&tree, &options);
+                    tried = Some(SystemTime::now());
+                }
+            }
+        }
+    };
+    std::thread::Builder::new().name("gc".to_owned()).spawn(collect)?;
     Ok(())
 }
 
@@ -106,8 +141,23 @@ fn told_to_stop() -> io::Result<impl Stream<Item = ()>> {
 
 /// Every connection and every download holds a file open; the soft limit of most systems is made
 /// for programs that do not.
-fn raise_file_limit() {
+///
+/// A quarter of the descriptors is kept back for files, and no more than are of use: where a
+/// connection took the last one, nobody's blob could be opened any more.
+fn within_file_limit(mut settings: Serve) -> Serve {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let _ = setrlimit(Resource::Nofile, raised);
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let Some(limit) = limit else { return settings };
+    let left = limit.saturating_sub((limit / 4).clamp(64, FILES));
+    // An eighth is for those who are told that there is no place.
+    let most = usize::try_from(left - left / 8).unwrap_or(usize::MAX).max(1);
+    if settings.http.connections > most {
+        tracing::info!(most, "the limit of open files leaves room for so many connections");
+        settings.http.connections = most;
+    }
+    settings
 }

@@ -55,7 +55,7 @@ impl Visit {
             let text = format!("bytes {first}-{last}/{size}");
             response.headers_mut().insert(CONTENT_RANGE, value(text));
         }
-        *response.body_mut() = body::of_blob(blob, first, len);
+        *response.body_mut() = body::of_blob(blob, first, len, &self.app.memory);
         Ok(response)
     }
 

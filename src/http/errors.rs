@@ -86,6 +86,14 @@ pub(super) enum Refusal {
     Body(String),
     #[error("the body stopped coming: nothing arrived for {} seconds", .0.as_secs())]
     Stalled(Duration),
+    #[error("the body comes too slowly: fewer than {0} bytes a second")]
+    Slow(u64),
+    #[error("the server has as many connections as it can serve: try again")]
+    Crowded,
+    #[error("there are too many connections from your address: close some, or try again")]
+    CrowdedAddress,
+    #[error("the server has more in hand than it can do at once: try again")]
+    Overloaded,
 }
 
 impl From<RouteError> for Failure {
@@ -164,11 +172,20 @@ fn of_refusal(refusal: Refusal) -> Problem {
         Refusal::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
         Refusal::Head(wrong) => (of_head(wrong), Code::Unsupported),
         Refusal::Body(_) | Refusal::Chunks => (bad, Code::BlobUploadInvalid),
-        Refusal::Stalled(_) => (StatusCode::REQUEST_TIMEOUT, Code::BlobUploadInvalid),
+        Refusal::Stalled(_) | Refusal::Slow(_) => {
+            (StatusCode::REQUEST_TIMEOUT, Code::BlobUploadInvalid)
+        }
+        Refusal::Crowded | Refusal::Overloaded => {
+            (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
+        }
+        Refusal::CrowdedAddress => (StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests),
     };
     let problem = Problem::new(status, code, &refusal);
     match refusal {
         Refusal::Range { size } => problem.header(CONTENT_RANGE, value(format!("bytes */{size}"))),
+        Refusal::Crowded | Refusal::CrowdedAddress | Refusal::Overloaded => {
+            problem.header(RETRY_AFTER, value("5"))
+        }
         _ => problem,
     }
 }
@@ -280,6 +297,10 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
             let text = "somebody put files into this repository that you may not read: ask them, or \
                 an administrator, to let you";
             Problem::new(StatusCode::FORBIDDEN, Code::Denied, text)
+        }
+        Error::Overloaded => {
+            tracing::warn!("a request waited too long for a thread");
+            later("the server has more in hand than it can do at once: try again")
         }
         Error::Moved(_) => Problem::new(StatusCode::CONFLICT, Code::NameUnknown, &error),
         Error::Busy { path } => {

@@ -89,6 +89,11 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (Refusal::from(Wrong::TooManyLines).into(), 431, Code::Unsupported),
         (Refusal::from(Wrong::Version("HTTP/3.7".into())).into(), 505, Code::Unsupported),
         (Refusal::Stalled(wait).into(), 408, Code::BlobUploadInvalid),
+        (Refusal::Slow(1).into(), 408, Code::BlobUploadInvalid),
+        (Refusal::Crowded.into(), 503, Code::Unavailable),
+        (Refusal::Overloaded.into(), 503, Code::Unavailable),
+        (Refusal::CrowdedAddress.into(), 429, Code::TooManyRequests),
+        (registry::Error::Overloaded.into(), 503, Code::Unavailable),
         (
             Failure::Unauthorized { challenge: "Bearer".into(), message: "x".into() },
             401,

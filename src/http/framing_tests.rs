@@ -93,6 +93,7 @@ fn a_request_line_has_three_parts() {
         ("G\u{e4}T / HTTP/1.1\r\n", Wrong::RequestLine),
         ("GET / http/1.1\r\n", Wrong::RequestLine),
         ("GET /a\tb HTTP/1.1\r\n", Wrong::Target),
+        ("GET /a#b HTTP/1.1\r\n", Wrong::Target),
         ("GET http:// HTTP/1.1\r\n", Wrong::Target),
         ("PRI * HTTP/2.0\r\n", Wrong::Version("HTTP/2.0".to_owned())),
         ("GET / HTTP/1.2\r\n", Wrong::Version("HTTP/1.2".to_owned())),

@@ -202,7 +202,8 @@ fn request_line(line: &[u8]) -> Result<(Method, Uri, bool), Wrong> {
     if target.len() > MAX_TARGET {
         return Err(Wrong::TargetTooLong);
     }
-    if target.contains(&b'\t') {
+    // A fragment is never sent (RFC 9112, 3.2), and readers differ in what they make of one.
+    if target.contains(&b'\t') || target.contains(&b'#') {
         return Err(Wrong::Target);
     }
     let target = Uri::try_from(target).map_err(|_| Wrong::Target)?;

@@ -9,8 +9,8 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use super::head::{MAX_HEAD, MAX_LINES, MAX_TARGET, Wrong};
+use super::places::Place;
 
 /// How many requests one connection may have at once. Each may hold a piece of a blob in memory.
 const STREAMS: u32 = 32;
@@ -38,8 +39,16 @@ const MAX_HEADERS: u32 = 128 * 1024;
 const TAKEN_BACK: u64 = 200;
 
 tokio::task_local! {
-    /// Whether the present stream has its answer, so that only the client can make it wait.
-    static ANSWERED: Arc<AtomicBool>;
+    static PRESENT: Arc<Present>;
+}
+
+/// The present stream.
+#[derive(Debug, Default)]
+struct Present {
+    /// Whether it has its answer, so that only the client can make it wait.
+    answered: AtomicBool,
+    /// Its place among all requests.
+    place: OnceLock<Place>,
 }
 
 /// The streams of one connection.
@@ -93,7 +102,7 @@ impl Streams {
         let mut asked = Asked { inner: &self.inner, answered: false };
         let response = answer.await;
         asked.answered = true;
-        let _ = ANSWERED.try_with(|answered| answered.store(true, Ordering::Relaxed));
+        let _ = PRESENT.try_with(|present| present.answered.store(true, Ordering::Relaxed));
         Ok(response)
     }
 
@@ -168,11 +177,12 @@ impl Drop for Open {
 ///
 /// A stream is woken when the client has room for more, after each piece of a blob (256 KB).
 async fn patient(stream: impl Future<Output = ()>, patience: Duration) {
-    let answered = Arc::new(AtomicBool::new(false));
-    let mut stream = pin!(ANSWERED.scope(Arc::clone(&answered), stream));
+    let present = Arc::new(Present::default());
+    let mut stream = pin!(PRESENT.scope(Arc::clone(&present), stream));
     let mut limit = pin!(sleep(patience));
     poll_fn(|cx| {
-        let is_over = limit.as_mut().poll(cx).is_ready() && answered.load(Ordering::Relaxed);
+        let is_over =
+            limit.as_mut().poll(cx).is_ready() && present.answered.load(Ordering::Relaxed);
         if stream.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
@@ -203,6 +213,11 @@ pub(super) fn check(request: &Request<Incoming>) -> Result<(), Wrong> {
     }
 }
 
+/// Keeps a place until the present stream is over: its answer has to be sent, too.
+pub(super) fn keep(place: Place) {
+    let _ = PRESENT.try_with(|present| present.place.set(place));
+}
+
 /// The request with a body of the common type.
 pub(super) fn plain(request: Request<Incoming>) -> Request<Body> {
     request.map(Body::new)
@@ -220,7 +235,7 @@ mod tests {
         let begin = Instant::now();
         let answered = async {
             sleep(PATIENCE * 2).await;
-            ANSWERED.with(|answered| answered.store(true, Ordering::Relaxed));
+            PRESENT.with(|present| present.answered.store(true, Ordering::Relaxed));
             // Taken slowly, then not at all.
             for _ in 0..3 {
                 sleep(PATIENCE / 2).await;

@@ -56,7 +56,7 @@ impl Visit {
         if self.content_length()?.is_some_and(|len| len > MAX_MANIFEST as u64) {
             return Err(Refusal::ManifestTooLarge.into());
         }
-        let body = self.upload(repo, body).collect(MAX_MANIFEST).await;
+        let body = self.upload(repo, body).collect(MAX_MANIFEST, &self.app.memory).await;
         let bytes = body.map_err(|error| errors::body(&error))?;
         let push = Push {
             reference: reference.clone(),

@@ -25,6 +25,8 @@ mod encoding;
 mod errors;
 mod faults;
 mod framing;
+#[doc(hidden)]
+pub mod fuzz;
 mod gate;
 mod head;
 mod http2;
@@ -32,7 +34,9 @@ mod keys;
 mod lists;
 mod log;
 mod manifests;
+mod memory;
 mod origin;
+mod places;
 mod reply;
 pub mod route;
 mod server;
@@ -46,9 +50,10 @@ mod visit;
 use errors::{Failure, Refusal};
 pub use keys::token_keys;
 use log::Record;
+use memory::Memory;
 use origin::Origin;
 pub use origin::{BaseUrl, Network};
-use route::{Action, RouteError};
+use route::{Action, Deed, RouteError};
 pub use server::Server;
 pub use tls::{KeyFiles, Own, OwnError, Tls, TlsError};
 use visit::Visit;
@@ -67,8 +72,12 @@ pub struct Settings {
     /// How long a client may keep us waiting: for a request's head, for more of its body, or for
     /// room to send it more of an answer.
     pub patience: Duration,
-    /// How many connections are served at once; others wait.
+    /// How many connections are served at once; others are told to come again. Files that are
+    /// open take descriptors too: no more than those leave.
     pub connections: usize,
+    /// How many connections one client may have: an IPv4 address, or an IPv6 network of one link.
+    /// A quarter of all, unless said otherwise.
+    pub connections_each: Option<usize>,
     /// How long requests in flight may take to finish after the server was told to stop.
     pub farewell: Duration,
 }
@@ -81,7 +90,8 @@ impl Default for Settings {
             tls: None,
             open: false,
             patience: Duration::from_secs(60),
-            connections: 4096,
+            connections: 16 * 1024,
+            connections_each: None,
             farewell: Duration::from_secs(30),
         }
     }
@@ -92,6 +102,7 @@ pub(crate) struct App {
     registry: Registry,
     auth: Auth,
     settings: Settings,
+    memory: Arc<Memory>,
 }
 
 impl App {
@@ -104,6 +115,10 @@ impl App {
             Ok(action) => {
                 let outcome =
                     Arc::clone(&self).act(&request, body, peer, &action, &mut record).await;
+                let outcome = match outcome {
+                    Ok(response) => self.memory.count(response).await.map_err(Failure::from),
+                    failed => failed,
+                };
                 let response = outcome.unwrap_or_else(|failure| match &action {
                     Action::Repo(repo, _) => failure.into_response(Some(repo)),
                     _ => failure.into_response(None),
@@ -181,10 +196,24 @@ impl App {
         let (client, headers) = (origin.client, request.headers.clone());
         let request = origin.request.clone();
         let visit = Visit { app: self, caller, permit, client, request, headers };
+        let app = Arc::clone(&visit.app);
+        let _turn = if makes_a_document(action) { Some(app.memory.turn().await?) } else { None };
         match action {
             Action::Catalog(page) => visit.catalog(page).await,
             Action::Repo(repo, deed) => gate::alike(visit.perform(repo, deed, body).await, action),
             _ => Ok(reply::json(StatusCode::OK, &serde_json::json!({}))),
         }
+    }
+}
+
+/// Whether the answer is a document that is made in memory, and may be large.
+fn makes_a_document(action: &Action) -> bool {
+    match action {
+        Action::Catalog(_) => true,
+        Action::Repo(_, deed) => matches!(
+            deed,
+            Deed::ReadManifest { head: false, .. } | Deed::Tags(_) | Deed::Referrers { .. }
+        ),
+        _ => false,
     }
 }

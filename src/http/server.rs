@@ -9,13 +9,23 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
+use super::errors::Refusal;
 use super::faults::Fault;
+use super::places::Places;
 use super::speak::Connection;
 use super::{App, Settings};
 use crate::auth::Auth;
 use crate::registry::Registry;
+
+/// So many connections without a place are told so at once; any more are closed. There are also no
+/// more of them than an eighth of those with one: each takes a descriptor.
+const AT_THE_DOOR: usize = 256;
+
+/// How often the log may say that some were turned away.
+const SAID: Duration = Duration::from_secs(60);
 
 /// A listener with a registry behind it.
 pub struct Server {
@@ -32,7 +42,7 @@ impl Server {
         settings: Settings,
     ) -> io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
-        let app = Arc::new(App { registry, auth, settings });
+        let app = Arc::new(App { registry, auth, settings, memory: Arc::default() });
         Ok(Server { listener, app })
     }
 
@@ -50,42 +60,38 @@ impl Server {
     /// finish until [`Settings::farewell`] is over or `stop` yields again.
     pub async fn run(self, mut stop: impl Stream<Item = ()> + Unpin) {
         let Server { listener, app } = self;
-        let places = Arc::new(Semaphore::new(app.settings.connections));
+        let Settings { connections, connections_each, trusted_proxies, .. } = &app.settings;
+        let each = connections_each.unwrap_or(connections.div_ceil(4));
+        let places = Places::new(*connections, each, trusted_proxies.clone());
+        let mut door = Door::new((connections / 8).clamp(1, AT_THE_DOOR));
         let (stopping, stopped) = watch::channel(false);
         loop {
-            let accepted = tokio::select! {
-                accepted = accept(&listener, &places) => accepted,
+            let (stream, peer) = tokio::select! {
+                accepted = accept(&listener) => accepted,
                 _ = stop.next() => break,
             };
-            let (stream, peer, place) = accepted;
-            let connection = Connection::new(Arc::clone(&app), peer, stopped.clone(), place);
-            tokio::spawn(connection.serve(stream));
+            let connection = Connection::new(Arc::clone(&app), peer, stopped.clone());
+            match places.take(peer.ip()) {
+                Ok(place) => drop(tokio::spawn(connection.serve(stream, place))),
+                Err(full) => door.turn_away(connection, stream, full),
+            }
         }
         drop(listener);
         let _ = stopping.send(true);
         tracing::info!("stopping: requests in flight may finish");
-        let all = u32::try_from(app.settings.connections).unwrap_or(u32::MAX);
         tokio::select! {
-            _ = places.acquire_many(all) => {}
+            () = places.all_free() => {}
             () = tokio::time::sleep(app.settings.farewell) => tracing::warn!("some requests were cut off"),
             _ = stop.next() => tracing::warn!("told twice: some requests were cut off"),
         }
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     let mut told = false;
     loop {
-        let Ok(place) = Arc::clone(places).acquire_owned().await else {
-            // Nobody closes the semaphore.
-            std::future::pending::<()>().await;
-            continue;
-        };
         match listener.accept().await {
-            Ok((stream, peer)) => return (stream, peer, place),
+            Ok(accepted) => return accepted,
             Err(error) => {
                 // Once, until one is accepted again: the log may lie on the disk that is full.
                 if !std::mem::replace(&mut told, true) {
@@ -103,4 +109,32 @@ fn refused(error: &io::Error) {
     let fault = errno.and_then(|errno| Fault::of(errno, Path::new("the listener")));
     let mend = fault.map_or_else(String::new, |fault| fault.mend);
     tracing::error!(%error, ?mend, "no connection is accepted at present");
+}
+
+/// Where those wait who have no place.
+struct Door {
+    room: Arc<Semaphore>,
+    turned_away: u64,
+    said: Option<Instant>,
+}
+
+impl Door {
+    fn new(room: usize) -> Door {
+        Door { room: Arc::new(Semaphore::new(room)), turned_away: 0, said: None }
+    }
+
+    fn turn_away(&mut self, connection: Connection, stream: TcpStream, full: Refusal) {
+        self.turned_away += 1;
+        if self.said.is_none_or(|said| said.elapsed() >= SAID) {
+            let (why, peer, count) = (full.to_string(), connection.peer(), self.turned_away);
+            tracing::warn!(%peer, count, "connections are turned away: {why}");
+            (self.said, self.turned_away) = (Some(Instant::now()), 0);
+        }
+        if let Ok(room) = Arc::clone(&self.room).try_acquire_owned() {
+            tokio::spawn(async move {
+                connection.turn_away(stream, full).await;
+                drop(room);
+            });
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use http::header::CONNECTION;
 use http::{HeaderValue, Request};
@@ -12,9 +13,10 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -23,11 +25,21 @@ use super::conn::Socket;
 use super::errors::Refusal;
 use super::head::{MAX_HEAD, MAX_LINES};
 use super::http2::{self, Streams};
+use super::places::Place;
 use super::strict::Strict;
 use super::tls::{HTTP2, Tls};
 
-/// hyper's buffers: large, because an upload is hashed and written in pieces of what one read gives.
-const BUFFER: usize = 1024 * 1024;
+/// hyper's buffers, of which an idle connection keeps one as large as it needed last. An upload is
+/// hashed and written in pieces of what one read gives.
+const BUFFER: usize = 256 * 1024;
+
+/// How much of an answer the kernel takes that it cannot send yet. By itself it takes megabytes, and
+/// says that there is room again only when a third of them is gone: a client that takes 20 KB a
+/// second would seem to take nothing for a minute, and be cut off.
+const UNSENT: u32 = 128 * 1024;
+
+/// How long a connection that has no place may take to hear it.
+const AT_THE_DOOR: Duration = Duration::from_secs(5);
 
 /// The first byte of a TLS handshake; no HTTP method begins with it.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -36,12 +48,11 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const NO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Content-Length: 49\r\nConnection: close\r\n\r\nThis server speaks HTTP; the client speaks TLS.\r\n";
 
-/// One client's connection and its place among them all.
+/// One client's connection.
 pub(super) struct Connection {
     app: Arc<App>,
     peer: SocketAddr,
     stopped: watch::Receiver<bool>,
-    _place: OwnedSemaphorePermit,
 }
 
 impl Connection {
@@ -49,21 +60,34 @@ impl Connection {
         app: Arc<App>,
         peer: SocketAddr,
         stopped: watch::Receiver<bool>,
-        place: OwnedSemaphorePermit,
     ) -> Connection {
-        Connection { app, peer, stopped, _place: place }
+        Connection { app, peer, stopped }
     }
 
-    /// Serves requests until either side ends the connection.
-    pub(super) async fn serve(self, stream: TcpStream) {
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Tells a client that there is no place for it, and closes. One that expects TLS is not told:
+    /// a handshake would cost more than many a request.
+    pub(super) async fn turn_away(self, stream: TcpStream, full: Refusal) {
+        if self.app.settings.tls.is_none() {
+            let talk = self.http1(Socket::new(stream, AT_THE_DOOR), Some(full));
+            let _ = tokio::time::timeout(AT_THE_DOOR, talk).await;
+        }
+    }
+
+    /// Serves requests until either side ends the connection, which then gives its place back.
+    pub(super) async fn serve(self, stream: TcpStream, place: Place) {
         // Answers are written whole; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
+        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
         let speaks_tls = tokio::select! {
             speaks_tls = self.speaks_tls(&stream) => speaks_tls,
             () = self.told() => return,
         };
         match (speaks_tls, self.app.settings.tls.clone()) {
-            (Ok(true), Some(tls)) => self.tls(&tls, stream).await,
+            (Ok(true), Some(tls)) => self.tls(&tls, stream, &place).await,
             (Ok(false), None) => self.http1(self.socket(stream), None).await,
             (Ok(false), Some(_)) => {
                 self.http1(self.socket(stream), Some(Refusal::NeedsTls)).await;
@@ -95,7 +119,7 @@ impl Connection {
     }
 
     /// A handshake, then the protocol that the client chose in it.
-    async fn tls(self, tls: &Tls, stream: TcpStream) {
+    async fn tls(self, tls: &Tls, stream: TcpStream, place: &Place) {
         let acceptor = TlsAcceptor::from(tls.current().await);
         let handshake = tokio::time::timeout(self.app.settings.patience, acceptor.accept(stream));
         let stream = tokio::select! {
@@ -107,7 +131,7 @@ impl Connection {
             () = self.told() => return,
         };
         if stream.get_ref().1.alpn_protocol() == Some(HTTP2) {
-            self.http2(self.socket(stream)).await;
+            self.http2(self.socket(stream), place).await;
         } else {
             self.http1(self.socket(stream), None).await;
         }
@@ -160,17 +184,23 @@ impl Connection {
         }
     }
 
-    async fn http2(&self, socket: Socket<TlsStream<TcpStream>>) {
+    /// HTTP/2: every request takes a place of its own, as it would on a connection of its own.
+    async fn http2(&self, socket: Socket<TlsStream<TcpStream>>, place: &Place) {
         let patience = self.app.settings.patience;
         let streams = Streams::new(patience);
         let peer = self.peer.ip().to_canonical();
         let service = service_fn(|request: Request<Incoming>| {
             let (app, streams) = (Arc::clone(&self.app), streams.clone());
+            let place = place.another(peer);
             async move {
                 let answer = async {
-                    match http2::check(&request) {
-                        Ok(()) => app.answer(http2::plain(request), peer).await,
-                        Err(wrong) => app.refuse(&request.into_parts().0, wrong.into(), peer),
+                    let checked = http2::check(&request).map_err(Refusal::from);
+                    match checked.and(place) {
+                        Ok(place) => {
+                            http2::keep(place);
+                            app.answer(http2::plain(request), peer).await
+                        }
+                        Err(refusal) => app.refuse(&request.into_parts().0, refusal, peer),
                     }
                 };
                 streams.answer(answer).await

@@ -119,7 +119,7 @@ impl Form {
             let text = "must be application/x-www-form-urlencoded".to_owned();
             return Err(Refusal::Form(text).into());
         }
-        let body = Upload::new(body, app.settings.patience).collect(MAX_FORM).await;
+        let body = Upload::new(body, app.settings.patience).collect(MAX_FORM, &app.memory).await;
         let bytes = body.map_err(|error| errors::body(&error))?;
         let bytes = bytes.ok_or(Refusal::FormTooLarge(MAX_FORM))?;
         let text = str::from_utf8(&bytes).map_err(|_| Refusal::Form("is not UTF-8".to_owned()))?;

@@ -4,6 +4,7 @@
 //! and open every state in which a crash could have left the files. Owners, modes and ACLs do not
 //! pass: no crash rule depends on them.
 
+use std::ffi::CStr;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -47,6 +48,15 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn unlink(&self, dir: &Dir, name: &str) -> Result<()>;
     /// rmdir(2).
     fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()>;
+    /// symlink(2); the name must be free.
+    fn symlink(&self, target: &CStr, dir: &Dir, name: &str) -> Result<()> {
+        fs::symlinkat(target, dir, name).at(|| dir.at(name))
+    }
+    /// syncfs(2): whatever was done so far on the file system of `dir`, by whomever, becomes durable,
+    /// names and content. An error may be about anybody's file.
+    fn sync_all(&self, dir: &Dir) -> Result<()> {
+        fs::syncfs(dir).at(|| dir.path().to_owned())
+    }
 }
 
 /// The file system itself.

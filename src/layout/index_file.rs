@@ -15,7 +15,7 @@ use super::version::Version;
 use crate::oci::Index;
 
 /// The largest index.json that is read: ten times what 100,000 tags need.
-const MAX_INDEX: u64 = 256 * 1024 * 1024;
+pub const MAX_INDEX: u64 = 256 * 1024 * 1024;
 
 /// An index.json that does not parse and is younger than this is being written by another tool:
 /// skopeo truncates it in place.

@@ -101,6 +101,9 @@ pub enum Error {
         /// The lock's file.
         path: PathBuf,
     },
+    /// There was no thread for it for too long. Nothing was done.
+    #[error("the server has more to do than it can: try again")]
+    Overloaded,
     /// The repository's directory was moved or replaced meanwhile.
     #[error("the repository {0} was moved or replaced meanwhile: push again")]
     Moved(RepoName),

@@ -11,7 +11,7 @@ use crate::layout::blobs::Presence;
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::{self, Record};
 use crate::layout::{
-    self, Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, notes, path, trash,
+    self, At, Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, notes, path, trash,
 };
 use crate::oci::{Algorithm, Change, Digest, Index, Reference, RepoName, What};
 
@@ -216,6 +216,7 @@ impl<'a> Group<'a> {
         if state.durable.as_ref().is_some_and(|d| d.dir == dir && d.stamp == last.stamp) {
             return Ok(());
         }
+        self.layout_file(state, dir)?;
         let blobs = self.sync_names(state, dir)?;
         let sync = |source: std::io::Error| layout::Error::Io {
             path: self.dir.at(path::INDEX),
@@ -244,14 +245,29 @@ impl<'a> Group<'a> {
         };
         let records: Vec<Record> = self.changes.iter().map(record).collect();
         journal::append(disk, self.dir, &records)?;
-        if self.dir.stat_name(path::OCI_LAYOUT)?.is_none() {
-            let bytes = path::OCI_LAYOUT_BYTES;
-            durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
-        }
+        self.layout_file(state, dir)?;
         let blobs = self.sync_names(state, dir)?;
         let file = durable::replace(disk, self.dir, path::INDEX, &bytes, Purpose::Public)?;
         let index = Arc::clone(&self.index);
         Ok((Arc::new(IndexFile::written(self.dir, index, stamp, file)?), blobs))
+    }
+
+    /// `oci-layout` is there, and what it says is durable: another tool may have made it a moment ago.
+    fn layout_file(&self, state: &State, dir: DirId) -> Result<()> {
+        let disk = &*self.inner.tree.disk;
+        let known = state.durable.as_ref().is_some_and(|durable| durable.dir == dir);
+        match self.dir.stat_name(path::OCI_LAYOUT)? {
+            None => {
+                let bytes = path::OCI_LAYOUT_BYTES;
+                durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
+            }
+            Some(found) if !known && layout::is_regular(&found) => {
+                let file = self.dir.file(path::OCI_LAYOUT)?;
+                disk.sync(&file).at(|| self.dir.at(path::OCI_LAYOUT))?;
+            }
+            Some(_) => {}
+        }
+        Ok(())
     }
 
     /// The names of blobs become durable before a manifest that needs them can be seen; and, the

@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 pub use blobs::{BlobInfo, OpenBlob};
 pub use error::{Error, Result};
 pub use lists::Page;
@@ -43,6 +45,9 @@ use crate::layout::rights::{Rights, Way};
 use crate::layout::space::Space;
 use crate::layout::{self, Account, Disk, KeyFile, OwnCertificate, RealDisk, Tree};
 use crate::oci::{Digest, RepoName};
+
+/// How much work blocks at once: half of the threads that tokio makes for it.
+const THREADS: usize = 256;
 
 /// What an administrator may choose.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +138,8 @@ struct Inner {
     hashes: uploads::Hashes,
     turns: blobs::Turns,
     slots: Arc<slots::Slots>,
+    /// Turns for work that blocks. Commits and bodies have threads besides.
+    threads: Arc<Semaphore>,
     space: Arc<Space>,
     knowledge: Mutex<HashMap<RepoName, Arc<Mutex<Knowledge>>>>,
 }
@@ -148,6 +155,7 @@ impl Registry {
         let tree = Tree::open(root, disk)?;
         let inner = Inner {
             slots: Arc::new(slots::Slots::new(settings.max_uploads)),
+            threads: Arc::new(Semaphore::new(THREADS)),
             space: Arc::new(Space::new(&tree, settings.min_free)),
             tree,
             settings,
@@ -209,13 +217,22 @@ impl Registry {
         .await
     }
 
-    /// Runs file work where it may block.
+    /// Runs file work where it may block. A few hundred do so at once; others wait for their turn,
+    /// in their order, and not for ever.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = Arc::clone(&self.inner);
-        match tokio::task::spawn_blocking(move || work(&inner)).await {
+        let turn = Arc::clone(&inner.threads).acquire_owned();
+        let turn = tokio::time::timeout(inner.settings.lock_wait, turn).await;
+        let turn = turn.map_err(|_| Error::Overloaded)?;
+        let work = move || {
+            // Whoever asked may go away; the thread is taken until the work is done.
+            let _turn = turn;
+            work(&inner)
+        };
+        match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => {
                 tracing::error!(%error, "a deed ended without an answer");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, StreamExt};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Error, Result};
 use crate::layout::space::{Growth, Space};
@@ -17,8 +18,14 @@ use crate::oci::Hasher;
 /// Bytes are written and hashed in batches of about this size.
 const BATCH: usize = 1024 * 1024;
 
+/// So many uploads at once may gather whole batches. The others write what came as soon as it is
+/// [`SMALL_BATCH`]: what all of them hold in memory is bounded by how many they are, times that.
+static LARGE: Semaphore = Semaphore::const_new(64);
+
 /// A batch of this size is written without waiting for more, if nothing more has arrived.
 pub(super) const SMALL_BATCH: usize = 256 * 1024;
+/// The same where many upload at once.
+const LEAST_BATCH: usize = 64 * 1024;
 
 /// A file that is being written to, and the hash of all of it so far.
 pub(super) struct Sink {
@@ -76,7 +83,8 @@ pub(super) async fn receive<S>(sink: Sink, body: S) -> Result<Received>
 where
     S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
 {
-    let mut pump = Pump { idle: Some(sink), failed: None, job: None };
+    let mut pump =
+        Pump { idle: Some(sink), failed: None, job: None, large: LARGE.try_acquire().ok() };
     let poured = pump.pour(body).await;
     let sink = pump.settle().await?;
     let failed = pump.failed.take();
@@ -138,6 +146,8 @@ struct Pump {
     /// Why the last batch was not written whole: nothing is written after it.
     failed: Option<layout::Error>,
     job: Option<Job>,
+    /// Where there is none, batches are small.
+    large: Option<SemaphorePermit<'static>>,
 }
 
 impl Pump {
@@ -147,13 +157,15 @@ impl Pump {
         S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
     {
         let mut batch = Batch::default();
+        let (whole, small) =
+            if self.large.is_some() { (BATCH, SMALL_BATCH) } else { (LEAST_BATCH, LEAST_BATCH) };
         let ended = loop {
             if self.failed.is_some() {
                 return Ok(());
             }
             let next = match body.next().now_or_never() {
                 Some(next) => next,
-                None if !batch.is_empty() && (self.is_idle() || batch.length >= SMALL_BATCH) => {
+                None if !batch.is_empty() && (self.is_idle() || batch.length >= small) => {
                     self.write(batch.take()).await?;
                     continue;
                 }
@@ -162,7 +174,7 @@ impl Pump {
             match next {
                 Some(Ok(bytes)) => {
                     batch.add(bytes);
-                    if batch.length >= BATCH {
+                    if batch.length >= whole {
                         self.write(batch.take()).await?;
                     }
                 }

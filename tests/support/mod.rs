@@ -12,10 +12,14 @@
 //! - [`account`]: a system account with a password, for as long as the guard lives.
 //! - [`containers`]: podman, buildah and skopeo with storage of their own.
 //! - [`tls`]: certificates, curl that trusts them, raw TLS and HTTP/2.
+//! - [`recipes`]: the commands of docs/backup.md.
 //! - [`snapshot`]: a tree as it is, to be compared later.
 //! - [`command`]: other programs, run with their output kept for the failure message.
+//! - [`ext4`]: a file system whose inodes run out of links.
 //! - [`volume`]: a small disk: to be full, read-only, without inodes, over its quota.
 //! - [`tmpfs`]: a small file system, to be filled.
+//! - [`power`]: file systems whose power can be cut.
+//! - [`random`]: random choices that a seed replays.
 #![allow(
     dead_code,
     unused_imports,
@@ -29,7 +33,11 @@ pub mod command;
 pub mod containers;
 pub mod content;
 pub mod deeds;
+pub mod ext4;
 pub mod http;
+pub mod power;
+pub mod random;
+pub mod recipes;
 mod registry;
 pub mod snapshot;
 pub mod tls;

@@ -11,6 +11,18 @@ pub(crate) fn memory(pid: u32) -> u64 {
     figure(pid, "status", "RssAnon:") * 1024
 }
 
+/// How much processor time the process has taken, in user and kernel.
+pub(crate) fn processor_time(pid: u32) -> Duration {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the server runs");
+    // The program's name, in brackets, may hold blanks.
+    let (_, fields) = text.rsplit_once(')').expect("its name");
+    let ticks = |at: usize| -> u64 {
+        fields.split_whitespace().nth(at).and_then(|text| text.parse().ok()).expect("a number")
+    };
+    // Linux counts a hundred ticks a second here, whatever its own clock does.
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
 /// How many bytes the process has read from files since its start.
 pub(crate) fn read_so_far(pid: u32) -> u64 {
     figure(pid, "io", "rchar:")

@@ -142,3 +142,20 @@ async fn upload_cap_sees_what_others_ended() {
     f.registry.sweep_uploads().await.unwrap();
     f.registry.begin_upload(&repo("a"), None, &alice()).await.unwrap();
 }
+
+#[tokio::test]
+async fn work_that_would_block_waits_for_its_turn_and_not_for_ever() {
+    let f = with(Settings { lock_wait: Duration::from_millis(50), ..Settings::default() });
+    let threads = Arc::clone(&f.registry.inner.threads);
+    let all = threads.acquire_many(u32::try_from(THREADS).unwrap()).await.unwrap();
+    let (name, actor) = (repo("a"), alice());
+    let refused = f.registry.begin_upload(&name, None, &actor).await;
+    assert!(matches!(refused, Err(Error::Overloaded)), "{refused:?}");
+    assert_eq!(f.uploads(), 0, "nothing was done");
+    let waiting = f.registry.begin_upload(&name, None, &actor);
+    let freed = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        drop(all);
+    };
+    assert!(tokio::join!(waiting, freed).0.is_ok());
+}
