@@ -14,12 +14,14 @@ mod access;
 mod check;
 mod gc;
 mod serve;
+mod snapshot;
 mod units;
 
 pub use access::AccessArgs;
 pub use check::CheckArgs;
 pub use gc::{Gc, GcArgs};
 pub use serve::{Certificate, Serve, ServeArgs};
+pub use snapshot::SnapshotArgs;
 
 /// An OCI container registry that is nothing but files.
 #[derive(Debug, Parser)]
@@ -44,6 +46,8 @@ pub enum Command {
     /// Give back what nothing needs any more, beside a running server; exits 3 where something was
     /// left for the next time
     Gc(GcArgs),
+    /// Copy ROOT to DEST on the same file system, in moments: blobs are shared
+    Snapshot(SnapshotArgs),
     /// Say who may do what to a repository, and which directory decides it
     Access(AccessArgs),
 }

@@ -8,7 +8,7 @@
 //! | [`layout`] | the files: every path, one writer of durable files, locks, blobs and pool, journal | `oci` |
 //! | [`graph`] | which blob refers to which | `layout` |
 //! | [`registry`] | the deeds: pull, push, mount, tag, list, delete, and the commit they share | `graph` |
-//! | [`upkeep`] | what an administrator runs over a whole tree: check, gc | `graph` |
+//! | [`upkeep`] | what an administrator runs over a whole tree: check, gc, snapshot | `graph` |
 //! | [`auth`] | who are they, and may they: PAM, tokens, permissions | `oci` |
 //! | [`access`] | what `layout` read, decided by `auth`, and why in words | `layout`, `auth` |
 //! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `access` |

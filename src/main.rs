@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => commands::serve::run(*args),
         Command::Check(args) => commands::check::run(&args),
         Command::Gc(args) => commands::gc::run(args),
+        Command::Snapshot(args) => commands::snapshot::run(&args),
         Command::Access(args) => commands::access::run(args),
     });
     outcome.unwrap_or_else(|error| {
@@ -46,6 +47,9 @@ fn start_log(level: Option<&str>) -> Result<(), Box<dyn Error>> {
         .parse(filter)
         .map_err(|error| format!("--log-level {filter:?}: {error}"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter);
+    // It would tell of a failed write to stderr on stderr, and panic when that fails too: a full disk
+    // under the log must cost lines, not requests.
+    let log = log.log_internal_errors(false);
     log.with_writer(io::stderr).with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init();
     Ok(())
 }

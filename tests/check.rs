@@ -183,16 +183,16 @@ fn damage_anywhere_is_no_panic_and_damaged_content_is_found() {
 
 #[test]
 fn a_sparse_registry_may_lack_what_manifests_name() {
-    let sparse = Options { allow_sparse: true };
+    let sparse = Options { allow_sparse: true, ..Options::default() };
     for name in ["manifest-missing", "blob-missing"] {
         let sample = broken::all().into_iter().find(|sample| sample.name == name).unwrap();
         let temp = sample.place();
-        assert_eq!(findings_with(temp.path(), sparse).0, [], "{name}");
+        assert_eq!(findings_with(temp.path(), sparse.clone()).0, [], "{name}");
         // What index.json itself names is served by its digest, and must be there.
         let index = fs::read_to_string(temp.path().join("app/index.json")).unwrap();
         let hex = index.split("sha256:").nth(1).unwrap()[..64].to_owned();
         fs::remove_file(temp.path().join("app/blobs/sha256").join(hex)).unwrap();
-        let (found, _) = findings_with(temp.path(), sparse);
+        let (found, _) = findings_with(temp.path(), sparse.clone());
         assert_eq!(found.iter().map(|f| f.rule).collect::<Vec<_>>(), [Rule::ManifestMissing]);
     }
 }

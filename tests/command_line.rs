@@ -92,6 +92,8 @@ fn what_contradicts_itself_is_a_usage_error() {
         (&["access", at, "Team/App"], "\"Team\""),
         (&["access", at, "a", "b", "c"], "'c'"),
         (&["access", at, "a", "--anonymous", "push"], "--anonymous"),
+        (&["snapshot", at], "DEST"),
+        (&["snapshot", at, at, "--wait", "1"], "--wait"),
         (&["nonsense"], "nonsense"),
     ] {
         let outcome = stillage(args).refused();
@@ -135,6 +137,7 @@ fn help_and_version_fit_a_screen() {
         (&["serve", "-h"], 40),
         (&["check", "-h"], 24),
         (&["access", "-h"], 24),
+        (&["snapshot", "-h"], 24),
     ] {
         let help = stillage(args).ok();
         assert!(help.stdout.lines().count() <= most, "{help}");

@@ -5,15 +5,12 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
-use std::process::Command;
 
 use support::Registry;
-use support::command::run;
 use support::content::random;
+use support::ext4::{Ext4, MOST_LINKS};
 use support::http::Request;
 
-const LINKS_ON_EXT4: u64 = 65_000;
 /// Links that other repositories would hold already.
 const FILLED: u64 = 64_990;
 const MOUNTS: u64 = 30;
@@ -50,44 +47,5 @@ fn a_blob_is_mounted_beyond_the_link_limit_of_the_file_system() {
     assert!(inodes.contains(&before.ino()), "no mount shared the inode while it had links left");
     assert_eq!(inodes.len(), 2, "one copy, and all further mounts share it: {inodes:?}");
     let first = fs::metadata(links.join((FILLED - 1).to_string())).expect("a link").nlink();
-    assert!(first > FILLED && first <= LINKS_ON_EXT4, "the first inode has {first} links");
-}
-
-/// An ext4 file system of its own in a file, mounted; gone when dropped.
-struct Ext4 {
-    room: tempfile::TempDir,
-}
-
-impl Ext4 {
-    fn new() -> Ext4 {
-        let room = tempfile::Builder::new()
-            .prefix("stillage-ext4-")
-            .tempdir()
-            .expect("a temporary directory");
-        let image = room.path().join("image");
-        let file = fs::File::create(&image).expect("the image file");
-        file.set_len(256 * 1024 * 1024).expect("a sparse image");
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image)).ok();
-        let disk = Ext4 { room };
-        fs::create_dir(disk.path()).expect("the mount point");
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path())).ok();
-        disk
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.room.path().join("disk")
-    }
-}
-
-impl Drop for Ext4 {
-    fn drop(&mut self) {
-        unmount(&self.path());
-    }
-}
-
-fn unmount(path: &Path) {
-    let unmounted = Command::new("umount").arg(path).output();
-    if !matches!(&unmounted, Ok(output) if output.status.success()) {
-        eprintln!("umount {}: {unmounted:?}", path.display());
-    }
+    assert!(first > FILLED && first <= MOST_LINKS, "the first inode has {first} links");
 }

@@ -11,11 +11,12 @@ pub(crate) mod check;
 pub(crate) mod gc;
 mod owner;
 pub(crate) mod serve;
+pub(crate) mod snapshot;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;
 
-/// What a command exits with that left undone what others kept it from.
+/// What a command exits with that left undone, and named, what it was kept from.
 const PARTLY: u8 = 3;
 
 /// What `stillage check` exits with where it found damage.

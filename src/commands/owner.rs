@@ -25,12 +25,25 @@ pub(crate) fn become_owner(root: &Path) -> Result<(), Box<dyn Error>> {
         }
         _ => format!("{}: {error}", room.display()),
     })?;
+    become_owner_of(&room, &owner)
+}
+
+/// The same, but that a tree without a room, as a copy is, belongs to the owner of ROOT.
+pub(crate) fn become_keeper(root: &Path) -> Result<(), Box<dyn Error>> {
+    if root.join(path::ROOM).symlink_metadata().is_ok() {
+        return become_owner(root);
+    }
+    let owner = std::fs::metadata(root).map_err(|error| format!("{}: {error}", root.display()))?;
+    become_owner_of(root, &owner)
+}
+
+fn become_owner_of(path: &Path, owner: &std::fs::Metadata) -> Result<(), Box<dyn Error>> {
     let (uid, gid) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
     if !geteuid().is_root() || uid.is_root() {
         return Ok(());
     }
     let refused =
-        |error| format!("cannot become uid {uid}, the owner of {}: {error}", room.display());
+        |error| format!("cannot become uid {uid}, the owner of {}: {error}", path.display());
     match User::from_uid(uid)? {
         // The groups of the account, as the server has them: they let it into directories.
         Some(user) => {

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, stream};
 use rustix::fs::Mode;
@@ -12,13 +14,18 @@ use stillage::access;
 use stillage::auth::Auth;
 use stillage::config::{Certificate, Serve, ServeArgs};
 use stillage::http::{self, Own, Server, Tls};
+use stillage::layout::{RealDisk, Tree};
 use stillage::registry::Registry;
+use stillage::upkeep::gc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Outcome, misused};
 
 /// No more descriptors than this are kept back for files, however many there may be.
 const FILES: u64 = 16 * 1024;
+
+/// How long the server sleeps before it looks again at when the last collection was.
+const LOOK_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 /// Serves until it is told to stop.
 pub(crate) fn run(args: ServeArgs) -> Outcome {
@@ -48,7 +55,32 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
     report(&settings, &server, own.as_ref())?;
     tokio::spawn(sweeper);
+    collect(&settings)?;
     server.run(Box::pin(stop)).await;
+    Ok(())
+}
+
+/// Collects garbage again and again, in a thread of its own, which ends with the process: a collection
+/// may be cut short anywhere.
+fn collect(settings: &Serve) -> Result<(), Box<dyn Error>> {
+    let Some(every) = settings.gc_every else { return Ok(()) };
+    let tree = Tree::open(&settings.root, Arc::new(RealDisk))?;
+    let (options, earliest) = (settings.gc.clone(), SystemTime::now() + settings.gc_delay);
+    let collect = move || {
+        let mut tried = None;
+        loop {
+            // Somebody else may collect meanwhile.
+            let due = gc::next(&tree, every, earliest, tried);
+            match due.duration_since(SystemTime::now()) {
+                Ok(left) if !left.is_zero() => std::thread::sleep(left.min(LOOK_AGAIN)),
+                _ => {
+                    super::gc::logged(&tree, &options);
+                    tried = Some(SystemTime::now());
+                }
+            }
+        }
+    };
+    std::thread::Builder::new().name("gc".to_owned()).spawn(collect)?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use super::{AnonymousMode, ConfigError, units};
 use crate::http::{BaseUrl, Network};
 use crate::registry::MinFree;
+use crate::upkeep::gc;
 use crate::{access, auth, http, registry};
 
 /// `stillage serve`, as typed.
@@ -89,6 +90,21 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_MAX_CONNECTIONS_EACH", hide = true, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     max_connections_each: Option<u32>,
+    /// How often garbage is collected: 24h; 0 leaves it to `stillage gc`
+    #[arg(long, env = "STILLAGE_GC_EVERY", hide_env = true, value_name = "TIME")]
+    #[arg(default_value = "24h", value_parser = units::duration_or_none)]
+    gc_every: Duration,
+    /// As gc has it
+    #[arg(long, env = "STILLAGE_GRACE", hide = true, default_value = "24h")]
+    #[arg(value_parser = units::duration_or_none)]
+    grace: Duration,
+    /// As gc has it
+    #[arg(long, env = "STILLAGE_UNDO_WINDOW", hide = true, default_value = "7d")]
+    #[arg(value_parser = units::duration_or_none)]
+    undo_window: Duration,
+    /// How many seconds after its start the server collects at the earliest
+    #[arg(long, env = "STILLAGE_GC_DELAY", hide = true, default_value = "300")]
+    gc_delay: u64,
     /// How many seconds a client may keep the server waiting
     #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -130,6 +146,12 @@ pub struct Serve {
     pub listen: SocketAddr,
     /// What the registry takes, and how much.
     pub registry: registry::Settings,
+    /// How often garbage is collected; never by the server, if there is no time.
+    pub gc_every: Option<Duration>,
+    /// How long after the start at the earliest.
+    pub gc_delay: Duration,
+    /// What is collected.
+    pub gc: gc::Options,
     /// How people log in.
     pub mode: auth::Mode,
     /// What is allowed without a login.
@@ -201,6 +223,15 @@ impl ServeArgs {
                 max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
                 upload_expiry: self.upload_expiry,
                 min_free: self.min_free.unwrap_or(MinFree::Usual),
+            },
+            gc_every: (!self.gc_every.is_zero()).then_some(self.gc_every),
+            gc_delay: Duration::from_secs(self.gc_delay),
+            gc: gc::Options {
+                grace: self.grace,
+                undo_window: self.undo_window,
+                // The server sweeps them itself, and counts them.
+                upload_expiry: None,
+                ..gc::Options::default()
             },
             mode: match self.auth {
                 AuthMode::Pam => auth::Mode::Pam,

@@ -13,6 +13,7 @@ use http::header::{ALLOW, CONTENT_RANGE, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHE
 use rustix::io::Errno;
 use serde_json::json;
 
+use super::faults::Fault;
 use super::head::Wrong;
 use super::reply::{Code, Problem, value};
 use super::route::RouteError;
@@ -306,10 +307,6 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
             tracing::warn!(?path, "a lock was not to be had in time");
             later("the repository is busy: try again")
         }
-        Error::ReadOnly(_) => {
-            log(&error);
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, &error)
-        }
         // Whoever may create a repository and cannot have it for themselves is told why, without
         // our paths.
         Error::Layout(source @ layout::Error::NoAcls { .. }) => {
@@ -324,10 +321,17 @@ fn of_registry(error: registry::Error, repo: Option<&RepoName>) -> Problem {
         }
         Error::Layout(source) => match source.errno() {
             Some(Errno::ACCESS | Errno::PERM) => locked_out(source),
-            errno => {
-                log(&error);
-                of_errno(errno)
-            }
+            errno => match errno.and_then(|errno| Fault::of(errno, source.path())) {
+                Some(fault) => {
+                    let (cause, mend) = (error.to_string(), &fault.mend);
+                    tracing::error!(?cause, ?mend, "the machine refused");
+                    fault.problem()
+                }
+                None => {
+                    log(&error);
+                    broken()
+                }
+            },
         },
         Error::Internal => {
             log(&error);
@@ -362,29 +366,27 @@ fn log(error: &registry::Error) {
 fn locked_out(error: &layout::Error) -> Problem {
     let path = error.path();
     let uid = rustix::process::geteuid().as_raw();
+    // No right is missing where even the owner, or root, may not: an attribute forbids it.
+    let forbidden = error.errno() == Some(Errno::PERM);
+    let mend = match forbidden {
+        true => format!("lsattr -d {0}; chattr -i -a {0}", access::quote(path)),
+        false => format!("setfacl -m u:{uid}:rwX {}", access::quote(path)),
+    };
     tracing::error!(
         cause = ?error.to_string(),
-        mend = ?format!("setfacl -m u:{uid}:rwX {}", access::quote(path)),
+        ?mend,
         "the server's own account may not use this"
     );
     if path.ends_with(layout::path::INDEX) {
-        return broken();
+        return if forbidden {
+            later("the repository cannot be changed at present")
+        } else {
+            broken()
+        };
     }
     let message =
         "the server itself may not do this: its administrator finds the reason in its log";
     Problem::new(StatusCode::FORBIDDEN, Code::Denied, message)
-}
-
-fn of_errno(errno: Option<Errno>) -> Problem {
-    match errno {
-        Some(Errno::NOSPC | Errno::DQUOT) => {
-            let message = "the registry has no space left";
-            Problem::new(StatusCode::INSUFFICIENT_STORAGE, Code::Unknown, message)
-        }
-        Some(Errno::ROFS) => later("the registry is read-only at present"),
-        Some(Errno::MFILE | Errno::NFILE) => later("the server has too many files open"),
-        _ => broken(),
-    }
 }
 
 fn later(message: &str) -> Problem {

@@ -141,7 +141,6 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (E::BlobInUse { digest: digest(), by: digest() }.into(), 405, Code::Unsupported),
         (E::Busy { path: "/secret/place".into() }.into(), 503, Code::Unavailable),
         (E::Moved(repo()).into(), 409, Code::NameUnknown),
-        (E::ReadOnly(repo()).into(), 503, Code::Unavailable),
         (E::Layout(damaged).into(), 500, Code::Unknown),
         (
             E::Layout(layout::Error::Full { path: "/secret/place".into(), why: "x".into() }).into(),
@@ -155,7 +154,17 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (io(Errno::MFILE), 503, Code::Unavailable),
         (io(Errno::ACCESS), 403, Code::Denied),
         (io_at("/secret/place/index.json", Errno::ACCESS), 500, Code::Unknown),
-        (io(Errno::IO), 500, Code::Unknown),
+        (io(Errno::PERM), 403, Code::Denied),
+        (io_at("/secret/place/index.json", Errno::PERM), 503, Code::Unavailable),
+        (io(Errno::MLINK), 507, Code::Unknown),
+        (io(Errno::XDEV), 503, Code::Unavailable),
+        (io(Errno::NFILE), 503, Code::Unavailable),
+        (io(Errno::NOMEM), 503, Code::Unavailable),
+        (io(Errno::NOLCK), 503, Code::Unavailable),
+        (io(Errno::IO), 503, Code::Unavailable),
+        (io(Errno::UCLEAN), 503, Code::Unavailable),
+        // Nothing about the machine: somebody put a symlink there.
+        (io(Errno::LOOP), 500, Code::Unknown),
     ]
 }
 
@@ -201,6 +210,30 @@ async fn some_answers_have_more_to_say() {
         assert_eq!(header(&headers, "range"), range);
         let location = format!("/v2/a/b/blobs/uploads/{}", upload().as_str());
         assert_eq!(header(&headers, "location"), location);
+    }
+}
+
+/// What a client can do about it is to wait; where only an administrator can help, it is told so.
+#[tokio::test]
+async fn who_is_refused_by_the_machine_is_told_what_to_do() {
+    for (errno, wait, words) in [
+        (Errno::NOSPC, None, "administrator"),
+        (Errno::DQUOT, None, "administrator"),
+        (Errno::MLINK, None, "administrator"),
+        (Errno::ROFS, Some("30"), "later"),
+        (Errno::IO, Some("30"), "administrator"),
+        (Errno::MFILE, Some("5"), "again"),
+        (Errno::NFILE, Some("5"), "again"),
+        (Errno::NOMEM, Some("5"), "again"),
+    ] {
+        let (_, headers, body) = answer(io(errno)).await;
+        let found = headers.get("retry-after").map(|value| value.to_str().unwrap());
+        assert_eq!(found, wait, "{errno}");
+        let message = body["errors"][0]["message"].as_str().unwrap();
+        assert!(message.contains(words), "{errno}: {message}");
+        let fault = Fault::of(errno, std::path::Path::new("/tree")).unwrap();
+        let named = matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM);
+        assert_eq!(fault.mend.contains("/tree"), !named, "{errno}: {}", fault.mend);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::response::Response;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, ORIGIN};
+use rustix::io::Errno;
 
 use super::audit::{self, Source};
 use super::errors::{Failure, Refusal};
@@ -15,8 +16,8 @@ use crate::access;
 use crate::auth::{
     self, AuthError, Caller, ChallengeError, Judgement, Peer, Reason, Right, Verdict,
 };
-use crate::layout::Account;
 use crate::layout::rights::Way;
+use crate::layout::{self, Account};
 use crate::oci::RepoName;
 use crate::registry;
 
@@ -114,6 +115,10 @@ pub(super) fn admit(
             Ok(Permit { account, promised: asks && push() == Verdict::Allowed })
         }
         Verdict::NeedsToken => log_in(),
+        // No right is missing: that it cannot be written to now is no answer about who may.
+        Verdict::Denied | Verdict::NeedsScope if judgement.reason == Reason::ReadOnly => {
+            Err(read_only(&found))
+        }
         // Whoever asks whether a blob is there is about to push. Clients print no reason for a 401
         // here, for it has no body, and containerd gives up; the push itself is told to log in.
         Verdict::NeedsScope if asks && judgement.right == Right::No => Err(denied(repo, deed)),
@@ -183,6 +188,13 @@ fn denied(repo: &RepoName, deed: &Deed) -> Failure {
         auth::Action::Pull => Failure::Registry(absent(repo, deed)),
         right => Failure::Denied(repo.clone(), right),
     }
+}
+
+/// As if the deed had been tried.
+fn read_only(way: &Way) -> Failure {
+    let path = way.levels.last().map(|level| level.path.clone()).unwrap_or_default();
+    let source = Arc::new(Errno::ROFS.into());
+    Failure::Registry(layout::Error::Io { path, source }.into())
 }
 
 /// What a repository that is not there answers to a read.

@@ -23,6 +23,7 @@ mod body;
 mod conn;
 mod encoding;
 mod errors;
+mod faults;
 mod framing;
 #[doc(hidden)]
 pub mod fuzz;

@@ -2,15 +2,18 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::errors::Refusal;
+use super::faults::Fault;
 use super::places::Places;
 use super::speak::Connection;
 use super::{App, Settings};
@@ -85,16 +88,27 @@ impl Server {
 }
 
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    let mut told = false;
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
+                // Once, until one is accepted again: the log may lie on the disk that is full.
+                if !std::mem::replace(&mut told, true) {
+                    refused(&error);
+                }
                 // Out of descriptors, mostly: without a pause this would spin until one is free.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
+}
+
+fn refused(error: &io::Error) {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    let fault = errno.and_then(|errno| Fault::of(errno, Path::new("the listener")));
+    let mend = fault.map_or_else(String::new, |fault| fault.mend);
+    tracing::error!(%error, ?mend, "no connection is accepted at present");
 }
 
 /// Where those wait who have no place.

@@ -107,6 +107,13 @@ impl AclTag {
     }
 }
 
+/// Whether a name right in an open directory has an ACL beyond its mode; it is not opened, and no
+/// symlink is followed.
+pub fn has_named(dir: impl AsFd, name: &str) -> bool {
+    let path = format!("/proc/self/fd/{}/{name}", dir.as_fd().as_raw_fd());
+    fs::lgetxattr(path.as_str(), ACCESS, &mut [0u8; 0]).is_ok()
+}
+
 /// The value of the attribute `name` of a file or directory that may be open only as a path; `None`
 /// if there is none, or the file system knows none. Needs no right to read the file.
 pub fn read(file: impl AsFd, name: &str) -> Result<Option<Vec<u8>>, Errno> {

@@ -9,7 +9,7 @@ use rustix::fs::Stat;
 use super::account::Account;
 use super::blobs;
 use super::dir::{self, Dir, Inode};
-use super::error::{Error, Result};
+use super::error::{At, Error, Result};
 use super::path;
 use super::readers::{self, Readers};
 use super::tree::Tree;
@@ -106,6 +106,15 @@ impl Blob {
             std::thread::sleep(TICKS);
         }
         Ok(Version::of(&self.stat))
+    }
+
+    /// Makes the content durable. If that fails, this process does not believe the file again.
+    pub fn sync(&self, tree: &Tree) -> Result<()> {
+        let synced = tree.disk.sync(&self.file).at(|| self.path.clone());
+        if synced.is_err() {
+            tree.verified.distrust(&self.digest, &self.stat);
+        }
+        synced
     }
 
     /// The error for content that does not have the digest.

@@ -44,7 +44,7 @@ pub enum Presence {
 }
 
 /// Errors of link(2) for which a copy takes its place.
-fn wants_copy(error: &Error) -> bool {
+pub fn wants_copy(error: &Error) -> bool {
     // ENOTSUP and EOPNOTSUPP are one number on Linux; FUSE file systems answer ENOSYS.
     let kinds = [Errno::XDEV, Errno::PERM, Errno::NOTSUP, Errno::MLINK, Errno::NOSYS];
     error.errno().is_some_and(|errno| kinds.contains(&errno))
@@ -198,13 +198,13 @@ pub fn adopt(
     if known.map_or_else(|| blob.verify(tree), Ok)? == Verdict::Wrong {
         return Ok(false);
     }
-    tree.disk.sync(blob.file()).at(|| blob.path().to_owned())?;
+    blob.sync(tree)?;
     pool_file(tree, blob.file(), digest);
     Ok(true)
 }
 
 /// This process knows from now on what the inode holds.
-fn remember(tree: &Tree, file: &File, digest: &Digest) -> Result<()> {
+pub(super) fn remember(tree: &Tree, file: &File, digest: &Digest) -> Result<()> {
     let stat = dir::stat_file(file, || tree.room.at(path::POOL))?;
     tree.verified.remember_sealed(digest, &stat);
     Ok(())
@@ -303,7 +303,7 @@ fn link_from_pool(tree: &Tree, blobs: &Dir, digest: &Digest) -> Result<bool> {
 
 /// Gives `blobs/<hex>` the inode that `link` links: right away where the name is free, otherwise
 /// beside it and renamed over.
-fn place(
+pub(super) fn place(
     tree: &Tree,
     blobs: &Dir,
     digest: &Digest,
@@ -326,7 +326,7 @@ fn rename_over(tree: &Tree, dir: &Dir, beside: &str, name: &str) -> Result<()> {
 }
 
 /// A copy takes the place of a link that the file system refused with `refused`.
-fn copy_instead(
+pub(super) fn copy_instead(
     tree: &Tree,
     file: &File,
     blobs: &Dir,
@@ -351,7 +351,13 @@ fn copy_instead(
 }
 
 /// Reflink where the file system can, else the bytes; sealed either way.
-fn copy_content(tree: &Tree, from: &File, to: &Incoming, digest: &Digest, size: u64) -> Result<()> {
+pub(super) fn copy_content(
+    tree: &Tree,
+    from: &File,
+    to: &Incoming,
+    digest: &Digest,
+    size: u64,
+) -> Result<()> {
     if tree.disk.clone_content(from, &to.file).is_err() {
         let mut buffer = vec![0u8; 256 * 1024];
         let mut offset = 0;
@@ -371,7 +377,7 @@ fn copy_content(tree: &Tree, from: &File, to: &Incoming, digest: &Digest, size: 
 
 /// Gives the pool one more link to a sealed file, over whatever has the name. The pool is only an
 /// index: a failure costs deduplication and is logged.
-fn pool_file(tree: &Tree, file: &File, digest: &Digest) {
+pub(super) fn pool_file(tree: &Tree, file: &File, digest: &Digest) {
     let pooled = tree.make_in_room(&path::pool_dir(digest)).and_then(|pool| {
         place(tree, &pool, digest, |to, name| tree.disk.link_file(file, to, name))
     });

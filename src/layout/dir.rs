@@ -66,6 +66,15 @@ impl Dir {
         Ok(Dir { fd: Arc::new(fd), path: self.at(relative).into() })
     }
 
+    /// The same, but never one that something is mounted on.
+    pub(super) fn dir_of_this_mount(&self, relative: &str) -> Result<Dir> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = BENEATH | ResolveFlags::NO_XDEV;
+        let fd = fs::openat2(&self.fd, relative, flags, Mode::empty(), resolve)
+            .at(|| self.at(relative))?;
+        Ok(Dir { fd: Arc::new(fd), path: self.at(relative).into() })
+    }
+
     /// Opens a regular file beneath this directory for reading.
     pub fn file(&self, relative: &str) -> Result<File> {
         // Without NONBLOCK a planted FIFO would hold us until somebody writes to it.
@@ -89,6 +98,12 @@ impl Dir {
             return Err(Error::damaged(self.at(relative), "is not a regular file"));
         }
         Ok((file, stat))
+    }
+
+    /// Makes a file that is not there yet, and opens it. Nothing can fail once it is made, so on an
+    /// error nothing is left; what is made needs no look to be known as a regular file.
+    pub(super) fn create(&self, name: &str, flags: OFlags, mode: Mode) -> Result<File> {
+        self.open(name, flags | OFlags::CREATE | OFlags::EXCL, mode).map(File::from)
     }
 
     fn open(&self, relative: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
@@ -122,6 +137,15 @@ impl Dir {
     pub fn entries(&self) -> Result<Entries> {
         let stream = fs::Dir::read_from(&self.fd).at(|| self.path.to_path_buf())?;
         Ok(Entries { dir: self.clone(), stream })
+    }
+
+    /// The same, to a closure.
+    pub fn each_name(&self, mut each: impl FnMut(&str, FileType)) -> Result<()> {
+        self.entries()?.try_for_each(|entry| {
+            let (name, kind) = entry?;
+            each(&name, kind);
+            Ok(())
+        })
     }
 
     /// The path of something beneath, for messages.

@@ -4,6 +4,7 @@
 //! and open every state in which a crash could have left the files. Owners, modes and ACLs do not
 //! pass: no crash rule depends on them.
 
+use std::ffi::CStr;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -47,6 +48,15 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn unlink(&self, dir: &Dir, name: &str) -> Result<()>;
     /// rmdir(2).
     fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()>;
+    /// symlink(2); the name must be free.
+    fn symlink(&self, target: &CStr, dir: &Dir, name: &str) -> Result<()> {
+        fs::symlinkat(target, dir, name).at(|| dir.at(name))
+    }
+    /// syncfs(2): whatever was done so far on the file system of `dir`, by whomever, becomes durable,
+    /// names and content. An error may be about anybody's file.
+    fn sync_all(&self, dir: &Dir) -> Result<()> {
+        fs::syncfs(dir).at(|| dir.path().to_owned())
+    }
 }
 
 /// The file system itself.
@@ -59,7 +69,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, dir: &Dir, name: &str, mode: Mode) -> Result<File> {
-        dir.regular(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode)
+        dir.create(name, OFlags::RDWR, mode)
     }
 
     fn create_unnamed(&self, dir: &Dir, mode: Mode) -> Result<File> {
@@ -75,7 +85,7 @@ impl Disk for RealDisk {
                 opened => return opened.map(|file| (file, false)),
             }
             // What takes the name in between was not made here, and gets no rights from here.
-            match dir.regular(name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
+            match dir.create(name, flags, mode) {
                 Err(error) if error.errno() == Some(Errno::EXIST) => {}
                 made => return made.map(|file| (file, true)),
             }

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::dir::{self, Dir, Inode};
 use super::error::{At, OrAbsent, Result};
 use super::inherit::{self, Purpose};
-use super::path;
 use super::tree::Tree;
+use super::{durable, path};
 use crate::oci::{Annotations, Descriptor, Digest, Manifest};
 
 /// Annotations that take more bytes than this as JSON, and artifact types that are longer, are left
@@ -185,8 +185,10 @@ pub(super) fn is_torn(file: &File, end: u64) -> io::Result<bool> {
 fn open_alone(tree: &Tree, dir: &Dir) -> Result<(File, u64)> {
     loop {
         let (file, made) = tree.disk.open_append(dir, path::FACTS, Mode::RUSR | Mode::WUSR)?;
-        if made {
-            inherit::apply(dir, &file, Purpose::Public)?;
+        if made && let Err(error) = inherit::apply(dir, &file, Purpose::Public) {
+            // Whoever finds it would not give it its rights any more.
+            let _ = tree.disk.unlink(dir, path::FACTS);
+            return Err(error);
         }
         let stat = dir::stat_file(&file, || dir.at(path::FACTS))?;
         if stat.st_nlink == 1 {
@@ -216,6 +218,47 @@ pub fn append<'a>(
         lines.push(b'\n');
     }
     tree.disk.write(&file, &lines, end).at(at)
+}
+
+/// Rewrites the file without the facts of manifests that are gone, if those are more than half of it;
+/// whether they are. Call it under the repository's lock, or without `really` to know whether that is
+/// worth while. Durable on return.
+pub fn compact(
+    tree: &Tree,
+    repo: &Dir,
+    really: bool,
+    mut is_gone: impl FnMut(&Digest) -> Result<bool>,
+) -> Result<bool> {
+    let Some(dir) = repo.dir(path::REFERRERS).or_absent()? else {
+        return Ok(false);
+    };
+    let Some((file, stat)) = dir.file_stat(path::FACTS).or_absent()? else {
+        return Ok(false);
+    };
+    let (mut all, mut kept, mut failed) = (0u64, 0u64, Ok(()));
+    let mut lines = Vec::new();
+    let read = each_line(&file, 0, dir::size_of(&stat), |line| {
+        all += 1;
+        match Fact::parse(line).map(|fact| is_gone(&fact.digest)) {
+            Some(Ok(false)) => {
+                kept += 1;
+                if really {
+                    lines.extend_from_slice(line);
+                    lines.push(b'\n');
+                }
+            }
+            Some(Ok(true)) | None => {}
+            Some(Err(error)) => failed = Err(error),
+        }
+    });
+    read.at(|| dir.at(path::FACTS))?;
+    failed?;
+    let worth = 2 * kept < all;
+    if worth && really {
+        durable::replace(&*tree.disk, &dir, path::FACTS, &lines, Purpose::Public)?;
+        tree.disk.sync_dir(&dir)?;
+    }
+    Ok(worth)
 }
 
 #[cfg(test)]

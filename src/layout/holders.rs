@@ -11,8 +11,9 @@ use rustix::fs::Mode;
 
 use super::dir;
 use super::error::{At, OrAbsent, Result};
+use super::inherit::Purpose;
 use super::tree::Tree;
-use super::{facts, path};
+use super::{durable, facts, path};
 use crate::oci::{Algorithm, Digest, RepoName};
 
 /// Lengths are remembered for this many blobs.
@@ -43,7 +44,8 @@ impl Holders {
             return *known;
         }
         drop(lengths);
-        let hints = read(tree, digest).unwrap_or_default();
+        // What could not be read now is asked for again.
+        let hints = read(tree, digest).ok()?;
         let length = hints.last().map(|(size, _)| *size);
         self.remember(digest, length);
         length
@@ -89,6 +91,39 @@ fn read(tree: &Tree, digest: &Digest) -> Result<Vec<(u64, RepoName)>> {
     let bytes = dir::read_all(&file, 2 * MAX_FILE, || tree.room.at(&name))?;
     let text = String::from_utf8_lossy(&bytes);
     Ok(text.lines().filter_map(|line| parse(line, digest)).collect())
+}
+
+/// Rewrites the file of hints that a digest belongs to without those that are false by now.
+///
+/// No lock is taken: a hint that is added at this very moment may be lost, and is only a hint.
+pub fn compact(tree: &Tree, digest: &Digest) -> Result<()> {
+    let (algorithm, name) = (digest.algorithm(), path::holders_name(digest));
+    let Some(dir) = tree.room.dir(&path::holders_dir(algorithm)).or_absent()? else {
+        return Ok(());
+    };
+    let Some(file) = dir.file(name).or_absent()? else {
+        return Ok(());
+    };
+    let bytes = dir::read_all(&file, 2 * MAX_FILE, || dir.at(name))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (mut kept, mut all, mut seen) = (String::new(), 0, std::collections::HashSet::new());
+    // The last hint of each is the one that counts.
+    for line in text.lines().rev() {
+        all += 1;
+        let Some(hint) = Hint::parse(line, algorithm) else { continue };
+        let held = match tree.repository(&hint.repository)? {
+            Some(repo) => super::blobs::stat(&repo, &hint.digest)?.is_some(),
+            None => false,
+        };
+        if held && seen.insert((hint.digest, hint.repository)) {
+            kept.insert_str(0, &format!("{line}\n"));
+        }
+    }
+    let grown = dir::size_of(&dir::stat_file(&file, || dir.at(name))?) > bytes.len() as u64;
+    if kept.lines().count() < all && !grown {
+        durable::replace(&*tree.disk, &dir, name, kept.as_bytes(), Purpose::Lock)?;
+    }
+    Ok(())
 }
 
 fn parse(line: &str, digest: &Digest) -> Option<(u64, RepoName)> {

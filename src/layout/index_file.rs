@@ -1,6 +1,7 @@
 //! Reading index.json, which others may change at any moment.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,7 +15,7 @@ use super::version::Version;
 use crate::oci::Index;
 
 /// The largest index.json that is read: ten times what 100,000 tags need.
-const MAX_INDEX: u64 = 256 * 1024 * 1024;
+pub const MAX_INDEX: u64 = 256 * 1024 * 1024;
 
 /// An index.json that does not parse and is younger than this is being written by another tool:
 /// skopeo truncates it in place.
@@ -92,6 +93,7 @@ impl IndexFile {
     pub fn written(dir: &Dir, index: Arc<Index>, stamp: Stamp, file: File) -> Result<IndexFile> {
         let version = Version::of(&dir::stat_file(&file, || dir.at(path::INDEX))?);
         let (readers, settled) = (Readers::Everybody, version.settled());
+        let file = for_reading(file);
         Ok(IndexFile { index, stamp, readers, version, settled, file })
     }
 
@@ -127,6 +129,12 @@ impl IndexFile {
         let settled = settled && Version::of(&dir::stat_file(&file, at)?) == version;
         Ok(IndexFile { index, stamp, readers, version, settled, file })
     }
+}
+
+/// The same file, open for reading: it is kept open, and a file system on which something is open for
+/// writing cannot be made read-only by its administrator. Where that fails it stays as it is.
+fn for_reading(file: File) -> File {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or(file)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
+use std::time::SystemTime;
 
 use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use super::dir::{self, Dir};
 use super::disk::Disk;
 use super::error::{At, Result};
+use super::history;
 use super::inherit::{self, Purpose};
 use super::path;
 use super::stamp::Stamp;
@@ -97,17 +99,47 @@ pub fn append(disk: &dyn Disk, dir: &Dir, records: &[Record]) -> Result<()> {
 fn open(disk: &dyn Disk, dir: &Dir) -> Result<(File, u64)> {
     loop {
         let (file, made) = disk.open_append(dir, path::JOURNAL, Mode::RUSR | Mode::WUSR)?;
-        if made {
-            inherit::apply(dir, &file, Purpose::Journal)?;
+        if made && let Err(error) = inherit::apply(dir, &file, Purpose::Journal) {
+            // Whoever finds it would not give it its rights any more.
+            let _ = disk.unlink(dir, path::JOURNAL);
+            return Err(error);
         }
         let stat = dir::stat_file(&file, || dir.at(path::JOURNAL))?;
         if stat.st_nlink == 1 {
             return Ok((file, dir::size_of(&stat)));
         }
-        let parts = dir.names()?.into_iter().filter_map(|(name, _)| path::old_journal(&name));
-        let next = parts.max().unwrap_or(0).saturating_add(1);
-        disk.rename_new(dir, path::JOURNAL, dir, &path::journal_part(next))?;
+        set_aside(disk, dir)?;
     }
+}
+
+/// The journal becomes an older part of itself.
+fn set_aside(disk: &dyn Disk, dir: &Dir) -> Result<()> {
+    let parts = dir.names()?.into_iter().filter_map(|(name, _)| path::old_journal(&name));
+    let next = parts.max().unwrap_or(0).saturating_add(1);
+    disk.rename_new(dir, path::JOURNAL, dir, &path::journal_part(next))
+}
+
+/// Whether the journal is so long that it is to be set aside.
+pub fn is_long(dir: &Dir, limit: u64) -> Result<bool> {
+    Ok(dir.stat_name(path::JOURNAL)?.is_some_and(|stat| dir::size_of(&stat) >= limit))
+}
+
+/// Sets the journal aside; call it under the repository's lock. It is durable on return: a new journal
+/// must not outlive the older part's name.
+pub fn rotate(disk: &dyn Disk, dir: &Dir) -> Result<()> {
+    set_aside(disk, dir)?;
+    disk.sync_dir(dir)
+}
+
+/// The older parts whose last line was written before a time.
+pub fn parts_before(dir: &Dir, before: SystemTime) -> Result<Vec<String>> {
+    let mut old = Vec::new();
+    for part in history::old_parts(dir)? {
+        if history::last_line(dir, &part)?.is_some_and(|last| last < before) {
+            old.push(part);
+        }
+    }
+    Ok(old)
 }
 
 /// Where the last whole line ends; what comes after it is cut off.

@@ -1,6 +1,8 @@
 //! The locks: flock(2) on files that any shell can join with flock(1).
 
+use std::fmt;
 use std::fs::{File, TryLockError};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -59,6 +61,25 @@ pub struct Holder {
     pub pid: u32,
     /// What it runs, if that can be seen.
     pub command: Option<String>,
+}
+
+impl Holder {
+    /// Several of them, for messages.
+    pub fn list(all: &[Holder]) -> String {
+        match all {
+            [] => "unknown".to_owned(),
+            all => all.iter().map(Holder::to_string).collect::<Vec<_>>().join(", "),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.command {
+            Some(command) => write!(f, "process {}: {command}", self.pid),
+            None => write!(f, "process {}", self.pid),
+        }
+    }
 }
 
 /// Who holds a lock right now, as far as `/proc/locks` tells.
@@ -151,6 +172,76 @@ pub fn shared_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<Hel
     Ok(None)
 }
 
+/// Takes a lock shared, in the queue with everybody else who waits for it, for at most `wait`; `None`
+/// if it is not to be had in that time. A lock of the room is made when it is missing, and then
+/// belongs to whoever the room belongs to; of a repository, where nobody made one, nobody holds it.
+pub fn shared_in_turn(dir: &Dir, name: &str, wait: Duration) -> Result<Option<Held>> {
+    let end = Instant::now() + wait;
+    loop {
+        let file = match dir.file(name).or_absent()? {
+            Some(file) => file,
+            None if name == path::LOCK => return Ok(None),
+            None => {
+                let made = open_lock(dir, name)?;
+                give_to_owner(dir, &made)?;
+                made
+            }
+        };
+        if !lock_shared_until(&file, end).at(|| dir.at(name))? {
+            return Ok(None);
+        }
+        if let Some(held) = confirmed(dir, name, file)? {
+            return Ok(Some(held));
+        }
+    }
+}
+
+/// Who polls is never seen to wait, and meets a busy lock free by chance only: a thread waits in the
+/// kernel's queue instead. One that waits in vain is left behind; what it gets at last it lets go.
+fn lock_shared_until(file: &File, end: Instant) -> std::io::Result<bool> {
+    match file.try_lock_shared() {
+        Ok(()) => return Ok(true),
+        Err(TryLockError::WouldBlock) => {}
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    // The lock belongs to the open file, whichever of its descriptors it was taken through.
+    let waiter = file.try_clone()?;
+    let (done, taken) = mpsc::channel();
+    std::thread::Builder::new().spawn(move || done.send(waiter.lock_shared()))?;
+    match taken.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        Ok(locked) => locked.map(|()| true),
+        Err(_) => Ok(false),
+    }
+}
+
+/// A file that a command of root's made in the room is the room's owner's, or the server could not
+/// open it.
+fn give_to_owner(dir: &Dir, file: &File) -> Result<()> {
+    let (own, room) = (stat_file(file, || dir.path().to_owned())?, dir.stat()?);
+    if own.st_uid == room.st_uid {
+        return Ok(());
+    }
+    let owner = rustix::fs::Uid::from_raw(room.st_uid);
+    rustix::fs::fchown(file, Some(owner), None).at(|| dir.path().to_owned())
+}
+
+/// A directory that is locked exclusively, as a sign that its maker is at work; `None` where somebody
+/// else has it.
+pub fn directory(dir: &Dir) -> Result<Option<HeldDir>> {
+    use rustix::fs::{FlockOperation, flock};
+    match flock(dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(HeldDir { _dir: dir.clone() })),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error).at(|| dir.path().to_owned()),
+    }
+}
+
+/// A locked directory; the lock goes when all who have it open are gone.
+#[derive(Debug)]
+pub struct HeldDir {
+    _dir: Dir,
+}
+
 /// Whether a lock file has this one name. Another may be anywhere, and those who may open it there
 /// are not those who may push: then a new file takes the name, under the lock of the old one, for
 /// which everybody else who waits begins again.
@@ -179,10 +270,13 @@ fn open_lock(dir: &Dir, name: &str) -> Result<File> {
 }
 
 fn create(dir: &Dir, name: &str) -> Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     // Born closed to everybody else; the group's bit comes after.
-    let file = dir.regular(name, flags, Mode::RUSR | Mode::WUSR)?;
-    inherit::apply(dir, &file, Purpose::Lock)?;
+    let file = dir.create(name, OFlags::RDWR, Mode::RUSR | Mode::WUSR)?;
+    if let Err(error) = inherit::apply(dir, &file, Purpose::Lock) {
+        // Whoever finds it would not give it its rights any more.
+        let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+        return Err(error);
+    }
     Ok(file)
 }
 

@@ -10,13 +10,17 @@
 //!   [`KeyFile`] has the keys that sign tokens.
 //! - [`history`] reads the journal; [`trash`] holds what was removed on purpose; [`pool`] goes over the
 //!   pool's names; [`Collected`] says when the last collection was.
+//! - [`quarantine`] takes what a repair removes, [`relink`] gives names the content that they lost.
+//! - [`Staging`] makes a directory that appears whole, [`copy`] and [`Attributes`] what lies in it.
 //! - [`sweep`] ends uploads that nobody goes on with; [`space`] keeps some free of them all.
 
 pub mod account;
 pub mod acl;
+mod attributes;
 mod blob;
 pub mod blobs;
 mod collected;
+pub mod copy;
 mod dir;
 mod disk;
 pub mod durable;
@@ -28,15 +32,19 @@ mod incoming;
 mod index_file;
 pub mod inherit;
 pub mod journal;
+mod listing;
 pub mod lock;
 mod make;
 pub mod notes;
 mod own_certificate;
 pub mod path;
 pub mod pool;
+pub mod quarantine;
 pub mod readers;
+pub mod relink;
 pub mod rights;
 pub mod space;
+mod staging;
 mod stamp;
 pub mod sweep;
 mod token_keys;
@@ -48,6 +56,7 @@ mod version;
 mod walk;
 
 pub use account::Account;
+pub use attributes::Attributes;
 pub use blob::Blob;
 pub use collected::Collected;
 pub use dir::{
@@ -56,8 +65,10 @@ pub use dir::{
 pub use disk::{Disk, RealDisk};
 pub use error::{At, Error, OrAbsent, Result};
 pub use incoming::Incoming;
-pub use index_file::IndexFile;
+pub use index_file::{IndexFile, MAX_INDEX};
+pub use listing::{Entry, Listed, Listing};
 pub use own_certificate::OwnCertificate;
+pub use staging::{Place, Staging, StagingError, remove_all};
 pub use stamp::Stamp;
 pub use token_keys::{Key, KeyFile, Keys};
 pub use tree::Tree;

@@ -126,6 +126,12 @@ pub fn is_temporary(name: &str) -> bool {
     })
 }
 
+/// `.<name>.stillage-snapshot`: a snapshot `<name>` in the making, beside its final name. Always the
+/// same, so that the next run finds what a killed one left.
+pub fn staging(name: &str) -> String {
+    format!(".{name}.stillage-snapshot")
+}
+
 /// `N` random bytes in hexadecimal.
 pub fn random_hex<const N: usize>() -> String {
     let mut bytes = [0u8; N];

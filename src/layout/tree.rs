@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use super::account::Account;
 use super::acl;
@@ -40,17 +41,16 @@ impl Tree {
     /// # Errors
     /// A room that others may enter, or one of an unknown version, is refused, saying what to do.
     pub fn open(root: &Path, disk: Arc<dyn Disk>) -> Result<Tree> {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(root);
-        if let Err(error) = made {
-            if root.exists() && !root.is_dir() {
+        if !root.is_dir() {
+            if root.exists() {
                 return Err(Error::damaged(root, "is not a directory"));
             }
-            return Err(error).at(|| root.to_owned());
+            make_root(&*disk, root)?;
         }
         let root = Dir::open_root(root)?;
         let room = make::in_room(&*disk, &root, path::ROOM)?;
         check_room(&root, &room)?;
-        check_version(&*disk, &room)?;
+        check_version(&*disk, &root, &room)?;
         for name in [path::POOL, path::HOLDERS, path::UPLOADS, path::UNREFERENCED] {
             make::in_room(&*disk, &room, name)?;
         }
@@ -58,6 +58,23 @@ impl Tree {
         if let Err(error) = lock::prepare(&room, path::GC_LOCK) {
             tracing::debug!(%error, "no lock for collection yet");
         }
+        let uid = rustix::process::geteuid().as_raw();
+        let remote = is_remote(&root)?;
+        Ok(Tree { root, room, disk, uid, remote, verified: Arc::default() })
+    }
+
+    /// A room for a tree that has none, as a copy: with the version in it, and nothing that only a
+    /// server needs.
+    pub fn make_room(root: &Dir, disk: &dyn Disk) -> Result<Dir> {
+        let room = make::in_room(disk, root, path::ROOM)?;
+        check_room(root, &room)?;
+        check_version(disk, root, &room)?;
+        Ok(room)
+    }
+
+    /// A tree for a repair, which finds out itself what is wrong with it: nothing is checked, and
+    /// nothing made.
+    pub fn for_repair(root: Dir, room: Dir, disk: Arc<dyn Disk>) -> Result<Tree> {
         let uid = rustix::process::geteuid().as_raw();
         let remote = is_remote(&root)?;
         Ok(Tree { root, room, disk, uid, remote, verified: Arc::default() })
@@ -104,7 +121,7 @@ impl Tree {
         let at = || self.room.path().to_owned();
         let flags = rustix::fs::fstatvfs(&self.room).at(at)?.f_flag;
         if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
-            return Err(rustix::io::Errno::ROFS).at(at);
+            return Err(Errno::ROFS).at(at);
         }
         Ok(())
     }
@@ -126,6 +143,33 @@ impl Tree {
     pub fn known(&self, digest: &Digest, stat: &Stat) -> Option<Verdict> {
         self.verified.verdict(digest, stat, self.is_ours(stat))
     }
+}
+
+/// mkdir -p for ROOT. Its name is durable on return: what is pushed relies on it.
+fn make_root(disk: &dyn Disk, root: &Path) -> Result<()> {
+    let above = match root.parent() {
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+        None => return Ok(()),
+    };
+    if !above.is_dir() {
+        make_root(disk, above)?;
+    }
+    let above = Dir::open_root(above)?;
+    let mode = Mode::from_raw_mode(0o755);
+    match root.file_name().and_then(|name| name.to_str()) {
+        Some(name) => match disk.make_dir(&above, name, mode) {
+            Err(error) if error.errno() == Some(Errno::EXIST) => {}
+            made => made?,
+        },
+        // A name that is not UTF-8, or `..`.
+        None => std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(root)
+            .at(|| root.to_owned())?,
+    }
+    disk.sync_dir(&above)
 }
 
 /// Network file systems and FUSE, behind which one may be, by their magic numbers (statfs(2)).
@@ -178,7 +222,7 @@ fn others_room(root: &Dir, owner: u32, own: u32) -> Result<String> {
     })
 }
 
-fn check_version(disk: &dyn Disk, room: &Dir) -> Result<()> {
+fn check_version(disk: &dyn Disk, root: &Dir, room: &Dir) -> Result<()> {
     let at = || room.at(path::VERSION);
     if let Some(file) = room.regular(path::VERSION, OFlags::RDONLY, Mode::empty()).or_absent()? {
         let bytes = dir::read_all(&file, 64, at)?;
@@ -191,5 +235,7 @@ fn check_version(disk: &dyn Disk, room: &Dir) -> Result<()> {
     }
     let text = path::VERSION_TEXT.as_bytes();
     durable::replace(disk, room, path::VERSION, text, Purpose::Lock)?;
-    disk.sync_dir(room)
+    disk.sync_dir(room)?;
+    // Whatever is kept in the room relies on its name.
+    disk.sync_dir(root)
 }

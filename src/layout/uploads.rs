@@ -100,15 +100,19 @@ impl Session {
     pub fn create(tree: &Tree, id: &UploadId, owner: Owner) -> Result<Session> {
         let uploads = tree.room.dir(path::UPLOADS)?;
         tree.disk.make_dir(&uploads, id.as_str(), Mode::RWXU)?;
-        let dir = uploads.dir(id.as_str())?;
-        match fill(tree, &dir, &owner) {
+        let made = uploads.dir(id.as_str());
+        let filled = made.and_then(|dir| match fill(tree, &dir, &owner) {
             Ok(()) => Ok(Session { dir, owner }),
             Err(error) => {
                 // What failed may fail again here; the sweep removes the leftover.
-                let _ = end(tree, &dir, id, None);
+                let _ = unlink_files(tree, &dir);
                 Err(error)
             }
+        });
+        if filled.is_err() {
+            let _ = tree.disk.remove_dir(&uploads, id.as_str());
         }
+        filled
     }
 
     /// Finds a session; `None` if there is none, or if its owner's file was torn by a crash.
@@ -233,14 +237,19 @@ pub(super) fn owner_of(dir: &Dir) -> Result<Option<Owner>> {
 /// Its data is closed before the directory is removed: FUSE and NFS keep the name of an open file
 /// that was unlinked. Where one is open still, the empty shell is left to the sweep.
 pub(super) fn end(tree: &Tree, dir: &Dir, id: &UploadId, data: Option<File>) -> Result<()> {
-    // The owner goes first: a session without one is no session.
-    for name in [path::UPLOAD_OWNER, path::UPLOAD_DATA] {
-        tree.disk.unlink(dir, name).or_absent()?;
-    }
-    drop(data);
+    // Before anything goes: where the server has no descriptor left, the session stays whole.
     let uploads = tree.room.dir(path::UPLOADS)?;
+    unlink_files(tree, dir)?;
+    drop(data);
     match tree.disk.remove_dir(&uploads, id.as_str()).or_absent() {
         Err(error) if error.errno() == Some(Errno::NOTEMPTY) => Ok(()),
         removed => removed.map(|_| ()),
     }
+}
+
+/// The owner goes first: a session without one is no session.
+fn unlink_files(tree: &Tree, dir: &Dir) -> Result<()> {
+    [path::UPLOAD_OWNER, path::UPLOAD_DATA]
+        .into_iter()
+        .try_for_each(|name| tree.disk.unlink(dir, name).or_absent().map(|_| ()))
 }

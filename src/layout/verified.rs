@@ -59,6 +59,12 @@ impl Verified {
         self.put(digest, stat, verdict, State::Exact(Version::of(stat)));
     }
 
+    /// What an inode of the server's own holds after a failed sync is unknown, whatever a second sync
+    /// says and whatever the kernel still has of it in memory: it counts as damaged.
+    pub(super) fn distrust(&self, digest: &Digest, stat: &Stat) {
+        self.put(digest, stat, Verdict::Wrong, State::sealed(stat));
+    }
+
     fn put(&self, digest: &Digest, stat: &Stat, verdict: Verdict, state: State) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST {

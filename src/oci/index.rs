@@ -279,17 +279,48 @@ impl Index {
         changes
     }
 
+    /// The same document with other entries.
+    pub fn with_entries(&self, entries: impl IntoIterator<Item = Descriptor>) -> Index {
+        let mut index = Index { head: self.head.clone(), ..Index::default() };
+        entries.into_iter().for_each(|entry| index.append(entry));
+        index
+    }
+
+    /// Replaces the first entry of the same manifest that `which` picks, where it stands; `false`
+    /// if there is none.
+    pub fn revise(&mut self, which: impl Fn(&Descriptor) -> bool, now: &Descriptor) -> bool {
+        let slots = self.by_digest.get(&now.digest).into_iter().flatten();
+        let picked = |slot: &&usize| self.at(**slot).is_some_and(&which);
+        let Some(slot) = slots.into_iter().find(picked).copied() else {
+            return false;
+        };
+        self.vacate(slot);
+        self.fill(slot, now.clone());
+        true
+    }
+
     fn at(&self, slot: usize) -> Option<&Descriptor> {
         self.slots.get(slot)?.as_deref()
     }
 
     fn append(&mut self, descriptor: Descriptor) {
-        let slot = self.slots.len();
+        self.slots.push(None);
+        self.fill(self.slots.len() - 1, descriptor);
+    }
+
+    /// Puts an entry into an empty slot.
+    fn fill(&mut self, slot: usize, descriptor: Descriptor) {
+        let insert = |slots: &mut Vec<usize>| {
+            let at = slots.partition_point(|other| *other < slot);
+            slots.insert(at, slot);
+        };
         if let Some(tag) = tag_of(&descriptor) {
-            self.by_tag.entry(tag).or_default().push(slot);
+            insert(self.by_tag.entry(tag).or_default());
         }
-        self.by_digest.entry(descriptor.digest.clone()).or_default().push(slot);
-        self.slots.push(Some(Arc::new(descriptor)));
+        insert(self.by_digest.entry(descriptor.digest.clone()).or_default());
+        if let Some(empty) = self.slots.get_mut(slot) {
+            *empty = Some(Arc::new(descriptor));
+        }
     }
 
     /// Empties a slot and takes it out of both maps.

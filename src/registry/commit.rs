@@ -247,7 +247,7 @@ impl Inner {
         if members.is_empty() {
             return Vec::new();
         }
-        let begun = Group::begin(self, repo, dir).and_then(|group| {
+        let begun = Group::begin(self, repo, dir).and_then(|mut group| {
             group.settle(members.iter().map(|member| &member.deed), &mut state)?;
             Ok(group)
         });

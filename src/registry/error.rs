@@ -107,9 +107,6 @@ pub enum Error {
     /// The repository's directory was moved or replaced meanwhile.
     #[error("the repository {0} was moved or replaced meanwhile: push again")]
     Moved(RepoName),
-    /// The disk failed twice to make the repository durable.
-    #[error("the repository {0} takes no changes: its disk failed, see the server's log")]
-    ReadOnly(RepoName),
     /// The files: a path and what is wrong with it.
     #[error(transparent)]
     Layout(layout::Error),

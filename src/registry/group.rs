@@ -11,7 +11,7 @@ use crate::layout::blobs::Presence;
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::{self, Record};
 use crate::layout::{
-    self, Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, notes, path, trash,
+    self, At, Dir, DirId, IndexFile, OrAbsent, Stamp, blobs, durable, facts, notes, path, trash,
 };
 use crate::oci::{Algorithm, Change, Digest, Index, Reference, RepoName, What};
 
@@ -38,11 +38,10 @@ struct Durable {
 pub(super) enum Health {
     #[default]
     Sound,
-    /// A directory's fsync failed after the rename: nothing is acknowledged until a newly written
-    /// index.json has gone through all steps.
+    /// A sync of what readers can see already has failed, and a second one would say yes to what
+    /// never reached the disk: nothing is acknowledged until a newly written index.json has gone
+    /// through all steps, however often that fails.
     Suspect,
-    /// That failed too.
-    ReadOnly,
 }
 
 /// The changes of one group commit.
@@ -167,38 +166,41 @@ impl<'a> Group<'a> {
     /// Makes sure that index.json is on the disk if a blob's name is about to go: an older one, which a
     /// power cut could bring back after its writer was killed, may need the blob.
     pub(super) fn settle<'d>(
-        &self,
+        &mut self,
         mut deeds: impl Iterator<Item = &'d Deed>,
         state: &mut State,
     ) -> Result<()> {
         if !deeds.any(|deed| matches!(deed, Deed::Unlink(..))) {
             return Ok(());
         }
-        match state.health {
-            Health::Sound => self.confirm(state, self.dir.id()?),
-            Health::Suspect | Health::ReadOnly => {
-                Err(Error::Busy { path: self.dir.at(path::INDEX) })
-            }
+        let dir = self.dir.id()?;
+        match (state.health, &self.last) {
+            (Health::Sound, _) | (_, None) => self.confirm(state, dir),
+            (Health::Suspect, Some(_)) => self.publish(state, dir),
         }
     }
 
-    /// Makes the changes durable and visible.
-    pub(super) fn finish(self, state: &mut State) -> Result<()> {
-        if state.health == Health::ReadOnly {
-            return Err(Error::ReadOnly(self.repo.clone()));
+    /// Index.json as it is to be goes through all steps.
+    fn publish(&mut self, state: &mut State, dir: DirId) -> Result<()> {
+        let written = self.write(state, dir);
+        if written.is_err() {
+            // Which sync failed is not looked at: the next commit syncs the whole chain again.
+            state.durable = None;
         }
+        let (file, blobs) = written?;
+        self.make_visible_durable(state, Durable { dir, blobs, stamp: file.stamp })?;
+        self.inner.indexes.put(self.repo, Arc::clone(&file));
+        self.last = Some(file);
+        Ok(())
+    }
+
+    /// Makes the changes durable and visible.
+    pub(super) fn finish(mut self, state: &mut State) -> Result<()> {
         let dir = self.dir.id()?;
         if self.changes.is_empty() && state.health == Health::Sound {
             return self.confirm(state, dir);
         }
-        let written = self.write(state, dir);
-        if written.is_err() && state.health == Health::Suspect {
-            tracing::error!(repo = %self.repo, "the disk failed again: read-only until restart");
-            state.health = Health::ReadOnly;
-        }
-        let (file, blobs) = written?;
-        self.make_visible_durable(state, Durable { dir, blobs, stamp: file.stamp })?;
-        self.inner.indexes.put(self.repo, file);
+        self.publish(state, dir)?;
         if let Err(error) = facts::append(&self.inner.tree, self.dir, self.facts.iter().copied()) {
             tracing::debug!(%error, "facts of manifests were not written down");
         }
@@ -214,13 +216,20 @@ impl<'a> Group<'a> {
         if state.durable.as_ref().is_some_and(|d| d.dir == dir && d.stamp == last.stamp) {
             return Ok(());
         }
+        self.layout_file(state, dir)?;
         let blobs = self.sync_names(state, dir)?;
         let sync = |source: std::io::Error| layout::Error::Io {
             path: self.dir.at(path::INDEX),
             source: source.into(),
         };
-        self.inner.tree.disk.sync(last.file()).map_err(sync)?;
-        self.inner.tree.disk.sync_dir(self.dir)?;
+        let disk = &self.inner.tree.disk;
+        if let Err(error) =
+            disk.sync(last.file()).map_err(sync).and_then(|()| disk.sync_dir(self.dir))
+        {
+            tracing::error!(cause = ?error.to_string(), repo = %self.repo, "an index.json may not be durable");
+            state.health = Health::Suspect;
+            return Err(error.into());
+        }
         state.durable = Some(Durable { dir, blobs, stamp: last.stamp });
         self.still_named()
     }
@@ -236,14 +245,29 @@ impl<'a> Group<'a> {
         };
         let records: Vec<Record> = self.changes.iter().map(record).collect();
         journal::append(disk, self.dir, &records)?;
-        if self.dir.stat_name(path::OCI_LAYOUT)?.is_none() {
-            let bytes = path::OCI_LAYOUT_BYTES;
-            durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
-        }
+        self.layout_file(state, dir)?;
         let blobs = self.sync_names(state, dir)?;
         let file = durable::replace(disk, self.dir, path::INDEX, &bytes, Purpose::Public)?;
         let index = Arc::clone(&self.index);
         Ok((Arc::new(IndexFile::written(self.dir, index, stamp, file)?), blobs))
+    }
+
+    /// `oci-layout` is there, and what it says is durable: another tool may have made it a moment ago.
+    fn layout_file(&self, state: &State, dir: DirId) -> Result<()> {
+        let disk = &*self.inner.tree.disk;
+        let known = state.durable.as_ref().is_some_and(|durable| durable.dir == dir);
+        match self.dir.stat_name(path::OCI_LAYOUT)? {
+            None => {
+                let bytes = path::OCI_LAYOUT_BYTES;
+                durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
+            }
+            Some(found) if !known && layout::is_regular(&found) => {
+                let file = self.dir.file(path::OCI_LAYOUT)?;
+                disk.sync(&file).at(|| self.dir.at(path::OCI_LAYOUT))?;
+            }
+            Some(_) => {}
+        }
+        Ok(())
     }
 
     /// The names of blobs become durable before a manifest that needs them can be seen; and, the
@@ -287,11 +311,8 @@ impl<'a> Group<'a> {
             }
             Err(error) => {
                 state.durable = None;
-                state.health = match state.health {
-                    Health::Sound => Health::Suspect,
-                    Health::Suspect | Health::ReadOnly => Health::ReadOnly,
-                };
-                tracing::error!(%error, repo = %self.repo, "a commit may not be durable");
+                state.health = Health::Suspect;
+                tracing::error!(cause = ?error.to_string(), repo = %self.repo, "a commit may not be durable");
                 Err(error.into())
             }
         }

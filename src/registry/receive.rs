@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -11,7 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Error, Result};
 use crate::layout::space::{Growth, Space};
-use crate::layout::{self, At, Disk, path};
+use crate::layout::{self, At, Disk};
 use crate::oci::Hasher;
 
 /// Bytes are written and hashed in batches of about this size.
@@ -29,6 +30,8 @@ const LEAST_BATCH: usize = 64 * 1024;
 /// A file that is being written to, and the hash of all of it so far.
 pub(super) struct Sink {
     file: Arc<File>,
+    /// For messages.
+    at: PathBuf,
     disk: Arc<dyn Disk>,
     growth: Growth,
     pub(super) hasher: Hasher,
@@ -38,13 +41,14 @@ pub(super) struct Sink {
 impl Sink {
     pub(super) fn new(
         file: &File,
+        at: PathBuf,
         disk: &Arc<dyn Disk>,
         space: &Arc<Space>,
         hasher: Hasher,
         written: u64,
     ) -> io::Result<Sink> {
         let (file, disk) = (Arc::new(file.try_clone()?), Arc::clone(disk));
-        Ok(Sink { file, disk, growth: space.growth(), hasher, written })
+        Ok(Sink { file, at, disk, growth: space.growth(), hasher, written })
     }
 
     /// Writes and hashes a batch, each piece while it is in the cache.
@@ -53,7 +57,7 @@ impl Sink {
         self.growth.before(&self.file, self.written, len)?;
         for piece in batch {
             let len = piece.len() as u64;
-            self.disk.write(&self.file, &piece, self.written).at(|| path::UPLOADS.into())?;
+            self.disk.write(&self.file, &piece, self.written).at(|| self.at.clone())?;
             self.hasher.update(&piece);
             self.growth.after(self.written, len);
             self.written += len;
@@ -64,7 +68,7 @@ impl Sink {
     /// Cuts the file to what was written whole, so that no space stays reserved past its end: whoever
     /// sent this may never come back.
     fn cut(&self) -> layout::Result<()> {
-        self.disk.set_len(&self.file, self.written).at(|| path::UPLOADS.into())
+        self.disk.set_len(&self.file, self.written).at(|| self.at.clone())
     }
 }
 

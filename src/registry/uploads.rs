@@ -276,7 +276,8 @@ impl Inner {
     }
 
     fn sink(&self, file: &File, hasher: Hasher, written: u64) -> io::Result<Sink> {
-        Sink::new(file, &self.tree.disk, &self.space, hasher, written)
+        let at = self.tree.room.at(path::UPLOADS);
+        Sink::new(file, at, &self.tree.disk, &self.space, hasher, written)
     }
 
     fn finish_session(

@@ -8,6 +8,8 @@
 
 pub mod broken;
 pub mod disk;
+pub mod many;
+pub mod push;
 pub mod repo;
 pub mod room;
 pub mod valid;

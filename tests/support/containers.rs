@@ -110,7 +110,8 @@ impl Containers {
         tar
     }
 
-    fn command(&self, program: &str) -> Command {
+    /// One of the tools, to be started by the test itself.
+    pub fn command(&self, program: &str) -> Command {
         let room = self.room.path();
         let mut command = Command::new(program);
         command

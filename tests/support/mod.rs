@@ -7,12 +7,19 @@
 //! - [`Registry`]: a running server; dropped, it is stopped and its tree is checked.
 //! - [`http`]: a small HTTP/1.1 client that hides nothing, and speaks nonsense when asked to.
 //! - [`content`]: random blobs and images, and the pushes that a client makes of them.
+//! - [`deeds`]: what clients do, and what must be true afterwards.
+//! - [`calls`]: the system calls that a program makes on its tree, to be recorded or to fail.
 //! - [`account`]: a system account with a password, for as long as the guard lives.
 //! - [`containers`]: podman, buildah and skopeo with storage of their own.
 //! - [`tls`]: certificates, curl that trusts them, raw TLS and HTTP/2.
+//! - [`recipes`]: the commands of docs/backup.md.
 //! - [`snapshot`]: a tree as it is, to be compared later.
 //! - [`command`]: other programs, run with their output kept for the failure message.
+//! - [`ext4`]: a file system whose inodes run out of links.
+//! - [`volume`]: a small disk: to be full, read-only, without inodes, over its quota.
 //! - [`tmpfs`]: a small file system, to be filled.
+//! - [`power`]: file systems whose power can be cut.
+//! - [`random`]: random choices that a seed replays.
 #![allow(
     dead_code,
     unused_imports,
@@ -21,14 +28,21 @@
 )]
 
 pub mod account;
+pub mod calls;
 pub mod command;
 pub mod containers;
 pub mod content;
+pub mod deeds;
+pub mod ext4;
 pub mod http;
+pub mod power;
+pub mod random;
+pub mod recipes;
 mod registry;
 pub mod snapshot;
 pub mod tls;
 pub mod tmpfs;
+pub mod volume;
 
 pub use registry::{Registry, STILLAGE};
 

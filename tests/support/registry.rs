@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::calls::Calls;
 use super::command::run;
 use super::http::Client;
 
@@ -31,6 +32,8 @@ pub struct Registry {
     /// What starts the server, before its own command line.
     by: Vec<String>,
     envs: Vec<(String, String)>,
+    /// Who stands between the server and its tree.
+    calls: Option<Calls>,
     addr: SocketAddr,
     /// What the server says on stdout after its first line.
     report: Option<Mutex<mpsc::Receiver<String>>>,
@@ -65,6 +68,15 @@ impl Registry {
         Registry::launch_by(by, room(), root.to_path_buf(), args, &[])
     }
 
+    /// The same with somebody between the server and its tree, who can record its system calls and let
+    /// them fail.
+    pub fn start_held(calls: &Calls, root: &Path, args: &[&str]) -> Registry {
+        let mut registry = Registry::prepare(Vec::new(), room(), root.to_path_buf(), args, &[]);
+        registry.calls = Some(calls.clone());
+        registry.run();
+        registry
+    }
+
     fn launch(
         room: tempfile::TempDir,
         root: PathBuf,
@@ -81,19 +93,30 @@ impl Registry {
         args: &[&str],
         envs: &[(&str, &str)],
     ) -> Registry {
-        let mut registry = Registry {
+        let mut registry = Registry::prepare(by, room, root, args, envs);
+        registry.run();
+        registry
+    }
+
+    fn prepare(
+        by: Vec<String>,
+        room: tempfile::TempDir,
+        root: PathBuf,
+        args: &[&str],
+        envs: &[(&str, &str)],
+    ) -> Registry {
+        Registry {
             root,
             room,
             args: args.iter().map(ToString::to_string).collect(),
             by,
             envs: envs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            calls: None,
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             report: None,
             server: None,
             damage_expected: false,
-        };
-        registry.run();
-        registry
+        }
     }
 
     /// Starts the server again after [`Registry::kill9`] or [`Registry::term`]. The port is a new one.
@@ -105,7 +128,8 @@ impl Registry {
             .open(self.stderr_path())
             .expect("the server's stderr file");
         let line = self.by.iter().map(String::as_str).chain([STILLAGE]).collect::<Vec<_>>();
-        let mut child = Command::new(line[0])
+        let mut command = Command::new(line[0]);
+        command
             .args(&line[1..])
             .arg("serve")
             .arg(&self.root)
@@ -116,9 +140,12 @@ impl Registry {
             .envs(self.envs.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .expect("the built binary starts");
+            .stderr(stderr);
+        let child = match &self.calls {
+            Some(calls) => calls.spawn(&mut command),
+            None => command.spawn(),
+        };
+        let mut child = child.expect("the built binary starts");
         let stdout = child.stdout.take().expect("stdout is piped");
         self.server = Some(child);
         let (first, lines) = mpsc::channel();

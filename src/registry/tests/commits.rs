@@ -228,16 +228,61 @@ async fn after_a_failed_sync_of_the_directory_nothing_is_acknowledged_until_one_
     assert!(matches!(three().await, Err(Error::Layout(_))));
     assert!(matches!(three().await, Err(Error::Layout(_))));
     disk.set(&[]);
-    assert!(matches!(three().await, Err(Error::ReadOnly(_))), "twice is enough");
     assert!(f.image("b", "other").await.is_ok(), "other repositories go on");
-    let again = f.reopened();
-    let push = Push {
-        reference: tag("four"),
-        tags: vec![],
-        content_type: None,
-        bytes: image(b"{}", b"one"),
-    };
-    again.put_manifest(&repo("a"), push, &Actor::default()).await.unwrap();
+    // However often it failed: what is acknowledged has gone through all steps since.
+    disk.set(&["rename"]);
+    assert!(matches!(three().await, Err(Error::Layout(_))));
+    disk.set(&[]);
+    disk.log.lock().unwrap().clear();
+    three().await.unwrap();
+    let log = disk.log.lock().unwrap().join("\n");
+    assert!(log.contains("rename index.json") && log.contains("sync_repo a"), "{log}");
+}
+
+/// What another process committed is synced before it is acknowledged a second time; where that
+/// fails, a second sync proves nothing.
+#[tokio::test]
+async fn a_failed_sync_of_what_is_so_already_is_not_asked_for_again() {
+    let disk = Arc::new(Failing::default());
+    let f = fixture();
+    f.image("a", "one").await.unwrap();
+    let other = Registry::open_on(f.temp.path(), Settings::default(), disk.clone()).unwrap();
+    let other = Fixture { temp: tempfile::tempdir().unwrap(), registry: other };
+    let again = || other.push("a", tag("one"), image(b"{}", b"one"));
+    disk.set(&["sync"]);
+    assert!(matches!(again().await, Err(Error::Layout(_))));
+    disk.set(&[]);
+    disk.log.lock().unwrap().clear();
+    again().await.unwrap();
+    let log = disk.log.lock().unwrap().join("\n");
+    assert!(log.contains("rename index.json"), "{log}");
+}
+
+/// A blob of the server's own that lost its place in the pool: it is hashed, and synced, before a
+/// manifest relies on it.
+#[tokio::test]
+async fn a_blob_whose_sync_failed_is_not_synced_again_but_pushed_again() {
+    let disk = Arc::new(Failing::default());
+    let f = fixture();
+    f.blob("a", b"{}").await;
+    let layer = f.blob("a", b"layer").await;
+    std::fs::remove_dir_all(f.path(".stillage/pool")).unwrap();
+    let other = Registry::open_on(f.temp.path(), Settings::default(), disk.clone()).unwrap();
+    let other = Fixture { temp: tempfile::tempdir().unwrap(), registry: other };
+    let push = || other.push("a", tag("t"), image(b"{}", b"layer"));
+    // The config's sync is the first.
+    disk.set(&["sync"]);
+    assert!(matches!(push().await, Err(Error::Layout(_))));
+    disk.set(&[]);
+    let refused = push().await;
+    let absent = sha256(b"{}");
+    assert!(
+        matches!(&refused, Err(Error::ManifestBlobUnknown(d)) if *d == [absent]),
+        "{refused:?}"
+    );
+    other.blob("a", b"{}").await;
+    push().await.unwrap();
+    assert_eq!(std::fs::read(f.blob_path("a", &layer)).unwrap(), b"layer");
 }
 
 #[tokio::test]
@@ -366,4 +411,26 @@ async fn a_blob_whose_sync_failed_is_thrown_away() {
     assert!(matches!(refused, Err(Error::UploadUnknown(_))), "a second sync proves nothing");
     assert!(!f.blob_path("a", &digest).exists());
     assert_eq!(std::fs::read_dir(f.path(".stillage/uploads")).unwrap().count(), 0);
+}
+
+/// A blob whose name goes is proof that index.json does without it: that is made durable first, anew if
+/// the disk has failed to.
+#[tokio::test]
+async fn a_blob_goes_once_index_json_is_durable_again() {
+    let disk = Arc::new(Failing::default());
+    let f = on(disk.clone());
+    f.image("a", "one").await.unwrap();
+    let free = f.blob("a", b"free").await;
+    disk.set(&["sync_repo"]);
+    assert!(f.push("a", tag("two"), image(b"{}", b"one")).await.is_err());
+    let (name, actor) = (repo("a"), Actor::default());
+    let delete = || f.registry.delete_blob(&name, &free, &actor);
+    assert!(matches!(delete().await, Err(Error::Layout(_))));
+    assert!(f.blob_path("a", &free).exists());
+    disk.set(&[]);
+    disk.log.lock().unwrap().clear();
+    delete().await.unwrap();
+    assert!(!f.blob_path("a", &free).exists());
+    let log = disk.log.lock().unwrap().join("\n");
+    assert!(log.contains("rename index.json"), "{log}");
 }

@@ -1,13 +1,15 @@
 //! The content of one repository: names and digests.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
 
 use rustix::fs::{FileType, Stat};
 
 use super::finding::Findings;
+use super::names::{Name, Names};
 use super::probe::{self, Seen};
 use super::rule::Rule;
-use super::{Run, closed};
+use super::{Run, closed, rights};
 use crate::layout::rights::Level;
 use crate::layout::{Dir, Inode, path};
 use crate::oci::{Algorithm, Digest};
@@ -27,7 +29,7 @@ pub(super) fn check(run: &mut Run<'_>, repo: &Dir, findings: &mut Findings) -> B
     let Some(dir) = probe::dir(repo, path::BLOBS, findings).there() else {
         return blobs;
     };
-    let mut shared = HashSet::new();
+    let mut shared = Shared::of(&dir);
     let level = Level::of(repo).ok();
     for algorithm in Algorithm::ALL {
         if let Some(dir) = probe::dir(&dir, algorithm.as_str(), findings).there() {
@@ -57,22 +59,29 @@ fn of_algorithm(
     run: &mut Run<'_>,
     place: Place<'_>,
     blobs: &mut Blobs,
-    shared: &mut HashSet<Inode>,
+    shared: &mut Shared,
     findings: &mut Findings,
 ) {
     let Place { dir, algorithm, .. } = place;
-    for (name, _) in probe::names(dir, findings) {
-        if probe::is_hidden(&name) {
-            continue;
-        }
-        let Ok(digest) = Digest::parse(&format!("{algorithm}:{name}")) else {
-            let message = format!("is not the digits of a {algorithm} digest");
-            findings.add(Rule::BlobNameMalformed, &dir.at(&name), message);
-            continue;
+    let names = probe::blobs(dir, algorithm, findings);
+    for name in names.iter().flat_map(Names::iter) {
+        let digest = match name {
+            Name::Of(digest) => digest,
+            Name::Other(name) => {
+                let message = format!("is not the digits of a {algorithm} digest");
+                findings.add(Rule::BlobNameMalformed, &dir.at(&name), message);
+                continue;
+            }
         };
+        run.options.progress.named();
         blobs.count += 1;
         match content(run, place, &digest, findings) {
-            Seen::There(stat) => two_algorithms(dir, &digest, &stat, shared, findings),
+            Seen::There((file, stat)) => {
+                let twice = shared.meet(dir, &digest, &stat, findings);
+                if let Some(file) = file.filter(|_| !twice && !run.hashes.are_blind()) {
+                    pool(run, &file, &stat, &digest);
+                }
+            }
             Seen::Bad => {
                 blobs.bad.insert(digest);
             }
@@ -84,27 +93,34 @@ fn of_algorithm(
 
 /// Hashes one blob. A file that changes meanwhile is read again: it may be just being copied.
 fn content(
-    run: &mut Run<'_>,
+    run: &Run<'_>,
     place: Place<'_>,
     digest: &Digest,
     findings: &mut Findings,
-) -> Seen<Stat> {
+) -> Seen<(Option<File>, Stat)> {
     let dir = place.dir;
+    if run.hashes.are_blind() {
+        // What the checker sealed itself it can read.
+        match probe::status(dir, digest.hex(), FileType::RegularFile, findings) {
+            Seen::There(stat) if is_sealed(&stat) => return Seen::There((None, stat)),
+            Seen::There(_) => {}
+            Seen::Absent => return Seen::Absent,
+            Seen::Bad => return Seen::Bad,
+        }
+    }
     for attempt in 1.. {
         let (file, stat) = match probe::file(dir, digest.hex(), findings) {
             Seen::There(found) => found,
             Seen::Absent => return Seen::Absent,
             Seen::Bad => return Seen::Bad,
         };
-        let before = run.hashes.bytes;
-        let agrees = run.hashes.agrees(&file, &stat, digest);
-        run.summary.bytes_hashed += run.hashes.bytes - before;
-        match agrees {
+        let known = run.is_known(&dir.at(digest.hex()));
+        match if known { Ok(true) } else { run.hashes.agrees(&file, &stat, digest) } {
             Ok(true) => {
                 if let Some(repo) = place.repo {
                     closed::readers(repo, &file, &stat, &dir.at(digest.hex()), findings);
                 }
-                return Seen::There(stat);
+                return Seen::There((Some(file), stat));
             }
             Ok(false) if attempt < 3 && moved(dir, digest, &stat) => {}
             Ok(false) => {
@@ -122,6 +138,20 @@ fn content(
     Seen::Bad
 }
 
+/// Gives a repair a sound blob that the pool may have lost.
+fn pool(run: &mut Run<'_>, file: &File, stat: &Stat, digest: &Digest) {
+    let Some(mender) = &mut run.mender else { return };
+    let is_ours = is_sealed(stat) && stat.st_mode & 0o222 == 0 && !rights::has_acl(file);
+    if is_ours && mender.pool(file, stat, digest) {
+        run.summary.pooled_again += 1;
+    }
+}
+
+/// Whether it is a file of this account's that everybody may read.
+fn is_sealed(stat: &Stat) -> bool {
+    stat.st_mode & 0o444 == 0o444 && stat.st_uid == rustix::process::geteuid().as_raw()
+}
+
 fn moved(dir: &Dir, digest: &Digest, before: &Stat) -> bool {
     let key = |stat: &Stat| (Inode::of(stat), stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
     match dir.stat_name(digest.hex()) {
@@ -131,21 +161,40 @@ fn moved(dir: &Dir, digest: &Digest, before: &Stat) -> bool {
     }
 }
 
-/// sha256 comes first: its inodes with several names are remembered for sha512.
-fn two_algorithms(
-    dir: &Dir,
-    digest: &Digest,
-    stat: &Stat,
-    shared: &mut HashSet<Inode>,
-    findings: &mut Findings,
-) {
-    if stat.st_nlink < 2 {
-        return;
+/// Inodes with a name under sha512, of which there are few if any; whether they have met one under
+/// sha256.
+struct Shared {
+    inodes: HashMap<Inode, bool>,
+}
+
+impl Shared {
+    fn of(blobs: &Dir) -> Shared {
+        let mut inodes = HashMap::new();
+        if let Ok(dir) = blobs.dir(Algorithm::Sha512.as_str()) {
+            let names = Names::read(&dir, Algorithm::Sha512);
+            for name in names.iter().flat_map(Names::iter) {
+                if let Name::Of(digest) = name
+                    && let Ok(Some(stat)) = dir.stat_name(digest.hex())
+                    && stat.st_nlink > 1
+                {
+                    inodes.insert(Inode::of(&stat), false);
+                }
+            }
+        }
+        Shared { inodes }
     }
-    if digest.algorithm() == Algorithm::Sha256 {
-        shared.insert(Inode::of(stat));
-    } else if shared.contains(&Inode::of(stat)) {
-        let message = "its inode has a name under sha256 too";
-        findings.add(Rule::InodeTwoAlgorithms, &dir.at(digest.hex()), message);
+
+    /// sha256 comes first. Gives whether it is a second name, under sha512.
+    fn meet(&mut self, dir: &Dir, digest: &Digest, stat: &Stat, findings: &mut Findings) -> bool {
+        let Some(met) = self.inodes.get_mut(&Inode::of(stat)) else { return false };
+        if digest.algorithm() == Algorithm::Sha256 {
+            *met = true;
+            return false;
+        }
+        if *met {
+            let message = "its inode has a name under sha256 too";
+            findings.add(Rule::InodeTwoAlgorithms, &dir.at(digest.hex()), message);
+        }
+        *met
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn check(repo: &Dir, blobs: &Blobs, findings: &mut Findings) {
 }
 
 /// What the manifest itself says.
-fn truth(repo: &Dir, fact: &Fact) -> Option<Fact> {
+pub(super) fn truth(repo: &Dir, fact: &Fact) -> Option<Fact> {
     let file = repo.file(&path::blob(&fact.digest)).ok()?;
     let bytes = layout::read_all(&file, MAX_MANIFEST as u64, Default::default).ok()?;
     let manifest = match Manifest::parse(&bytes, None) {

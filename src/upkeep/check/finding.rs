@@ -36,6 +36,12 @@ pub struct Summary {
     pub errors: u64,
     /// Broken rules that are worth knowing.
     pub warnings: u64,
+    /// What was put right, or would be.
+    pub repaired: u64,
+    /// Sound blobs that the pool had lost and has again, or would have.
+    pub pooled_again: u64,
+    /// Whether a lock could not be had, so that something was not repaired.
+    pub blocked: bool,
 }
 
 impl Summary {
@@ -78,6 +84,10 @@ impl Findings {
 
     pub(super) fn is_empty(&self) -> bool {
         self.found.is_empty()
+    }
+
+    pub(super) fn as_slice(&self) -> &[Finding] {
+        &self.found
     }
 
     pub(super) fn into_vec(self) -> Vec<Finding> {

@@ -118,7 +118,8 @@ fn read(repo: &Dir, findings: &mut Findings, mut each: impl FnMut(&Record)) -> b
     all_sound
 }
 
-fn parse(line: Option<&[u8]>) -> Result<Record, String> {
+/// Reads a line, without its newline; `None` is one that is too long.
+pub(super) fn parse(line: Option<&[u8]>) -> Result<Record, String> {
     let line = line.ok_or("is longer than a line can be")?;
     let record: Record = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     if OffsetDateTime::parse(&record.time, &Rfc3339).is_err() {

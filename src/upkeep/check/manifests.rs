@@ -1,6 +1,7 @@
 //! index.json and everything that it reaches.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, Hash, RandomState};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -12,7 +13,7 @@ use super::probe;
 use super::rule::Rule;
 use crate::layout::{self, Dir, path, size_of};
 use crate::oci::{
-    Descriptor, Digest, Index, Kind, MAX_MANIFEST, Manifest, ManifestError, REF_NAME,
+    Algorithm, Descriptor, Digest, Index, Kind, MAX_MANIFEST, Manifest, ManifestError, REF_NAME,
     tag_of_ref_name,
 };
 
@@ -25,32 +26,48 @@ pub(super) fn check(
     sparse: bool,
     findings: &mut Findings,
 ) -> u64 {
+    let dirs = Algorithm::ALL.map(|algorithm| repo.dir(&path::blobs(algorithm)).ok());
     let mut graph = Graph {
         repo,
+        dirs,
         blobs,
         sparse,
         findings,
-        asked: HashSet::new(),
-        read: HashSet::new(),
+        asked: Marks::default(),
+        read: Marks::default(),
         todo: Vec::new(),
     };
     graph.entries(index);
-    while let Some(descriptor) = graph.todo.pop() {
-        graph.manifest(&descriptor);
+    graph.read.seen.len() as u64
+}
+
+/// What was met before, in 16 bytes each: there may be millions. Nobody who writes a manifest can
+/// find two that are taken for one, for the hashes have a key of their own in each run.
+#[derive(Default)]
+struct Marks {
+    keys: (RandomState, RandomState),
+    seen: HashSet<(u64, u64)>,
+}
+
+impl Marks {
+    /// Whether it is met the first time.
+    fn insert(&mut self, what: impl Hash) -> bool {
+        self.seen.insert((self.keys.0.hash_one(&what), self.keys.1.hash_one(&what)))
     }
-    graph.read.len() as u64
 }
 
 struct Graph<'a> {
     repo: &'a Dir,
+    /// The directories of blobs, as they were when this began.
+    dirs: [Option<Dir>; 2],
     blobs: &'a Blobs,
     sparse: bool,
     findings: &'a mut Findings,
     /// Descriptors that were compared with what is there: many entries may say the same.
-    asked: HashSet<(Digest, u64, String)>,
+    asked: Marks,
     /// Manifests that were read.
-    read: HashSet<Digest>,
-    /// Descriptors of manifests that are there and were not read yet.
+    read: Marks,
+    /// Descriptors of manifests beneath an entry that are there and were not read yet.
     todo: Vec<Descriptor>,
 }
 
@@ -84,6 +101,9 @@ impl Graph<'_> {
                 self.findings.add(Rule::TagMalformed, &at, message);
             }
             self.entry(entry);
+            while let Some(descriptor) = self.todo.pop() {
+                self.manifest(&descriptor);
+            }
         }
     }
 
@@ -167,7 +187,7 @@ impl Graph<'_> {
                 return self.findings.add(Rule::ManifestMalformed, &at, error.to_string());
             }
         };
-        if self.read.insert(digest.clone()) {
+        if self.read.insert(digest) {
             self.needs(digest, &manifest);
         }
     }
@@ -217,19 +237,26 @@ impl Graph<'_> {
 
     fn first_asked(&mut self, descriptor: &Descriptor) -> bool {
         let Descriptor { digest, size, media_type, .. } = descriptor;
-        self.asked.insert((digest.clone(), *size, media_type.clone()))
+        self.asked.insert((digest, size, media_type))
+    }
+
+    fn dir(&self, digest: &Digest) -> Option<&Dir> {
+        let at = Algorithm::ALL.iter().position(|known| *known == digest.algorithm())?;
+        self.dirs[at].as_ref()
     }
 
     /// What has the digest's name.
     fn stat(&self, digest: &Digest) -> Option<Stat> {
-        layout::blobs::stat(self.repo, digest).ok().flatten()
+        self.dir(digest)?.stat_name(digest.hex()).ok().flatten()
     }
 
     /// A manifest's bytes, unless there are too many.
     fn bytes(&self, digest: &Digest) -> layout::Result<Option<Vec<u8>>> {
         let name = path::blob(digest);
-        let file = self.repo.file(&name)?;
-        let stat = layout::stat_file(&file, || self.repo.at(&name))?;
+        let (file, stat) = match self.dir(digest) {
+            Some(dir) => dir.file_stat(digest.hex())?,
+            None => self.repo.file_stat(&name)?,
+        };
         if size_of(&stat) > MAX_MANIFEST as u64 {
             return Ok(None);
         }

@@ -1,13 +1,16 @@
 //! `stillage check`: whether a tree keeps the rules of layout-spec/rules.md.
 //!
-//! It never writes, needs no lock to begin with, and runs beside a server: what it found in a
+//! A check never writes, needs no lock to begin with, and runs beside a server: what it found in a
 //! repository is reported only if index.json is afterwards what it was before, and otherwise looked
 //! at again. It goes over the tree in the order of the names and holds no more of it than one
 //! repository's index.json and the names of one directory per level.
 //!
 //! Content is hashed once per inode where that matters: what the pool has is hashed there, and
-//! a repository's name for the same inode is not read again.
+//! a repository's name for the same inode is not read again. Threads on all cores read ahead.
+//!
+//! [`repair`] checks too, and puts right what it can, one place after the other.
 
+mod ahead;
 mod blobs;
 mod closed;
 mod facts;
@@ -16,8 +19,11 @@ mod hashes;
 mod journal;
 mod lines;
 mod manifests;
+mod mend;
+mod names;
 mod pool;
 mod probe;
+mod progress;
 pub mod report;
 mod repository;
 mod rights;
@@ -25,23 +31,32 @@ mod room;
 mod rule;
 mod walk;
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 
 pub use finding::{Finding, Summary};
+pub use mend::{Mended, Repairs};
+pub use progress::Progress;
 pub use rule::{Origin, Rule, Severity};
 
 use crate::layout::{self, Dir, path};
 use finding::Findings;
 use hashes::Hashes;
+use mend::Mender;
 use probe::Seen;
 
 /// What to hold a tree to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Manifests may name what is not there, as under `serve --allow-sparse`.
     pub allow_sparse: bool,
+    /// Nothing is hashed: content is believed to be what its name says.
+    pub quick: bool,
+    /// Goes up meanwhile.
+    pub progress: Arc<Progress>,
 }
 
 /// Why a tree could not be checked at all.
@@ -50,6 +65,15 @@ pub enum CheckError {
     /// ROOT cannot be opened.
     #[error("nothing was checked: {0}")]
     Root(#[from] layout::Error),
+}
+
+/// What a check, with or without repairs, has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// A rule is broken, and stays broken.
+    Found(Finding),
+    /// Something was put right, or would be.
+    Mended(Mended),
 }
 
 /// Checks the tree at `root` and gives every finding to `report`, in the order of the tree: first
@@ -65,21 +89,65 @@ pub fn check(
     report: &mut dyn FnMut(Finding),
 ) -> Result<Summary, CheckError> {
     let root = Dir::open_root(root)?;
-    let mut run = Run { options, hashes: Hashes::new(), summary: Summary::default(), report, root };
-    if run.room()? {
-        let root = run.root.clone();
-        walk::descend(&mut run, &root, "")?;
-    }
-    Ok(run.summary)
+    run(root, options, None, &mut |told| {
+        if let Told::Found(finding) = told {
+            report(finding);
+        }
+    })
+}
+
+/// Checks the tree at `root` and puts right what can be put right; a place where that was done is
+/// checked again. What is reported as found is what is left.
+///
+/// A second repair finds nothing to do, and of a sound tree not a byte changes.
+///
+/// # Errors
+/// ROOT cannot be read, or the tree is another account's.
+pub fn repair(
+    root: &Path,
+    options: Options,
+    repairs: Repairs,
+    report: &mut dyn FnMut(Told),
+) -> Result<Summary, CheckError> {
+    let root = Dir::open_root(root)?;
+    let mender = Mender::new(repairs, &root)?;
+    run(root, options, Some(mender), report)
+}
+
+fn run(
+    root: Dir,
+    options: Options,
+    mender: Option<Mender>,
+    report: &mut dyn FnMut(Told),
+) -> Result<Summary, CheckError> {
+    let hashes = Hashes::new(options.quick, Arc::clone(&options.progress));
+    let began = hashes.bytes();
+    let mut summary = ahead::beside(&root, &hashes, || {
+        let summary = Summary::default();
+        let (root, hashes) = (root.clone(), &hashes);
+        let mut run = Run { root, options, hashes, summary, report, mender, again: None };
+        if run.room()? {
+            let root = run.root.clone();
+            walk::descend(&mut run, &root, "")?;
+        }
+        run.summary.blocked = run.mender.is_some_and(|mender| mender.blocked);
+        Ok::<_, CheckError>(run.summary)
+    })?;
+    summary.bytes_hashed = hashes.bytes() - began;
+    Ok(summary)
 }
 
 /// One run over one tree.
 struct Run<'a> {
     root: Dir,
     options: Options,
-    hashes: Hashes,
+    hashes: &'a Hashes,
     summary: Summary,
-    report: &'a mut dyn FnMut(Finding),
+    report: &'a mut dyn FnMut(Told),
+    /// Puts right what is found.
+    mender: Option<Mender>,
+    /// A place is looked at again after a repair: only these paths need to be hashed.
+    again: Option<HashSet<PathBuf>>,
 }
 
 impl Run<'_> {
@@ -92,18 +160,49 @@ impl Run<'_> {
     fn hand_on(&mut self, findings: Findings) {
         for finding in findings.into_vec() {
             self.summary.count(finding.rule.severity());
-            (self.report)(finding);
+            (self.report)(Told::Found(finding));
         }
+    }
+
+    /// Repairs a place, the room or a repository; whether anything changed there.
+    fn mend(&mut self, repository: Option<(&str, &Dir)>, findings: &Findings) -> bool {
+        let (Some(mender), found) = (&mut self.mender, findings.as_slice()) else { return false };
+        let mended = match repository {
+            Some(place) => mend::repository(mender, self.hashes, place, found),
+            None => mend::room(mender, self.hashes, found),
+        };
+        let changed = !mended.is_empty() && !mender.is_dry();
+        self.summary.repaired += mended.len() as u64;
+        mended.into_iter().for_each(|mended| (self.report)(Told::Mended(mended)));
+        if changed {
+            let again = self.again.get_or_insert_default();
+            again.extend(found.iter().map(|finding| finding.path.clone()));
+        }
+        changed
+    }
+
+    /// Whether a file was hashed in an earlier look at this place, and found sound.
+    fn is_known(&self, path: &Path) -> bool {
+        let path = path.strip_prefix(self.root.path()).unwrap_or(path);
+        self.again.as_ref().is_some_and(|again| !again.contains(path))
     }
 
     /// Checks the room; whether the rest of the tree can be read by the rules of this version.
     fn room(&mut self) -> layout::Result<bool> {
-        let mut findings = self.findings("");
-        let found = probe::dir(&self.root, path::ROOM, &mut findings);
-        self.hand_on(findings);
-        match found {
-            Seen::There(room) => room::check(self, &room),
-            Seen::Absent | Seen::Bad => Ok(true),
+        for round in 1.. {
+            let before = self.summary;
+            let mut findings = self.findings("");
+            let known = match probe::dir(&self.root, path::ROOM, &mut findings) {
+                Seen::There(room) => room::check(self, &room, &mut findings)?,
+                Seen::Absent | Seen::Bad => true,
+            };
+            if !known || round > mend::ROUNDS || !self.mend(None, &findings) {
+                self.hand_on(findings);
+                self.again = None;
+                return Ok(known);
+            }
+            self.summary = Summary { repaired: self.summary.repaired, ..before };
         }
+        Ok(true)
     }
 }

@@ -1,29 +1,30 @@
 //! The pool: content, inodes, and the hints of who got what.
 
+use std::path::Path;
+
 use rustix::fs::{FileType, Stat};
 
 use super::finding::Findings;
+use super::names::{Name, Names};
 use super::probe::{self, Seen};
 use super::rule::Rule;
 use super::{Run, lines, rights};
 use crate::layout::holders::Hint;
-use crate::layout::{Dir, Inode, Result, path, size_of};
+use crate::layout::{Dir, Inode, Result, acl, path, size_of};
 use crate::oci::{Algorithm, Digest};
 
 /// Checks pool and hints; afterwards the pool's inodes need not be hashed in the repositories.
-pub(super) fn check(run: &mut Run<'_>, room: &Dir) -> Result<()> {
+pub(super) fn check(run: &mut Run<'_>, room: &Dir, findings: &mut Findings) -> Result<()> {
     let owner = room.stat()?.st_uid;
-    let mut findings = run.findings("");
-    if let Some(pool) = probe::dir(room, path::POOL, &mut findings).there() {
+    if let Some(pool) = probe::dir(room, path::POOL, findings).there() {
         for algorithm in Algorithm::ALL {
-            if let Some(dir) = probe::dir(&pool, algorithm.as_str(), &mut findings).there() {
-                shelves(&mut Pool { run, room, owner }, &dir, algorithm, &mut findings);
+            if let Some(dir) = probe::dir(&pool, algorithm.as_str(), findings).there() {
+                shelves(&mut Pool { run, room, owner }, &dir, algorithm, findings);
             }
         }
     }
     run.hashes.trust_pool(room.clone());
-    hints(run, room, &mut findings);
-    run.hand_on(findings);
+    hints(run, room, findings);
     Ok(())
 }
 
@@ -45,14 +46,19 @@ fn shelves(pool: &mut Pool<'_, '_>, dir: &Dir, algorithm: Algorithm, findings: &
         let Some(dir) = probe::dir(dir, &shelf, findings).there() else {
             continue;
         };
-        for (name, _) in probe::names(&dir, findings) {
-            if probe::is_hidden(&name) {
-                continue;
-            }
-            match Digest::parse(&format!("{algorithm}:{name}")) {
-                Ok(digest) if name.starts_with(&shelf) => pool.blob(&dir, &digest, findings),
-                Ok(_) => malformed(&dir, &name, "lies in another digest's directory", findings),
-                Err(error) => malformed(&dir, &name, &error.to_string(), findings),
+        for name in probe::blobs(&dir, algorithm, findings).iter().flat_map(Names::iter) {
+            match name {
+                Name::Of(digest) if digest.hex().starts_with(&shelf) => {
+                    pool.blob(&dir, &digest, findings);
+                }
+                Name::Of(digest) => {
+                    let why = "lies in another digest's directory";
+                    malformed(&dir, digest.hex(), why, findings);
+                }
+                Name::Other(name) => {
+                    let why = format!("is not the digits of a {algorithm} digest");
+                    malformed(&dir, &name, &why, findings);
+                }
             }
         }
     }
@@ -69,21 +75,24 @@ fn is_hex(text: &str, len: usize) -> bool {
 
 impl Pool<'_, '_> {
     fn blob(&mut self, dir: &Dir, digest: &Digest, findings: &mut Findings) {
+        let at = dir.at(digest.hex());
+        if self.run.hashes.are_blind() {
+            let seen = probe::status(dir, digest.hex(), FileType::RegularFile, findings);
+            if let Seen::There(stat) = seen {
+                self.count();
+                self.shared(&stat, acl::has_named(dir, digest.hex()), &at, findings);
+            }
+            return;
+        }
         let Seen::There((file, stat)) = probe::file(dir, digest.hex(), findings) else {
             return;
         };
-        let at = dir.at(digest.hex());
-        self.run.summary.pooled += 1;
-        if stat.st_uid != self.owner || stat.st_mode & 0o222 != 0 || rights::has_acl(&file) {
-            let (mode, uid) = (stat.st_mode & 0o7777, stat.st_uid);
-            let message =
-                format!("has mode {mode:o} and belongs to {uid}: others could write to it");
-            findings.add(Rule::PoolInodeUnsafe, &at, message);
+        self.count();
+        self.shared(&stat, rights::has_acl(&file), &at, findings);
+        if self.run.is_known(&at) {
+            return;
         }
-        let before = self.run.hashes.bytes;
-        let found = self.run.hashes.digest(&file, &stat, digest.algorithm());
-        self.run.summary.bytes_hashed += self.run.hashes.bytes - before;
-        match found {
+        match self.run.hashes.digest(&file, &stat, digest.algorithm()) {
             Ok(found) if found == *digest => {}
             Ok(found) => {
                 self.run.hashes.suspect(Inode::of(&stat));
@@ -98,6 +107,21 @@ impl Pool<'_, '_> {
         if digest.algorithm() == Algorithm::Sha512 && self.has_sha256(&file, &stat) {
             let message = "its inode has a name under sha256 too";
             findings.add(Rule::InodeTwoAlgorithms, &at, message);
+        }
+    }
+
+    fn count(&mut self) {
+        self.run.summary.pooled += 1;
+        self.run.options.progress.named();
+    }
+
+    /// Whether nobody but the owner can change what is shared.
+    fn shared(&self, stat: &Stat, has_acl: bool, at: &Path, findings: &mut Findings) {
+        if stat.st_uid != self.owner || stat.st_mode & 0o222 != 0 || has_acl {
+            let (mode, uid) = (stat.st_mode & 0o7777, stat.st_uid);
+            let message =
+                format!("has mode {mode:o} and belongs to {uid}: others could write to it");
+            findings.add(Rule::PoolInodeUnsafe, at, message);
         }
     }
 

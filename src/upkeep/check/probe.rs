@@ -5,8 +5,10 @@ use std::fs::File;
 use rustix::fs::{FileType, Stat};
 
 use super::finding::Findings;
+use super::names::Names;
 use super::rule::Rule;
 use crate::layout::{self, Dir, Error};
+use crate::oci::Algorithm;
 
 /// What is at a path.
 #[derive(Debug)]
@@ -100,6 +102,11 @@ pub(super) fn names(dir: &Dir, findings: &mut Findings) -> Vec<(String, FileType
     let mut names = Seen::of(dir.names(), findings).there().unwrap_or_default();
     names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     names
+}
+
+/// The names in a directory of blobs, likewise.
+pub(super) fn blobs(dir: &Dir, algorithm: Algorithm, findings: &mut Findings) -> Option<Names> {
+    Seen::of(Names::read(dir, algorithm), findings).there()
 }
 
 /// A hidden name: temporary, or somebody else's.

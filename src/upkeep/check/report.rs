@@ -7,14 +7,14 @@ use serde::Serialize;
 
 use super::finding::{Finding, Summary};
 use super::rule::{Rule, Severity};
-use super::{CheckError, Options, check};
+use super::{CheckError, Mended, Options, Repairs, Told, check, repair};
 
 /// How to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A line per finding, then one with the sums.
+    /// A line per finding and per repair, then one with the sums.
     Text,
-    /// One document: `root`, `findings`, `summary`.
+    /// One document: `root`, `findings`, `repairs` if any were asked for, `summary`.
     Json,
 }
 
@@ -29,18 +29,23 @@ pub enum ReportError {
     Write(#[from] io::Error),
 }
 
-/// Checks the tree at `root` and writes the report while it goes.
+/// Checks the tree at `root`, with repairs if asked for, and writes the report while it goes.
 ///
 /// # Errors
 /// If ROOT cannot be read (nothing is written then), or the report cannot be written.
 pub fn run(
     root: &Path,
     options: Options,
+    repairs: Option<Repairs>,
     format: Format,
     out: &mut dyn Write,
 ) -> Result<Summary, ReportError> {
-    let mut writer = Writer { out, format, any: false, failed: Ok(()) };
-    let summary = check(root, options, &mut |finding| writer.take(root, &finding))?;
+    let dry = repairs.as_ref().map(|repairs| repairs.dry_run);
+    let mut writer = Writer { out, format, dry, mended: Vec::new(), any: false, failed: Ok(()) };
+    let summary = match repairs {
+        None => check(root, options, &mut |found| writer.take(root, &Told::Found(found)))?,
+        Some(repairs) => repair(root, options, repairs, &mut |told| writer.take(root, &told))?,
+    };
     writer.end(root, summary)?;
     Ok(summary)
 }
@@ -48,6 +53,10 @@ pub fn run(
 struct Writer<'a> {
     out: &'a mut dyn Write,
     format: Format,
+    /// Whether repairs are only said; `None` where none are asked for.
+    dry: Option<bool>,
+    /// A document says them after the findings.
+    mended: Vec<Mended>,
     any: bool,
     failed: io::Result<()>,
 }
@@ -62,11 +71,50 @@ struct Line<'a> {
     message: &'a str,
 }
 
-impl Writer<'_> {
-    fn take(&mut self, root: &Path, finding: &Finding) {
-        if self.failed.is_ok() {
-            self.failed = self.write(root, finding);
+#[derive(Serialize)]
+struct Repair<'a> {
+    rule: Rule,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    repository: &'a str,
+    path: std::borrow::Cow<'a, str>,
+    deed: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<&'a str>,
+}
+
+impl<'a> Repair<'a> {
+    fn of(mended: &'a Mended) -> Repair<'a> {
+        let Mended { rule, repository, path, deed, kept } = mended;
+        Repair {
+            rule: *rule,
+            repository,
+            path: path.to_string_lossy(),
+            deed,
+            kept: kept.as_deref(),
         }
+    }
+}
+
+impl Writer<'_> {
+    fn take(&mut self, root: &Path, told: &Told) {
+        if self.failed.is_ok() {
+            self.failed = match told {
+                Told::Found(finding) => self.write(root, finding),
+                Told::Mended(mended) => self.mended(mended),
+            };
+        }
+    }
+
+    fn mended(&mut self, mended: &Mended) -> io::Result<()> {
+        if self.format == Format::Json {
+            self.mended.push(mended.clone());
+            return Ok(());
+        }
+        let Repair { rule, path, deed, kept, .. } = Repair::of(mended);
+        let word = if self.dry == Some(true) { "would repair" } else { "repaired" };
+        let (path, deed) = (printable(&path), printable(deed));
+        let kept = kept.map(|kept| format!(" ({})", printable(kept))).unwrap_or_default();
+        writeln!(self.out, "{word} {rule}: {path}: {deed}{kept}")
     }
 
     fn write(&mut self, root: &Path, finding: &Finding) -> io::Result<()> {
@@ -92,6 +140,24 @@ impl Writer<'_> {
         }
     }
 
+    /// What repairs add to the sums.
+    fn repairs(&self, summary: &Summary) -> String {
+        let Some(dry) = self.dry else { return String::new() };
+        let (done, linked) = match dry {
+            true => ("to be repaired", "to be linked into the pool"),
+            false => ("repaired", "linked into the pool"),
+        };
+        let mut text = format!("; {} {done}", summary.repaired);
+        if summary.pooled_again > 0 {
+            let blobs = many(summary.pooled_again, "blob", "blobs");
+            text.push_str(&format!(", {blobs} {linked}"));
+        }
+        if summary.blocked {
+            text.push_str("; not all, for somebody held a lock");
+        }
+        text
+    }
+
     fn begin(&mut self, root: &Path) -> io::Result<()> {
         if self.any {
             return Ok(());
@@ -103,21 +169,30 @@ impl Writer<'_> {
     fn end(mut self, root: &Path, summary: Summary) -> io::Result<()> {
         std::mem::replace(&mut self.failed, Ok(()))?;
         match self.format {
-            Format::Text => writeln!(self.out, "{}", sums(&summary))?,
+            Format::Text => writeln!(self.out, "{}{}", sums(&summary), self.repairs(&summary))?,
             Format::Json => {
                 self.begin(root)?;
-                writeln!(self.out, "],\n\"summary\":{}}}", serde_json::to_string(&summary)?)?;
+                writeln!(self.out, "],")?;
+                if let Some(dry) = self.dry {
+                    let repairs: Vec<Repair<'_>> = self.mended.iter().map(Repair::of).collect();
+                    let repairs = serde_json::to_string(&repairs)?;
+                    writeln!(self.out, "\"dryRun\":{dry},\n\"repairs\":{repairs},")?;
+                }
+                writeln!(self.out, "\"summary\":{}}}", serde_json::to_string(&summary)?)?;
             }
         }
         self.out.flush()
     }
 }
 
-fn sums(summary: &Summary) -> String {
-    let many = |count: u64, one: &str, more: &str| match count {
+fn many(count: u64, one: &str, more: &str) -> String {
+    match count {
         1 => format!("1 {one}"),
         _ => format!("{count} {more}"),
-    };
+    }
+}
+
+fn sums(summary: &Summary) -> String {
     format!(
         "{}, {}, {}, {} hashed: {}, {}",
         many(summary.repositories, "repository", "repositories"),

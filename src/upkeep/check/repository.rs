@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::blobs::Blobs;
 use super::finding::Findings;
+use super::mend::{self, Mender};
 use super::probe::{self, Seen};
 use super::rule::Rule;
 use super::{Run, blobs, closed, facts, journal, manifests, rights};
@@ -99,10 +100,13 @@ fn unrest(changed: &[Option<(i64, u64)>]) -> Duration {
 pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
     let mut dir = dir.clone();
     let begun = Instant::now();
+    let mut rounds = 0;
+    run.again = None;
     for attempt in 1u32.. {
+        let pooled = run.summary.pooled_again;
         let mut findings = run.findings(name);
         // A lock that cannot be had does not stop the look: it is the best there is.
-        let _held = (attempt > ATTEMPTS).then(|| lock::shared_within(&dir, path::LOCK, LOCK_WAIT));
+        let held = (attempt > ATTEMPTS).then(|| lock::shared_within(&dir, path::LOCK, LOCK_WAIT));
         let last = attempt > ATTEMPTS && begun.elapsed() > PATIENCE;
         let before = changed(&dir);
         let truth = Truth::read(&dir, &mut findings);
@@ -112,10 +116,20 @@ pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
         if let Named::Same = named
             && (findings.is_empty() || last || (held_still() && unrest(&before).is_zero()))
         {
+            rounds += 1;
+            // Whoever repairs takes it exclusively.
+            drop(held);
+            if rounds <= mend::ROUNDS && run.mend(Some((name, &dir)), &findings) {
+                continue;
+            }
             run.summary.repositories += 1;
             run.summary.manifests += manifests;
             run.summary.blobs += blobs;
             return run.hand_on(findings);
+        }
+        if run.mender.as_ref().is_some_and(Mender::is_dry) {
+            // The next look counts them again.
+            run.summary.pooled_again = pooled;
         }
         match named {
             _ if last => return,

@@ -11,26 +11,25 @@ use crate::layout::{self, Dir, Result, acl, path, size_of};
 use crate::oci::{Algorithm, Digest, RepoName};
 
 /// Checks the room. `false` if the tree has a version of which nothing is known.
-pub(super) fn check(run: &mut Run<'_>, room: &Dir) -> Result<bool> {
-    let mut findings = run.findings("");
-    let known = version(room, &mut findings);
-    if known {
-        open(room, &mut findings);
-        token_key(room, &mut findings);
-        tls_key(room, &mut findings);
-        uploads(room, &mut findings);
-        if let Some(dir) = probe::dir(room, path::UNREFERENCED, &mut findings).there() {
-            notes(&dir, "", &mut findings);
-        }
-        for lock in [path::GC_LOCK, path::TOKEN_LOCK] {
-            probe::status(room, lock, FileType::RegularFile, &mut findings);
-        }
+pub(super) fn check(run: &mut Run<'_>, room: &Dir, findings: &mut Findings) -> Result<bool> {
+    if !version(room, findings) {
+        return Ok(false);
     }
-    run.hand_on(findings);
-    if known {
-        pool::check(run, room)?;
+    open(room, findings);
+    token_key(room, findings);
+    tls_key(room, findings);
+    uploads(room, findings);
+    if let Some(dir) = probe::dir(room, path::UNREFERENCED, findings).there() {
+        notes(&dir, "", findings);
     }
-    Ok(known)
+    for name in [path::GC_LOCK, path::TOKEN_LOCK, path::COLLECTED] {
+        probe::status(room, name, FileType::RegularFile, findings);
+    }
+    for dir in [path::TRASH, path::QUARANTINE] {
+        probe::status(room, dir, FileType::Directory, findings);
+    }
+    pool::check(run, room, findings)?;
+    Ok(true)
 }
 
 fn version(room: &Dir, findings: &mut Findings) -> bool {

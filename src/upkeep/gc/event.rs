@@ -70,6 +70,13 @@ pub enum Event<'a> {
         /// What it gives back.
         bytes: u64,
     },
+    /// What is only history or a memory was made shorter.
+    Tidied {
+        /// The repository.
+        repository: &'a RepoName,
+        /// What was done.
+        what: Tidied<'a>,
+    },
     /// A repository is left for the next collection.
     Left {
         /// The repository.
@@ -83,6 +90,17 @@ pub enum Event<'a> {
     PassedOver(&'a layout::Error),
     /// Something was left undone that no blob depends on.
     Warning(&'a layout::Error),
+}
+
+/// What was made shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tidied<'a> {
+    /// The journal was so long that a new one begins.
+    JournalSetAside,
+    /// A part of the journal was so old that it goes.
+    JournalPart(&'a str),
+    /// The facts of manifests that are gone were dropped.
+    Facts,
 }
 
 /// What becomes of a blob that index.json does not reach.
@@ -111,6 +129,11 @@ pub enum Fate<'a> {
         bytes: u64,
         /// How many other names the content has, the pool's among them.
         others: u64,
+        /// The line of the journal that can be undone no more, as it needs this.
+        undo: Option<&'a KeptBy>,
+        /// Repositories that are known to have the content still; only looked for where one
+        /// repository is collected at once.
+        elsewhere: &'a [RepoName],
     },
 }
 
@@ -242,7 +265,7 @@ impl Summary {
             }
             Event::Left { .. } => self.left += 1,
             Event::Blocked(_) => self.blocked = true,
-            Event::PassedOver(_) => {}
+            Event::PassedOver(_) | Event::Tidied { .. } => {}
             Event::Warning(_) => self.warnings += 1,
         }
     }

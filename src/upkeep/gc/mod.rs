@@ -12,17 +12,21 @@ mod links;
 pub mod report;
 mod repository;
 mod room;
+mod schedule;
+mod tidy;
 mod turn;
 mod untagged;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 
-pub use event::{Event, Fate, KeptBy, Summary, Why};
+pub use event::{Event, Fate, KeptBy, Summary, Tidied, Why};
+pub use schedule::next;
 
 use crate::layout::{self, Collected, Stamp, Tree, Walk};
-use crate::oci::{Digest, RepoName};
+use crate::oci::{Algorithm, Digest, RepoName};
 
 /// How far a clock may be behind what is written in the tree.
 const TOLERANCE: Duration = Duration::from_secs(60);
@@ -123,7 +127,8 @@ pub fn run(
         return Err(GcError::ClockBehind { now, last });
     }
     let (summary, links) = (Summary::default(), links::Links::new(options.dry_run));
-    let mut run = Run { tree, options, begun, last, report, summary, links, blocked: false };
+    let hints = BTreeMap::new();
+    let mut run = Run { tree, options, begun, last, report, summary, links, blocked: false, hints };
     match &options.only {
         Some(name) => run.only(name, untag)?,
         None => run.all(untag)?,
@@ -156,6 +161,8 @@ struct Run<'a> {
     links: links::Links,
     /// Somebody holds gc.lock for longer than this run waits: nothing can be removed under it.
     blocked: bool,
+    /// A digest of each file of hints in which some became false.
+    hints: BTreeMap<(Algorithm, String), Digest>,
 }
 
 impl Run<'_> {
@@ -188,6 +195,12 @@ impl Run<'_> {
     }
 
     fn tell(&mut self, event: Event<'_>) {
+        if let Event::Digest { digest, fate: Fate::Goes { .. }, .. } | Event::Pool { digest, .. } =
+            &event
+        {
+            let name = layout::path::holders_name(digest).to_owned();
+            self.hints.entry((digest.algorithm(), name)).or_insert_with(|| (*digest).clone());
+        }
         self.summary.count(&event);
         (self.report)(event);
     }

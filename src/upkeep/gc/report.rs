@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::Options;
-use super::event::{Event, Fate, Summary, written};
+use super::event::{Event, Fate, Summary, Tidied, written};
 use crate::oci::What;
 
 /// How to tell.
@@ -101,6 +101,17 @@ impl<'a> Writer<'a> {
             Event::Digest { repository, digest, fate } if self.verbose => {
                 format!("{repository} {digest}: {}", self.fate(fate)?)
             }
+            // Whatever becomes impossible is told in any case.
+            Event::Digest {
+                repository,
+                digest,
+                fate: fate @ Fate::Goes { undo, elsewhere, .. },
+            } if undo.is_some() || !elsewhere.is_empty() => {
+                format!("{repository} {digest}: {}", self.fate(fate)?)
+            }
+            Event::Tidied { repository, what } if self.verbose => {
+                format!("{repository}: {}", tidied(*what))
+            }
             Event::Untagged { repository, digest, since, goes: true } if self.verbose => {
                 let since = since.map(written).unwrap_or_default();
                 format!("{repository} {digest}: {goes} from index.json: no tag since {since}")
@@ -142,17 +153,25 @@ impl<'a> Writer<'a> {
             }
             Fate::Promised => "stays: promised to a pusher".to_owned(),
             Fate::Referred => "stays: referred to meanwhile".to_owned(),
-            Fate::Goes { since, bytes, others, .. } => {
-                let goes = self.goes();
+            Fate::Goes { since, bytes, others, undo, elsewhere, .. } => {
                 let since = since.map(|since| format!(" since {}", written(since)));
-                let since = since.unwrap_or_default();
+                let mut text =
+                    format!("{}: unreferenced{}", self.goes(), since.unwrap_or_default());
                 match others {
-                    0 => format!("{goes}: unreferenced{since}, {bytes} bytes"),
-                    1 => format!("{goes}: unreferenced{since}; the content has 1 other name"),
-                    _ => {
-                        format!("{goes}: unreferenced{since}; the content has {others} other names")
-                    }
+                    0 => text.push_str(&format!(", {bytes} bytes")),
+                    1 => text.push_str("; the content has 1 other name"),
+                    _ => text.push_str(&format!("; the content has {others} other names")),
                 }
+                if !elsewhere.is_empty() {
+                    let names: Vec<_> = elsewhere.iter().map(|name| name.as_str()).collect();
+                    text.push_str(&format!(", among them in {}", names.join(", ")));
+                }
+                if let Some(by) = undo {
+                    text.push_str(&format!("; what happened at {} cannot", written(by.time)));
+                    let (what, tag) = by.what.clone().unwrap_or((What::Push, None));
+                    text.push_str(&format!(" be undone any more: {}", said(what, tag.as_deref())));
+                }
+                text
             }
         })
     }
@@ -176,7 +195,10 @@ impl<'a> Writer<'a> {
                 let mut value = json!({
                     "what": what, "repository": repository, "digest": digest, "why": why
                 });
-                if let Fate::Goes { size, bytes, others, .. } = fate {
+                if let Fate::Goes { size, bytes, others, undo, elsewhere, .. } = fate {
+                    let elsewhere: Vec<_> = elsewhere.iter().map(|name| name.as_str()).collect();
+                    value["undoable"] = json!(undo.map(|by| written(by.time)));
+                    value["elsewhere"] = json!(elsewhere);
                     value["size"] = json!(size);
                     value["bytes"] = json!(bytes);
                     value["otherNames"] = json!(others);
@@ -189,6 +211,11 @@ impl<'a> Writer<'a> {
                 "digest": digest.as_str(),
                 "untaggedSince": since.map(written),
             }),
+            Event::Tidied { repository, what } if self.verbose => json!({
+                "what": "tidied",
+                "repository": repository.as_str(),
+                "why": tidied(*what),
+            }),
             Event::Pool { digest, bytes } if self.verbose => {
                 json!({"what": "pool", "digest": digest.as_str(), "bytes": bytes})
             }
@@ -197,6 +224,14 @@ impl<'a> Writer<'a> {
             }
             _ => return None,
         })
+    }
+}
+
+fn tidied(what: Tidied<'_>) -> String {
+    match what {
+        Tidied::JournalSetAside => "the journal is long: a new one begins".to_owned(),
+        Tidied::JournalPart(part) => format!("{part} goes: it is older than thirteen months"),
+        Tidied::Facts => "facts of manifests that are gone go".to_owned(),
     }
 }
 

@@ -1,12 +1,13 @@
 //! One repository: mark, note, take.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FileType;
 
 use super::event::{Event, Fate, KeptBy, Why, written};
-use super::{Run, TOLERANCE, Untag, untagged};
+use super::{Options, Run, TOLERANCE, Untag, untagged};
 use crate::graph::{self, Marks};
 use crate::layout::history::{self, Reading, Recent};
 use crate::layout::notes::Notes;
@@ -34,6 +35,8 @@ pub(super) struct Repo<'r> {
     pub(super) index: Option<Arc<IndexFile>>,
     pub(super) marks: Marks,
     causes: Vec<KeptBy>,
+    /// What could be undone, where that is given up.
+    pub(super) undoable: HashMap<Digest, KeptBy>,
     pub(super) reading: Reading,
     pub(super) notes: Option<Notes>,
     /// The index.json that is known to be on the disk.
@@ -108,6 +111,7 @@ impl<'r> Repo<'r> {
             index: None,
             marks: Marks::default(),
             causes: Vec::new(),
+            undoable: HashMap::new(),
             reading: Reading::default(),
             notes: Notes::of(run.tree, name)?,
             durable: None,
@@ -115,6 +119,13 @@ impl<'r> Repo<'r> {
         };
         let recent = Recent::read(dir, run.undo_since())?;
         repo.follow(run, index, Some(recent))?;
+        if run.options.now {
+            let usual = run.before(Options::default().undo_window);
+            let could = Recent::read(dir, Some(usual))?.named;
+            let could =
+                could.iter().map(|named| (named.descriptor.digest.clone(), KeptBy::line(named)));
+            repo.undoable = could.collect();
+        }
         Ok(repo)
     }
 
@@ -266,9 +277,13 @@ impl<'r> Repo<'r> {
         }
         Ok(())
     }
-
-    /// What no blob depends on.
-    fn tidy(&mut self, _run: &mut Run<'_>) {}
+    /// Whether the repository's name still is this directory's.
+    pub(super) fn is_named(&self, run: &Run<'_>) -> Result<bool> {
+        match run.tree.repository(self.name)? {
+            Some(dir) => Ok(dir.inode()? == self.dir.inode()?),
+            None => Ok(false),
+        }
+    }
 }
 
 impl Run<'_> {

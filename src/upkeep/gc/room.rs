@@ -17,7 +17,7 @@ const LEAVE_FREE: Duration = Duration::from_millis(11);
 impl Run<'_> {
     /// Whatever goes wrong is told, and keeps nothing else from being done.
     pub(super) fn room(&mut self) {
-        let steps = [Run::trash, Run::pool, Run::uploads];
+        let steps = [Run::trash, Run::pool, Run::uploads, Run::tidy_hints];
         for step in steps {
             if let Err(error) = step(self) {
                 self.tell(Event::Warning(&error));

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Run;
+use rustix::fs::Stat;
+
 use super::event::{Event, Fate, Why};
 use super::repository::Repo;
 use crate::layout::history::Recent;
+use crate::layout::holders::Holders;
 use crate::layout::lock::{self, Held};
-use crate::layout::{self, At, Dir, IndexFile, OrAbsent, is_regular, path, size_of};
-use crate::oci::Digest;
+use crate::layout::{self, At, Dir, IndexFile, Inode, OrAbsent, blobs, is_regular, path, size_of};
+use crate::oci::{Digest, RepoName};
 
 /// A turn holds everybody up for no longer than this.
 const TURN: Duration = Duration::from_millis(50);
@@ -18,7 +21,7 @@ const TURN: Duration = Duration::from_millis(50);
 const LEAVE_FREE: Duration = Duration::from_millis(11);
 
 /// How long a repository's lock is waited for while gc.lock is held.
-const SHORTLY: Duration = Duration::from_millis(100);
+pub(super) const SHORTLY: Duration = Duration::from_millis(100);
 
 /// The locks of a turn, taken in their order and given back in the other.
 pub(super) struct Locks {
@@ -79,9 +82,8 @@ impl Repo<'_> {
     /// Under both locks: whatever came since the marks were made is marked, too, and index.json is
     /// on the disk before anything goes that an older one may have needed.
     fn look_again(&mut self, run: &Run<'_>) -> Result<(), Why> {
-        match run.tree.repository(self.name)? {
-            Some(dir) if dir.inode()? == self.dir.inode()? => {}
-            _ => return Err(Why::Moved),
+        if !self.is_named(run)? {
+            return Err(Why::Moved);
         }
         let index = match &self.index {
             Some(last) if run.tree.is_remote() => IndexFile::reread(self.dir, last),
@@ -140,10 +142,7 @@ impl Repo<'_> {
                 return Ok(());
             }
         }
-        let Some(goes) = goes(run, blobs, digest, noted)? else { return Ok(()) };
-        if run.tree.disk.unlink(blobs, digest.hex()).or_absent()?.is_some() {
-            self.tell(run, digest, goes);
-        }
+        self.goes(run, blobs, digest, noted)?;
         match &self.notes {
             Some(notes) => Ok(notes.forget(run.tree, digest)?),
             None => Ok(()),
@@ -153,25 +152,51 @@ impl Repo<'_> {
     fn would_take(&self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
         let since = self.notes.as_ref().map(|notes| notes.since(digest)).transpose()?.flatten();
         let since = since.filter(|_| !run.options.grace.is_zero());
-        if let Some(goes) = goes(run, blobs, digest, since)? {
-            self.tell(run, digest, goes);
+        Ok(self.goes(run, blobs, digest, since)?)
+    }
+
+    /// The name goes, if it is a file's; in a dry run that is told and nothing else.
+    fn goes(
+        &self,
+        run: &mut Run<'_>,
+        blobs: &Dir,
+        digest: &Digest,
+        since: Option<SystemTime>,
+    ) -> layout::Result<()> {
+        let Some(stat) = blobs.stat_name(digest.hex())?.filter(is_regular) else {
+            return Ok(());
+        };
+        if run.really() && run.tree.disk.unlink(blobs, digest.hex()).or_absent()?.is_none() {
+            return Ok(());
         }
+        let (others, bytes) = run.links.unlink(&stat);
+        let explained = run.options.now && run.options.only.is_some() && others > 0;
+        let elsewhere = if explained { self.elsewhere(run, digest, &stat)? } else { Vec::new() };
+        let (elsewhere, undo) = (elsewhere.as_slice(), self.undoable.get(digest));
+        let size = size_of(&stat);
+        self.tell(run, digest, Fate::Goes { since, size, bytes, others, undo, elsewhere });
         Ok(())
     }
-}
 
-/// What it means that a name goes; `None` if there is no file with it.
-fn goes(
-    run: &mut Run<'_>,
-    blobs: &Dir,
-    digest: &Digest,
-    since: Option<SystemTime>,
-) -> layout::Result<Option<Fate<'static>>> {
-    let stat = blobs.stat_name(digest.hex())?.filter(is_regular);
-    Ok(stat.map(|stat| {
-        let (others, bytes) = run.links.unlink(&stat);
-        Fate::Goes { since, size: size_of(&stat), bytes, others }
-    }))
+    /// Which other repositories have the very inode, by the hints.
+    fn elsewhere(
+        &self,
+        run: &Run<'_>,
+        digest: &Digest,
+        stat: &Stat,
+    ) -> layout::Result<Vec<RepoName>> {
+        let mut found = Vec::new();
+        for name in Holders::default().of(run.tree, digest)? {
+            let Some(dir) = run.tree.repository(&name)?.filter(|_| name != *self.name) else {
+                continue;
+            };
+            let there = blobs::stat(&dir, digest)?;
+            if there.is_some_and(|there| Inode::of(&there) == Inode::of(stat)) {
+                found.push(name);
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// Somebody holds a lock.

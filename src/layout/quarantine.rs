@@ -1,0 +1,243 @@
+//! Quarantine: where a repair puts what it takes out of a tree. Nothing is ever deleted from there.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use super::dir::{self, Dir};
+use super::disk::Disk;
+use super::error::{At, Error, OrAbsent, Result};
+use super::{facts, make, path};
+
+/// So many directories of one run are tried where names are taken.
+const TRIES: u32 = 1000;
+
+/// The quarantine of one run: `.stillage/quarantine/<time>/`, which mirrors the tree, and
+/// `.stillage/quarantine/<time>.jsonl`, which says of each thing where it lay and why it was taken
+/// out. Neither is made before there is something to put there.
+#[derive(Debug)]
+pub struct Quarantine {
+    room: Dir,
+    disk: Arc<dyn Disk>,
+    time: String,
+}
+
+/// A line of the list.
+#[derive(Serialize)]
+struct Line<'a> {
+    path: &'a str,
+    rule: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry: Option<&'a serde_json::Value>,
+    kept: Option<&'a str>,
+}
+
+/// How something comes into quarantine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// It loses its name.
+    Move,
+    /// It keeps its name until something else is renamed over it: a second link, where there are
+    /// links.
+    Link,
+    /// It keeps its name, and may be written in place by others: a copy.
+    Copy,
+}
+
+impl Quarantine {
+    /// Of a run that begins now.
+    pub fn new(room: &Dir, disk: Arc<dyn Disk>) -> Quarantine {
+        let format = format_description!("[year][month][day]T[hour][minute][second]Z");
+        let time = OffsetDateTime::now_utc().format(format).unwrap_or_else(|_| "later".to_owned());
+        Quarantine { room: room.clone(), disk, time }
+    }
+
+    /// Moves a file, a directory or whatever else out of the tree; gives its path from ROOT now.
+    ///
+    /// What is listed and where it goes is on the disk before it goes; on return, so is that it
+    /// went. A regular file on another file system is copied first. On an error it lies where it
+    /// lay.
+    pub fn take(&self, dir: &Dir, name: &str, path: &str, rule: &str) -> Result<String> {
+        self.bring(dir, name, path, rule, How::Move)
+    }
+
+    /// Gives a blob a second name in quarantine, before sound content is renamed over the first.
+    pub fn link(&self, dir: &Dir, name: &str, path: &str, rule: &str) -> Result<String> {
+        self.bring(dir, name, path, rule, How::Link)
+    }
+
+    /// Puts a copy of a file into quarantine, before the file is replaced.
+    pub fn copy(&self, dir: &Dir, name: &str, path: &str, rule: &str) -> Result<String> {
+        self.bring(dir, name, path, rule, How::Copy)
+    }
+
+    /// Lists something that is written down here and nowhere else: an entry of index.json.
+    pub fn list(&self, path: &str, rule: &str, entry: &serde_json::Value) -> Result<()> {
+        let quarantine = make::in_room(&*self.disk, &self.room, path::QUARANTINE)?;
+        self.append(&quarantine, &Line { path, rule, entry: Some(entry), kept: None })
+    }
+
+    fn bring(&self, dir: &Dir, name: &str, path: &str, rule: &str, how: How) -> Result<String> {
+        let quarantine = make::in_room(&*self.disk, &self.room, path::QUARANTINE)?;
+        let (parent, last) = path.rsplit_once('/').unwrap_or(("", path));
+        for number in 1..TRIES {
+            let run = match number {
+                1 => self.time.clone(),
+                _ => format!("{}.{number}", self.time),
+            };
+            let beneath = format!("{run}/{parent}");
+            let Some(to) = self.make(&quarantine, beneath.trim_end_matches('/'))? else {
+                continue;
+            };
+            if to.stat_name(last)?.is_some() {
+                continue;
+            }
+            let kept = format!("{}/{}/{run}/{path}", path::ROOM, path::QUARANTINE);
+            self.append(&quarantine, &Line { path, rule, entry: None, kept: Some(&kept) })?;
+            self.place(dir, name, &to, last, how)?;
+            return Ok(kept);
+        }
+        Err(Errno::EXIST).at(|| quarantine.at(path))
+    }
+
+    /// Directories on the way, durable; `None` where something else has one of the names.
+    fn make(&self, quarantine: &Dir, beneath: &str) -> Result<Option<Dir>> {
+        let mut at = quarantine.clone();
+        for name in beneath.split('/') {
+            if let Some(stat) = at.stat_name(name)? {
+                if rustix::fs::FileType::from_raw_mode(stat.st_mode)
+                    != rustix::fs::FileType::Directory
+                {
+                    return Ok(None);
+                }
+                at = at.dir(name)?;
+                continue;
+            }
+            let made = make::in_room(&*self.disk, &at, name)?;
+            self.disk.sync_dir(&at)?;
+            at = made;
+        }
+        Ok(Some(at))
+    }
+
+    fn place(&self, from: &Dir, name: &str, to: &Dir, last: &str, how: How) -> Result<()> {
+        let brought = match how {
+            How::Move => self.disk.rename(from, name, to, last),
+            How::Link => self.disk.link(from, name, to, last),
+            How::Copy => self.copy_file(from, name, to, last),
+        };
+        match brought {
+            Err(error) if how != How::Copy && wants_copy(&error) => {
+                self.copy_file(from, name, to, last)?;
+                self.disk.sync_dir(to)?;
+                if how == How::Move {
+                    self.disk.unlink(from, name)?;
+                }
+            }
+            brought => {
+                brought?;
+                self.disk.sync_dir(to)?;
+            }
+        }
+        if how == How::Move { self.disk.sync_dir(from) } else { Ok(()) }
+    }
+
+    fn copy_file(&self, from: &Dir, name: &str, to: &Dir, last: &str) -> Result<()> {
+        let at = || to.at(last);
+        let source = from.file(name)?;
+        let beside = path::temporary("kept");
+        let copy = self.disk.create(to, &beside, Mode::RUSR | Mode::WUSR)?;
+        let mut buffer = vec![0u8; 1 << 18];
+        let mut offset = 0;
+        loop {
+            let read = source.read_at(&mut buffer, offset).at(|| from.at(name))?;
+            if read == 0 {
+                break;
+            }
+            self.disk.write(&copy, &buffer[..read], offset).at(at)?;
+            offset += read as u64;
+        }
+        self.disk.sync(&copy).at(at)?;
+        self.disk.rename(to, &beside, to, last)
+    }
+
+    /// Appends a line to the list, durably.
+    fn append(&self, quarantine: &Dir, line: &Line<'_>) -> Result<()> {
+        let name = format!("{}.jsonl", self.time);
+        let at = || quarantine.at(&name);
+        let mode = Mode::RUSR | Mode::WUSR;
+        let (file, made): (File, bool) = self.disk.open_append(quarantine, &name, mode)?;
+        if made {
+            self.disk.sync_dir(&self.room)?;
+            self.disk.sync_dir(quarantine)?;
+        }
+        let end = dir::size_of(&dir::stat_file(&file, at)?);
+        let mut bytes = Vec::new();
+        if facts::is_torn(&file, end).at(at)? {
+            bytes.push(b'\n');
+        }
+        serde_json::to_writer(&mut bytes, line).map_err(std::io::Error::from).at(at)?;
+        bytes.push(b'\n');
+        self.disk.write(&file, &bytes, end).at(at)?;
+        self.disk.sync(&file).at(at)
+    }
+}
+
+/// Errors for which a copy takes the place of a rename or a link.
+fn wants_copy(error: &Error) -> bool {
+    let kinds = [Errno::XDEV, Errno::NOTSUP, Errno::MLINK, Errno::NOSYS, Errno::PERM];
+    error.errno().is_some_and(|errno| kinds.contains(&errno))
+}
+
+/// Whether a name is still what was looked at: nobody replaced or wrote it meanwhile.
+pub fn is_still(dir: &Dir, name: &str, looked: &rustix::fs::Stat) -> Result<bool> {
+    let key = |stat: &rustix::fs::Stat| {
+        (dir::Inode::of(stat), stat.st_mode, stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
+    };
+    Ok(dir.stat_name(name).or_absent()?.flatten().is_some_and(|now| key(&now) == key(looked)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::disk::RealDisk;
+    use super::*;
+
+    #[test]
+    fn what_is_taken_out_lies_under_its_path_and_is_listed() {
+        let temp = tempfile::tempdir().unwrap();
+        let room = temp.path().join(".stillage");
+        let repo = temp.path().join("a/blobs");
+        fs::create_dir_all(&repo).unwrap();
+        fs::create_dir(&room).unwrap();
+        let quarantine = Quarantine::new(&Dir::open_root(&room).unwrap(), Arc::new(RealDisk));
+        let dir = Dir::open_root(&repo).unwrap();
+        let mut kept = Vec::new();
+        for text in ["one", "two"] {
+            fs::write(repo.join("x"), text).unwrap();
+            kept.push(quarantine.take(&dir, "x", "a/blobs/x", "some-rule").unwrap());
+            assert!(!repo.join("x").exists());
+        }
+        // What lies there already is never replaced, whether file or directory.
+        fs::write(repo.join("x"), "three").unwrap();
+        kept.push(quarantine.copy(&dir, "x", "a", "some-rule").unwrap());
+        kept.push(quarantine.link(&dir, "x", "a/blobs/x/y", "some-rule").unwrap());
+        assert_eq!(fs::read_to_string(repo.join("x")).unwrap(), "three");
+        let read = |path: &String| fs::read_to_string(temp.path().join(path)).unwrap();
+        assert_eq!(kept.iter().map(read).collect::<Vec<_>>(), ["one", "two", "three", "three"]);
+        let list = room.join("quarantine").join(format!("{}.jsonl", quarantine.time));
+        let list = fs::read_to_string(list).unwrap();
+        let lines = list.lines().map(serde_json::from_str::<serde_json::Value>);
+        let listed: Vec<String> =
+            lines.map(|line| line.unwrap()["kept"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(listed, kept);
+        assert!(kept[0].ends_with("Z/a/blobs/x"), "{kept:?}");
+    }
+}

@@ -1,0 +1,136 @@
+//! Where else in the tree content lies that a repository lost.
+
+use rustix::fs::FileType;
+
+use super::{Mender, Work};
+use crate::layout::holders::Holders;
+use crate::layout::readers::Readers;
+use crate::layout::relink::Source;
+use crate::layout::{self, Dir, Inode, OrAbsent, Tree, path};
+use crate::oci::Digest;
+
+impl Work<'_> {
+    /// Looks for sound content elsewhere: in the pool, in the repositories that were given it, in
+    /// all others, in the trash. Gives it open, and where it was found. `not` is an inode that was
+    /// found wanting.
+    ///
+    /// Nothing is given to a repository into which somebody but the owner could have put the
+    /// reference, unless the server gave it that content before: who knows a digest must not get
+    /// what has it.
+    pub(super) fn find(
+        &mut self,
+        repo: &Dir,
+        digest: &Digest,
+        not: Option<Inode>,
+    ) -> layout::Result<Option<(Source, String)>> {
+        let root = self.mender.root.clone();
+        let tree = match root.dir(path::ROOM).or_absent()? {
+            Some(room) => {
+                let disk = std::sync::Arc::clone(&self.mender.repairs.disk);
+                Some(Tree::for_repair(root.clone(), room, disk)?)
+            }
+            None => None,
+        };
+        let given: Vec<String> = match &tree {
+            Some(tree) => {
+                let names = Holders::default().of(tree, digest).unwrap_or_default();
+                names.iter().map(ToString::to_string).collect()
+            }
+            None => Vec::new(),
+        };
+        if !given.iter().any(|name| name == self.repository) && !is_owners_alone(repo)? {
+            return Ok(None);
+        }
+        if tree.is_some() {
+            let pooled = format!("{}/{}", path::ROOM, path::pool(digest));
+            if let Some(found) = self.sound(&root, &pooled, digest, not, true) {
+                return Ok(Some((found, "the pool".to_owned())));
+            }
+        }
+        let places = self.mender.places().to_vec();
+        for place in given.into_iter().chain(places) {
+            let name = match place.as_str() {
+                "" => path::blob(digest),
+                _ => format!("{place}/{}", path::blob(digest)),
+            };
+            if let Some(found) = self.sound(&root, &name, digest, not, false) {
+                return Ok(Some((found, place)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A file, if it has the digest and everybody may read it who comes to it.
+    fn sound(
+        &self,
+        root: &Dir,
+        name: &str,
+        digest: &Digest,
+        not: Option<Inode>,
+        pooled: bool,
+    ) -> Option<Source> {
+        let (file, stat) = root.file_stat(name).ok()?;
+        let ours = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o222 == 0;
+        let readers = Readers::of(&file, &stat, &root.at(name)).ok()?;
+        if not == Some(Inode::of(&stat)) || readers != Readers::Everybody || pooled && !ours {
+            return None;
+        }
+        let found = self.hashes.digest(&file, &stat, digest.algorithm()).ok()?;
+        (found == *digest).then_some(Source { file, stat })
+    }
+}
+
+/// Whether nobody but this account may write to the directories that name a repository's content.
+fn is_owners_alone(repo: &Dir) -> layout::Result<bool> {
+    let own = rustix::process::geteuid().as_raw();
+    let alone = |stat: &rustix::fs::Stat| stat.st_uid == own && stat.st_mode & 0o022 == 0;
+    let mut dirs = vec![repo.clone()];
+    for name in [path::BLOBS, "blobs/sha256", "blobs/sha512"] {
+        dirs.extend(repo.dir(name).or_absent()?);
+    }
+    for dir in dirs {
+        // With an ACL the group's bits are the mask of all whom it names.
+        if !alone(&dir.stat()?) {
+            return Ok(false);
+        }
+    }
+    Ok(repo.stat_name(path::INDEX)?.is_none_or(|stat| alone(&stat)))
+}
+
+impl Mender {
+    /// The directories that have `blobs/`, in the tree and in its trash.
+    fn places(&mut self) -> &[String] {
+        if self.places.is_none() {
+            let mut found = Vec::new();
+            gather(&self.root, "", &mut found);
+            let trash = format!("{}/{}", path::ROOM, path::TRASH);
+            if let Ok(dir) = self.root.dir(&trash) {
+                gather(&dir, &trash, &mut found);
+            }
+            self.places = Some(found);
+        }
+        self.places.as_deref().unwrap_or_default()
+    }
+}
+
+fn gather(dir: &Dir, name: &str, found: &mut Vec<String>) {
+    let mut children = Vec::new();
+    let read = dir.each_name(|child, kind| {
+        if kind == FileType::Directory && !child.starts_with(['.', '_']) {
+            children.push(child.to_owned());
+        }
+    });
+    if read.is_err() {
+        return;
+    }
+    children.sort_unstable();
+    if children.iter().any(|child| child == path::BLOBS) {
+        found.push(name.to_owned());
+    }
+    for child in children.iter().filter(|child| *child != path::BLOBS) {
+        let whole = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
+        if let Ok(dir) = dir.dir(child) {
+            gather(&dir, &whole, found);
+        }
+    }
+}

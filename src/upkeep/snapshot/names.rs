@@ -1,0 +1,171 @@
+//! What names blobs: index.json, the journal, facts and views, all of one moment.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rustix::fs::FileType;
+
+use super::files::{self, Source};
+use super::{Pair, Run, SnapshotError, walk};
+use crate::layout::{
+    self, Dir, Entry, Error, IndexFile, Listed, Listing, MAX_INDEX, OrAbsent, Stamp, lock, path,
+};
+use crate::oci::Index;
+
+type Result<T> = std::result::Result<T, SnapshotError>;
+
+/// So often it is tried without disturbing anybody.
+const ATTEMPTS: u32 = 3;
+
+/// So long the repository's lock is waited for then: gc.lock is held meanwhile.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
+
+/// How a repository was found.
+pub(super) enum Settled {
+    /// What was copied belongs together.
+    AtRest,
+    /// Another tool is in the middle of writing index.json: come again.
+    BeingWritten,
+}
+
+/// Whether a name in a repository's directory is one that names blobs, or belongs to them.
+pub(super) fn is_own(name: &str) -> bool {
+    name == path::INDEX || name == path::OCI_LAYOUT || name.starts_with('_')
+}
+
+/// Copies them. index.json is read first, and its bytes are what the snapshot has: what it names was
+/// there when it was read, and stays as long as gc.lock is held.
+///
+/// The journal and the views belong to it if index.json and their names are afterwards what they were
+/// before. Where that never comes to rest, the repository's lock is taken, shared. If even that is not
+/// to be had, they are copied as they are: the journal may then know of more than index.json does.
+pub(super) fn settle(run: &mut Run<'_>, pair: &Pair, as_it_is: bool) -> Result<Settled> {
+    let counted = run.summary.clone();
+    for attempt in 1u32.. {
+        // A lock that cannot be had does not stop the copy: it is the best there is.
+        let wanted = attempt > ATTEMPTS;
+        let held = wanted.then(|| lock::shared_in_turn(&pair.from, path::LOCK, LOCK_WAIT));
+        let names = own_names(&pair.from)?;
+        let truth = match Truth::read(run, pair) {
+            Truth::BeingWritten(..) if !as_it_is => return Ok(Settled::BeingWritten),
+            truth => truth,
+        };
+        truth.write(run, pair)?;
+        for entry in names.values() {
+            copy(run, pair, entry)?;
+        }
+        if own_names(&pair.from)? == names && truth.is_still(&pair.from) {
+            return Ok(Settled::AtRest);
+        }
+        if attempt > ATTEMPTS + 1 {
+            let message = "changed all the while it was copied, and its lock was not to be had: its \
+                           journal may name what its index.json does not know yet";
+            run.notes(pair.name.clone(), message);
+            return Ok(Settled::AtRest);
+        }
+        drop(held);
+        run.summary = counted.clone();
+        clear(run, pair)?;
+    }
+    Ok(Settled::AtRest)
+}
+
+fn own_names(dir: &Dir) -> layout::Result<BTreeMap<String, Entry>> {
+    let mut found = BTreeMap::new();
+    for named in Listing::of(dir)? {
+        if let Listed::Entry(entry) = named?
+            && is_own(&entry.name)
+        {
+            found.insert(entry.name.clone(), entry);
+        }
+    }
+    Ok(found)
+}
+
+fn copy(run: &mut Run<'_>, pair: &Pair, entry: &Entry) -> Result<()> {
+    let name = &entry.name;
+    match entry.kind {
+        // Written as it was read.
+        FileType::RegularFile if name == path::INDEX => Ok(()),
+        FileType::RegularFile => files::copy(run, pair, name, false),
+        FileType::Directory => walk::copy_all(run, pair, name, false),
+        _ => walk::foreign(run, pair, entry),
+    }
+}
+
+/// Takes back what an attempt wrote.
+pub(super) fn clear(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
+    let Some(to) = &pair.to else { return Ok(()) };
+    for (name, kind) in to.names()? {
+        match kind {
+            _ if !is_own(&name) => {}
+            FileType::Directory => layout::remove_all(&*run.disk, to, &name)?,
+            _ => run.disk.unlink(to, &name)?,
+        }
+    }
+    Ok(())
+}
+
+/// index.json as it was read.
+enum Truth {
+    Absent,
+    Read(Source, Vec<u8>),
+    BeingWritten(Source, Vec<u8>),
+}
+
+impl Truth {
+    fn read(run: &mut Run<'_>, pair: &Pair) -> Truth {
+        let Some(source) = files::open(run, pair, path::INDEX, false) else {
+            return Truth::Absent;
+        };
+        let at = || pair.from.at(path::INDEX);
+        let read = layout::read_all(&source.file, MAX_INDEX, at);
+        match read {
+            Err(error) => {
+                run.unreadable(pair.path(path::INDEX), &error, false);
+                Truth::Absent
+            }
+            Ok(bytes) => match Index::parse(&bytes) {
+                Ok(_) => Truth::Read(source, bytes),
+                Err(error) => {
+                    let error = Error::damaged(at(), error);
+                    if IndexFile::being_written(&pair.from, &error) {
+                        return Truth::BeingWritten(source, bytes);
+                    }
+                    run.lacks(pair.path(path::INDEX), format!("is damaged, as copied: {error}"));
+                    Truth::Read(source, bytes)
+                }
+            },
+        }
+    }
+
+    fn bytes(&self) -> Option<(&Source, &[u8])> {
+        match self {
+            Truth::Absent => None,
+            Truth::Read(source, bytes) | Truth::BeingWritten(source, bytes) => {
+                Some((source, bytes))
+            }
+        }
+    }
+
+    fn write(&self, run: &mut Run<'_>, pair: &Pair) -> Result<()> {
+        match self.bytes() {
+            None => Ok(()),
+            Some((source, bytes)) => files::write_bytes(run, pair, path::INDEX, source, bytes),
+        }
+    }
+
+    /// Whether the same bytes stand there now.
+    fn is_still(&self, dir: &Dir) -> bool {
+        let now = dir.file(path::INDEX).or_absent().and_then(|file| {
+            let Some(file) = file else { return Ok(None) };
+            layout::read_all(&file, MAX_INDEX, || dir.at(path::INDEX)).map(Some)
+        });
+        let stamp = |bytes: &[u8]| Stamp::of(bytes);
+        match now {
+            Ok(now) => now.as_deref().map(stamp) == self.bytes().map(|(_, bytes)| stamp(bytes)),
+            // What could not be read before cannot be read now.
+            Err(_) => self.bytes().is_none(),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! One repository: what it had at one moment.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::names::Settled;
+use super::{Pair, Run, SnapshotError, blobs, names};
+use crate::layout::path;
+
+type Result<T> = std::result::Result<T, SnapshotError>;
+
+/// An index.json that another tool never finishes writing is taken as it is after so long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How soon such a one is looked at again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether a name in a repository's directory belongs to the repository. No other repository's name
+/// can begin with `_`.
+pub(super) fn is_own(name: &str) -> bool {
+    names::is_own(name) || name == path::BLOBS
+}
+
+/// Copies a repository: its blobs without the lock first, then, under the lock, what names them, and
+/// the blobs that came meanwhile.
+pub(super) fn copy(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
+    let begun = Instant::now();
+    if pair.to.is_some() {
+        blobs::bring(run, pair)?;
+    }
+    loop {
+        let counted = run.summary.clone();
+        run.lease.take()?;
+        let settled = names::settle(run, pair, begun.elapsed() > PATIENCE);
+        let settled = settled.and_then(|settled| {
+            blobs::settle(run, pair)?;
+            Ok(settled)
+        });
+        let sound = run.lease.release()?;
+        match settled? {
+            Settled::AtRest if sound => break,
+            Settled::AtRest => {}
+            Settled::BeingWritten => thread::sleep(PAUSE),
+        }
+        run.summary = counted;
+        names::clear(run, pair)?;
+    }
+    blobs::dress(run, pair)
+}

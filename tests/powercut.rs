@@ -1,0 +1,463 @@
+//! Power cuts: what was acknowledged is there when the machine comes up again, on ext4 and on XFS,
+//! and `check` finds nothing wrong.
+//!
+//! The power goes exactly at an acknowledgement, because a later fsync anywhere hides a missing one;
+//! and at any moment while several clients push, move and delete, beside collections. `STILLAGE_POWERCUT_SEED` replays the
+//! choice of deeds. The control in every run is a server whose fsyncs do nothing: it must lose.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use support::content::{Image, OCI_MANIFEST, descriptor, sha256};
+use support::http::{Client, Request};
+use support::power::{Kind, Power};
+use support::random::Random;
+use support::{Registry, STILLAGE};
+
+const SEED: &str = "STILLAGE_POWERCUT_SEED";
+
+/// So many cuts one file system takes before it is made anew.
+const CUTS_PER_TREE: usize = 50;
+
+#[test]
+fn on_ext4_nothing_acknowledged_is_lost_by_a_cut_at_the_acknowledgement() {
+    at_the_acknowledgement(Kind::Ext4);
+}
+
+#[test]
+fn on_xfs_nothing_acknowledged_is_lost_by_a_cut_at_the_acknowledgement() {
+    at_the_acknowledgement(Kind::Xfs);
+}
+
+#[test]
+fn on_ext4_nothing_acknowledged_is_lost_by_a_cut_under_load() {
+    under_load(Kind::Ext4);
+}
+
+#[test]
+fn on_xfs_nothing_acknowledged_is_lost_by_a_cut_under_load() {
+    under_load(Kind::Xfs);
+}
+
+/// The negative control: without it nobody knows whether the cuts above could find anything.
+#[test]
+fn a_server_whose_fsyncs_do_nothing_loses() {
+    const ROUNDS: usize = 3;
+    for kind in [Kind::Ext4, Kind::Xfs] {
+        let red = (0..ROUNDS).filter(|_| loses_without_fsync(kind)).count();
+        support::measured(format!(
+            "{kind:?}: {red} of {ROUNDS} cuts lost something without fsyncs"
+        ));
+        assert_eq!(red, ROUNDS, "{kind:?}: the cuts do not find what they are made to find");
+    }
+}
+
+fn cuts(short: usize, long: usize) -> usize {
+    if support::long() { long } else { short }
+}
+
+fn at_the_acknowledgement(kind: Kind) {
+    let mut random = Random::from_env(SEED);
+    let total = cuts(10, 500);
+    let mut tags = 0;
+    let mut left = total;
+    while left > 0 {
+        let round = left.min(CUTS_PER_TREE);
+        let power = Power::new(kind);
+        let mut registry = Registry::start_on(&power.root(), &["--auth", "none"]);
+        let mut world = World::default();
+        for _ in 0..round {
+            let client = registry.client();
+            for _ in 0..random.below(3) {
+                world.deed(&client, &mut random);
+            }
+            let switch = power.switch();
+            world.deed(&client, &mut random);
+            switch.cut();
+            registry.kill9();
+            power.restore();
+            registry.run();
+            let wrong = world.differs(&registry);
+            assert!(wrong.is_empty(), "{kind:?}, after {:?}: {wrong:#?}", world.deeds);
+        }
+        tags += world.tags.len();
+        drop(registry);
+        left -= round;
+    }
+    support::measured(format!(
+        "{kind:?}: {total} power cuts at an acknowledgement, {tags} tags at the end: none lost"
+    ));
+}
+
+/// Whether anything is lost when the fsyncs of the server are faked.
+fn loses_without_fsync(kind: Kind) -> bool {
+    const FAKED: &str = "inject=fsync,fdatasync,sync,syncfs:retval=0";
+    let mut random = Random::from_env(SEED);
+    let power = Power::new(kind);
+    let by = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", FAKED];
+    let mut registry = Registry::start_by(&by, &power.root(), &["--auth", "none"]);
+    registry.expect_damage();
+    let mut world = World::default();
+    let switch = power.switch();
+    world.push_new(&registry.client(), &mut random);
+    switch.cut();
+    registry.kill9();
+    drop(registry);
+    power.restore();
+    let mut registry = Registry::start_on(&power.root(), &["--auth", "none"]);
+    registry.expect_damage();
+    !world.differs(&registry).is_empty()
+}
+
+/// What was acknowledged.
+#[derive(Default)]
+struct World {
+    tags: BTreeMap<(String, String), Image>,
+    /// Blobs that a DELETE's 202 took away.
+    gone: BTreeSet<(String, String)>,
+    /// Of manifests that were deleted, the layers: nothing refers to them.
+    loose: Vec<(String, Image)>,
+    /// For messages.
+    deeds: Vec<String>,
+}
+
+impl World {
+    /// One deed, acknowledged when this returns.
+    fn deed(&mut self, client: &Client, random: &mut Random) {
+        let known = self.any(random);
+        match (random.below(8), known) {
+            (0, Some((key, _))) => self.move_tag(client, random, &key),
+            (1, Some((key, image))) => self.mount(client, random, &key.0, &image),
+            (2, Some((key, _))) => self.delete_tag(client, &key),
+            (3, Some((key, image))) => self.delete_manifest(client, &key.0, &image),
+            (4, _) if !self.loose.is_empty() => self.delete_blob(client),
+            (5, Some((key, image))) => self.tag_again(client, random, &key.0, &image),
+            _ => self.push_new(client, random),
+        }
+    }
+
+    fn any(&self, random: &mut Random) -> Option<((String, String), Image)> {
+        let keys: Vec<_> = self.tags.iter().collect();
+        (!keys.is_empty()).then(|| {
+            let (key, image) = *random.one_of(&keys);
+            (key.clone(), image.clone())
+        })
+    }
+
+    fn push_new(&mut self, client: &Client, random: &mut Random) {
+        let repo = match random.below(3) {
+            0 => format!("new{}/deep", random.next()),
+            _ => format!("r{}", random.below(3)),
+        };
+        let (tag, image) = (format!("t{}", random.next()), some_image(random));
+        client.push_image(&repo, &tag, &image);
+        self.acknowledged("push", repo, tag, image);
+    }
+
+    fn move_tag(&mut self, client: &Client, random: &mut Random, (repo, tag): &(String, String)) {
+        let image = some_image(random);
+        client.push_image(repo, tag, &image);
+        self.acknowledged("move", repo.clone(), tag.clone(), image);
+    }
+
+    /// One more tag for a manifest that is there: the commit alone.
+    fn tag_again(&mut self, client: &Client, random: &mut Random, repo: &str, image: &Image) {
+        let tag = format!("t{}", random.next());
+        client.put_manifest(repo, &tag, OCI_MANIFEST, &image.manifest).expect_status(201);
+        self.acknowledged("tag", repo.to_owned(), tag, image.clone());
+    }
+
+    fn mount(&mut self, client: &Client, random: &mut Random, from: &str, image: &Image) {
+        let (repo, tag) = (format!("mounted{}", random.below(4)), format!("t{}", random.next()));
+        for blob in image.layers.iter().chain([&image.config]) {
+            let digest = sha256(blob);
+            let mount = format!("/v2/{repo}/blobs/uploads/?mount={digest}&from={from}");
+            client.send(Request::post(mount)).expect_status(201);
+            self.gone.remove(&(repo.clone(), digest));
+        }
+        client.put_manifest(&repo, &tag, OCI_MANIFEST, &image.manifest).expect_status(201);
+        self.acknowledged("mount", repo, tag, image.clone());
+    }
+
+    fn delete_tag(&mut self, client: &Client, key: &(String, String)) {
+        client.delete(&format!("/v2/{}/manifests/{}", key.0, key.1)).expect_status(202);
+        self.tags.remove(key);
+        self.deeds.push(format!("untag {key:?}"));
+    }
+
+    fn delete_manifest(&mut self, client: &Client, repo: &str, image: &Image) {
+        client.delete(&format!("/v2/{repo}/manifests/{}", image.digest)).expect_status(202);
+        self.tags.retain(|(of, _), tagged| of != repo || tagged.digest != image.digest);
+        self.loose.push((repo.to_owned(), image.clone()));
+        self.deeds.push(format!("delete {repo}@{}", image.digest));
+    }
+
+    fn delete_blob(&mut self, client: &Client) {
+        let Some((repo, image)) = self.loose.pop() else { return };
+        let digest = sha256(&image.layers[0]);
+        // It may have come back by a mount meanwhile.
+        let answer = client.delete(&format!("/v2/{repo}/blobs/{digest}"));
+        assert!(matches!(answer.status, 202 | 405), "{answer:?}");
+        if answer.status == 202 {
+            self.deeds.push(format!("delete blob {repo}@{digest}"));
+            self.gone.insert((repo, digest));
+        }
+    }
+
+    fn acknowledged(&mut self, what: &str, repo: String, tag: String, image: Image) {
+        self.deeds.push(format!("{what} {repo}:{tag}"));
+        self.tags.insert((repo, tag), image);
+    }
+
+    /// In what a tree, and the server on it, is not what was acknowledged.
+    fn differs(&self, registry: &Registry) -> Vec<String> {
+        let mut wrong = checked(registry);
+        let client = registry.client();
+        let mut of_repo: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for ((repo, tag), image) in &self.tags {
+            of_repo.entry(repo).or_default().insert(tag);
+            wrong.extend(lost(&client, repo, tag, image));
+        }
+        for (repo, tags) in of_repo {
+            let list = client.get(&format!("/v2/{repo}/tags/list"));
+            if list.status == 200 {
+                let json = list.json();
+                let found = json["tags"].as_array().into_iter().flatten();
+                let found: BTreeSet<&str> = found.filter_map(|tag| tag.as_str()).collect();
+                if found != tags {
+                    wrong.push(format!("{repo} has {found:?}, not {tags:?}"));
+                }
+            }
+        }
+        for (repo, digest) in &self.gone {
+            let status = client.head(&format!("/v2/{repo}/blobs/{digest}")).status;
+            if status != 404 {
+                wrong.push(format!("{repo}@{digest} was deleted: {status}"));
+            }
+        }
+        wrong
+    }
+}
+
+/// What `check` finds: after a cut there is nothing that it would have to report.
+fn checked(registry: &Registry) -> Vec<String> {
+    let (code, text) = registry.check();
+    let sound = code == Some(0) && text.contains(": 0 errors, 0 warnings");
+    if sound { Vec::new() } else { vec![format!("check ended with {code:?}:\n{text}")] }
+}
+
+/// How a tag is not what it should be, if so. That its blobs have the right content `check` says.
+fn lost(client: &Client, repo: &str, tag: &str, image: &Image) -> Option<String> {
+    let answer = client.get(&format!("/v2/{repo}/manifests/{tag}"));
+    if answer.status != 200 || answer.body != image.manifest {
+        return Some(format!("{repo}:{tag} is not {}: {answer:?}", image.digest));
+    }
+    let absent =
+        image.layers.iter().chain([&image.config]).find(|blob| {
+            client.head(&format!("/v2/{repo}/blobs/{}", sha256(blob))).status != 200
+        })?;
+    Some(format!("{repo}:{tag} lacks {}", descriptor("a blob", absent)))
+}
+
+/// An image of some bytes; one in four has a layer beyond what is written at once.
+fn some_image(random: &mut Random) -> Image {
+    let len = match random.below(4) {
+        0 => 300_000 + random.below(900_000),
+        _ => 1 + random.below(20_000),
+    };
+    Image::random(len)
+}
+
+// --- under load ---------------------------------------------------------------------------------
+
+const WRITERS: usize = 3;
+
+fn under_load(kind: Kind) {
+    let mut random = Random::from_env(SEED);
+    let total = cuts(4, 100);
+    let (mut acknowledged, mut left) = (0, total);
+    let collections = AtomicUsize::new(0);
+    while left > 0 {
+        let round = left.min(CUTS_PER_TREE / 5);
+        let power = Power::new(kind);
+        let mut registry = Registry::start_on(&power.root(), &["--auth", "none"]);
+        let mut tags: BTreeMap<(String, String), Option<Image>> = BTreeMap::new();
+        for _ in 0..round {
+            let (written, done) =
+                cut_under_load(&power, &registry, &mut random, &tags, &collections);
+            acknowledged += done;
+            registry.kill9();
+            power.restore();
+            registry.run();
+            settle(kind, &registry, written, &mut tags);
+        }
+        drop(registry);
+        left -= round;
+    }
+    support::measured(format!(
+        "{kind:?}: {total} power cuts under {WRITERS} writers and {} collections, {acknowledged} deeds \
+         acknowledged: none lost",
+        collections.load(Ordering::Relaxed)
+    ));
+    assert!(collections.load(Ordering::Relaxed) > 0, "no collection came to its end");
+    assert!(acknowledged > total, "only {acknowledged} deeds came through");
+}
+
+/// Tag by tag what it names; `None` is deleted.
+type Deed = ((String, String), Option<Image>);
+
+/// What one writer knows when the power is gone.
+struct Written {
+    acknowledged: Vec<Deed>,
+    in_flight: Option<Deed>,
+}
+
+/// Runs collections, one after the other, until the power is gone: what nothing refers to goes within
+/// a second, and what was undone within none.
+fn collect_until(root: &Path, over: &AtomicBool, count: &AtomicUsize) {
+    while !over.load(Ordering::Acquire) {
+        let mut collect = Command::new(STILLAGE);
+        collect.arg("gc").arg(root).args(["--grace", "1s", "--undo-window", "0", "--wait", "1s"]);
+        let ended =
+            collect.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("gc starts");
+        count.fetch_add(usize::from(ended.success()), Ordering::Relaxed);
+    }
+}
+
+/// Lets writers write, cuts the power after some acknowledgements, and gives what they know.
+fn cut_under_load(
+    power: &Power,
+    registry: &Registry,
+    random: &mut Random,
+    tags: &BTreeMap<(String, String), Option<Image>>,
+    collections: &AtomicUsize,
+) -> (Vec<Written>, usize) {
+    let count = AtomicUsize::new(0);
+    let over = AtomicBool::new(false);
+    let until = 3 + random.below(40);
+    let switch = power.switch();
+    let written = thread::scope(|scope| {
+        scope.spawn(|| collect_until(registry.root(), &over, collections));
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|number| {
+                let own = |((_, tag), now): &(&(String, String), &Option<Image>)| {
+                    now.is_some() && tag.starts_with(&format!("w{number}"))
+                };
+                let known: Vec<_> = tags.iter().filter(own).map(|(key, _)| key.clone()).collect();
+                let (client, random, count) = (registry.client(), random.fork(), &count);
+                scope.spawn(move || write_until_it_fails(&client, random, number, known, count))
+            })
+            .collect();
+        while count.load(Ordering::Acquire) < until {
+            thread::yield_now();
+        }
+        switch.cut();
+        over.store(true, Ordering::Release);
+        writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
+    });
+    (written, count.into_inner())
+}
+
+fn write_until_it_fails(
+    client: &Client,
+    mut random: Random,
+    number: usize,
+    mut known: Vec<(String, String)>,
+    count: &AtomicUsize,
+) -> Written {
+    let mut acknowledged = Vec::new();
+    loop {
+        let deed = match random.below(4) {
+            0 if !known.is_empty() => (known.swap_remove(random.below(known.len())), None),
+            1 if !known.is_empty() => {
+                (random.one_of(&known).clone(), Some(some_image(&mut random)))
+            }
+            _ => {
+                // Two repositories that all share, so that commits are shared too.
+                let key = (format!("r{}", random.below(2)), format!("w{number}t{}", random.next()));
+                known.push(key.clone());
+                (key, Some(some_image(&mut random)))
+            }
+        };
+        loop {
+            match try_deed(client, &deed) {
+                Tried::Done => break,
+                // A blob was not referred to for a second, and was collected: push it again.
+                Tried::Refused => {}
+                Tried::Gone => return Written { acknowledged, in_flight: Some(deed) },
+            }
+        }
+        acknowledged.push(deed);
+        count.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// How a deed ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    /// Acknowledged.
+    Done,
+    /// By a server that works.
+    Refused,
+    /// The power is gone.
+    Gone,
+}
+
+fn try_deed(client: &Client, ((repo, tag), image): &Deed) -> Tried {
+    let send = |request: Request, status: u16| match client.try_send(request) {
+        Ok(answer) if answer.status == status => Tried::Done,
+        Ok(answer) if matches!(answer.status, 400 | 404 | 409) => Tried::Refused,
+        Ok(_) | Err(_) => Tried::Gone,
+    };
+    let manifest = format!("/v2/{repo}/manifests/{tag}");
+    let Some(image) = image else {
+        return send(Request::delete(manifest), 202);
+    };
+    for blob in image.layers.iter().chain([&image.config]) {
+        let post = Request::post(format!("/v2/{repo}/blobs/uploads/?digest={}", sha256(blob)));
+        let sent = send(post.body(blob.as_slice()), 201);
+        if sent != Tried::Done {
+            return sent;
+        }
+    }
+    let put = Request::put(manifest).header("Content-Type", OCI_MANIFEST);
+    send(put.body(image.manifest.as_slice()), 201)
+}
+
+/// All that was acknowledged is so; what was in flight is done or not, and nothing between.
+fn settle(
+    kind: Kind,
+    registry: &Registry,
+    written: Vec<Written>,
+    tags: &mut BTreeMap<(String, String), Option<Image>>,
+) {
+    let mut wrong = checked(registry);
+    let client = registry.client();
+    for written in written {
+        tags.extend(written.acknowledged);
+        if let Some((key, wanted)) = written.in_flight {
+            let is = |image: &Option<Image>| differs(&client, &key, image.as_ref()).is_none();
+            if is(&wanted) {
+                tags.insert(key, wanted);
+            }
+        }
+    }
+    let found = tags.iter().filter_map(|(key, image)| differs(&client, key, image.as_ref()));
+    wrong.extend(found);
+    assert!(wrong.is_empty(), "{kind:?}: {wrong:#?}");
+}
+
+fn differs(client: &Client, (repo, tag): &(String, String), is: Option<&Image>) -> Option<String> {
+    match is {
+        Some(image) => lost(client, repo, tag, image),
+        None => {
+            let status = client.head(&format!("/v2/{repo}/manifests/{tag}")).status;
+            (status != 404).then(|| format!("{repo}:{tag} was deleted: {status}"))
+        }
+    }
+}

@@ -1,0 +1,592 @@
+//! `stillage snapshot`: what it keeps, what it shares, what it refuses, and what is left when it is
+//! killed.
+
+mod layouts;
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use layouts::{disk, findings, valid};
+use serde_json::Value;
+use stillage::layout::RealDisk;
+use stillage::upkeep::snapshot::{Options, snapshot};
+use support::command::{Outcome, run};
+use support::content::{Image, random, sha256};
+use support::ext4::{Ext4, MOST_LINKS};
+use support::{Registry, STILLAGE};
+
+/// A directory with a tree in it that a server wrote, `registry`, and room for snapshots.
+struct Beside {
+    room: tempfile::TempDir,
+}
+
+impl Beside {
+    fn new() -> Beside {
+        let room = tempfile::Builder::new().prefix("stillage-snapshot-").tempdir().unwrap();
+        let tree = disk::place(&valid::written());
+        fs::rename(tree.path(), room.path().join("registry")).unwrap();
+        Beside { room }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.room.path().join(name)
+    }
+
+    /// `stillage snapshot registry NAME MORE…`
+    fn snapshot(&self, name: &str, more: &[&str]) -> Outcome {
+        run(Command::new(STILLAGE)
+            .current_dir(self.room.path())
+            .args(["snapshot", "registry", name])
+            .args(more))
+    }
+
+    fn json(&self, name: &str, more: &[&str]) -> Value {
+        let outcome = self.snapshot(name, &[&["--json"], more].concat()).ok();
+        serde_json::from_str(&outcome.stdout).expect("one document")
+    }
+
+    /// The names beside the tree.
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.room.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Every path with type, rights, owner, length, time and content: all but the link count, which a
+/// snapshot changes, and what follows from it. Directories' times tell what came and went in them.
+fn picture(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut all = BTreeMap::new();
+    for path in disk::walk(root).into_iter().chain([root.to_owned()]) {
+        let meta = path.symlink_metadata().unwrap();
+        let content = match meta.file_type() {
+            kind if kind.is_file() => sha256(&fs::read(&path).unwrap()),
+            kind if kind.is_symlink() => fs::read_link(&path).unwrap().display().to_string(),
+            _ => String::new(),
+        };
+        let (uid, gid, mode) = (meta.uid(), meta.gid(), meta.mode());
+        let time = (meta.mtime(), meta.mtime_nsec());
+        let inside = path.strip_prefix(root).unwrap().to_owned();
+        all.insert(inside, format!("{mode:o} {uid}:{gid} {time:?} {content}"));
+    }
+    all
+}
+
+fn acls(root: &Path) -> String {
+    run(Command::new("getfacl").current_dir(root).args(["-R", "-n", "-p", "."])).ok().stdout
+}
+
+fn sh(beside: &Beside, script: &str) -> Outcome {
+    run(Command::new("sh").current_dir(beside.room.path()).args(["-euc", script]))
+}
+
+#[test]
+fn owners_groups_modes_acls_and_times_are_kept_as_rsync_keeps_them() {
+    let beside = Beside::new();
+    sh(
+        &beside,
+        "cd registry
+         chmod 1775 .
+         setfacl -m d:u:4242:rwx,d:g:4343:rx team
+         setfacl -m u:4242:rwx team/app
+         setfacl -m u:4242:rw team/app/index.json
+         chown -R 4244:4345 team/other
+         chmod 2770 team/other
+         mkdir team/app/_manifests
+         ln -s ../blobs/sha256/00 team/app/_manifests/1.8.oci-image
+         echo theirs > team/app/.hidden
+         chown 4246 team/app/.hidden
+         mkdir -m 0500 'team/their things'
+         echo more > 'team/their things/more'
+         ln -s app team/link
+         chown -h 4247 team/link
+         find . -path ./.stillage -prune -o -exec touch -h -d '2002-03-04 05:06:07.891' {} +
+         touch -h -d '2001-02-03 04:05:06.789' team/link team/app/index.json team/app/blobs",
+    )
+    .ok();
+    // (rsync leaves a time alone that is right to the second: hence old ones.)
+    sh(&beside, "rsync -aHA --numeric-ids --exclude=/.stillage/ --exclude=.lock registry/ rsynced")
+        .ok();
+    beside.snapshot("copy", &[]).ok();
+    let (expected, found) = (picture(&beside.at("rsynced")), picture(&beside.at("copy")));
+    for (path, expected) in &expected {
+        assert_eq!(found.get(path), Some(expected), "{}", path.display());
+    }
+    assert_eq!(found.len(), expected.len());
+    assert_eq!(acls(&beside.at("copy")), acls(&beside.at("rsynced")));
+    assert!(expected.len() > 30, "{expected:#?}");
+}
+
+#[test]
+fn blobs_are_shared_and_what_names_them_is_not() {
+    let beside = Beside::new();
+    let large = random(64 << 20);
+    let blob = format!("team/app/blobs/sha256/{}", &sha256(&large)["sha256:".len()..]);
+    fs::write(beside.at("registry").join(&blob), &large).unwrap();
+    fs::write(beside.at("registry/team/app/_log.1.jsonl"), "").unwrap();
+    let told = beside.json("copy", &[]);
+    let mut blobs = 0;
+    for path in disk::walk(&beside.at("copy")) {
+        let inside = path.strip_prefix(beside.at("copy")).unwrap();
+        let twin = beside.at("registry").join(inside);
+        let (own, other) = (path.metadata().unwrap(), twin.metadata().unwrap());
+        if own.is_file() {
+            let is_blob = inside.to_string_lossy().contains("/blobs/");
+            blobs += u64::from(is_blob);
+            assert_eq!(own.ino() == other.ino(), is_blob, "{}", inside.display());
+            assert!(is_blob || own.nlink() == 1, "{}", inside.display());
+        }
+    }
+    assert_eq!(told["summary"]["blobs_linked"], blobs);
+    assert_eq!(told["summary"]["blobs_copied"], 0);
+    assert!(told["summary"]["bytes_linked"].as_u64().unwrap() > 64 << 20, "{told}");
+    assert!(told["summary"]["bytes_copied"].as_u64().unwrap() < 1 << 20, "{told}");
+    let room = sh(&beside, "du -sk registry copy | sed -n '2s/\\t.*//p'").ok().stdout;
+    assert!(room.trim().parse::<u64>().unwrap() < 1024, "{room} KiB for a copy of 64 MiB");
+    assert_eq!(findings(&beside.at("copy")).0, []);
+    assert!(!beside.at("copy/.stillage").exists() && !beside.at("copy/team/app/.lock").exists());
+}
+
+/// What is done to a snapshot that is served stays there.
+#[test]
+fn serving_pushing_collecting_and_deleting_leave_the_tree_alone() {
+    let beside = Beside::new();
+    beside.snapshot("copy", &[]).ok();
+    let before = picture(&beside.at("registry"));
+    {
+        let served = Registry::start_on(&beside.at("copy"), &["--auth", "none"]);
+        let client = served.client();
+        let old = client.get("/v2/team/app/manifests/1.8").expect_status(200);
+        client.push_image("team/app", "2.0", &Image::random(1000));
+        client.push_image("team/app", "1.8", &Image::random(1000));
+        client.push_image("new/one", "latest", &Image::random(1000));
+        let other = client.get("/v2/team/other/manifests/copy").expect_status(200);
+        let digest = other.header("docker-content-digest").expect("a digest").to_owned();
+        client
+            .send(support::http::Request::delete(format!("/v2/team/other/manifests/{digest}")))
+            .expect_status(202);
+        client
+            .send(support::http::Request::delete(format!("/v2/team/other/blobs/{digest}")))
+            .expect_status(202);
+        assert!(old.body != client.get("/v2/team/app/manifests/1.8").body);
+        assert_eq!(picture(&beside.at("registry")), before);
+    }
+    // As skopeo does it: in place.
+    fs::write(beside.at("copy/team/app/index.json"), "{}").unwrap();
+    assert_eq!(picture(&beside.at("registry")), before);
+    fs::remove_dir_all(beside.at("copy")).unwrap();
+    assert_eq!(picture(&beside.at("registry")), before);
+    assert_eq!(findings(&beside.at("registry")).0, []);
+}
+
+#[test]
+fn a_place_that_will_not_do_is_refused_and_nothing_is_made() {
+    let beside = Beside::new();
+    fs::create_dir(beside.at("full")).unwrap();
+    fs::write(beside.at("full/file"), "").unwrap();
+    fs::write(beside.at("file"), "").unwrap();
+    symlink("registry/team", beside.at("way")).unwrap();
+    symlink("nowhere", beside.at("dangling")).unwrap();
+    let names = beside.names();
+    let tree = disk::fingerprint(&beside.at("registry"));
+    let elsewhere = format!("/dev/shm/stillage-{}", std::process::id());
+    for (dest, words) in [
+        ("registry/copy", "lies in registry"),
+        ("way/copy", "lies in registry"),
+        ("registry", "is not an empty directory"),
+        ("full", "is not an empty directory"),
+        ("file", "is not an empty directory"),
+        ("dangling", "is not an empty directory"),
+        ("none/copy", "none"),
+        ("..", "does not end in the name"),
+        (&elsewhere, "rsync -aHA --numeric-ids SNAPSHOT/ /dev/shm/"),
+    ] {
+        let refused = beside.snapshot(dest, &[]).refused();
+        assert_eq!(refused.code, Some(1), "{refused}");
+        assert!(refused.stderr.contains(words), "{dest}: {refused}");
+    }
+    let refused = beside.snapshot("copy", &["--previous", "registry"]).refused();
+    assert!(refused.stderr.contains("the tree itself"), "{refused}");
+    fs::write(beside.at("registry/.stillage/version"), "2\n").unwrap();
+    let refused = beside.snapshot("copy", &[]).refused();
+    assert!(refused.stderr.contains("another version"), "{refused}");
+    fs::write(beside.at("registry/.stillage/version"), "1\n").unwrap();
+    assert_eq!(beside.names(), names);
+    assert_ne!(disk::fingerprint(&beside.at("registry")), tree, "the version was written");
+
+    // An empty directory is a place.
+    fs::create_dir(beside.at("empty")).unwrap();
+    beside.snapshot("empty/", &[]).ok();
+    assert_eq!(findings(&beside.at("empty")).0, []);
+}
+
+#[test]
+fn a_dry_run_says_the_same_and_makes_nothing() {
+    let beside = Beside::new();
+    let before = (beside.names(), disk::fingerprint(&beside.at("registry")));
+    let would = beside.json("copy", &["-n"]);
+    assert_eq!((beside.names(), disk::fingerprint(&beside.at("registry"))), before);
+    let did = beside.json("copy", &[]);
+    let same = |told: &Value| {
+        let mut summary = told["summary"].clone();
+        summary["longest_lock_ms"] = Value::Null;
+        summary
+    };
+    assert_eq!(same(&would), same(&did));
+    assert_eq!((&would["dry_run"], &did["dry_run"]), (&Value::Bool(true), &Value::Bool(false)));
+}
+
+/// Killed at each of its system calls that change something, a snapshot is not there, or whole.
+#[test]
+fn a_killed_snapshot_is_none_and_the_next_run_removes_what_it_left() {
+    let beside = Beside::new();
+    let mut kills = 0;
+    for call in ["mkdirat", "linkat", "openat2", "fchmod", "syncfs", "renameat2", "fsync"] {
+        // Opens are many, and most of them read.
+        let step = if call == "openat2" { 13 } else { 3 };
+        for when in (1..).step_by(step) {
+            let inject = format!("inject={call}:signal=KILL:when={when}");
+            let killed = run(Command::new("strace")
+                .current_dir(beside.room.path())
+                .args(["-f", "-qq", "-o", "/dev/null", "-e", &inject])
+                .args([STILLAGE, "snapshot", "registry", "copy"]));
+            if beside.at("copy").exists() {
+                assert_eq!(findings(&beside.at("copy")).0, [], "{call} {when}");
+                fs::remove_dir_all(beside.at("copy")).unwrap();
+                assert!(killed.code == Some(0) || call == "fsync", "{killed}");
+                if killed.code == Some(0) {
+                    break;
+                }
+            }
+            kills += 1;
+            let left = [".copy.stillage-snapshot", "registry"];
+            let nothing = ["registry"];
+            let names = beside.names();
+            assert!(names == left || names == nothing, "{call} {when}: {names:?}");
+        }
+    }
+    assert!(kills > 20, "{kills} kills");
+    assert!(beside.at(".copy.stillage-snapshot").exists() || kills > 0);
+    beside.snapshot("copy", &[]).ok();
+    assert_eq!(beside.names(), ["copy", "registry"]);
+    assert_eq!(findings(&beside.at("copy")).0, []);
+    assert_eq!(findings(&beside.at("registry")).0, []);
+}
+
+/// What was said to be done survives a power cut: everything is on the disk before the name is, and the
+/// name before the word. (The crash-state model replays it; here the order is seen on the real thing.)
+#[test]
+fn the_name_comes_when_all_is_on_the_disk() {
+    let beside = Beside::new();
+    let trace = beside.at("trace");
+    run(Command::new("strace")
+        .current_dir(beside.room.path())
+        .args(["-f", "-qq", "-o"])
+        .arg(&trace)
+        .args(["-e", "trace=linkat,mkdirat,pwrite64,syncfs,renameat2,fsync,utimensat"])
+        .args([STILLAGE, "snapshot", "registry", "copy"]))
+    .ok();
+    let calls = fs::read_to_string(&trace).unwrap();
+    let calls: Vec<&str> = calls.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    let [.., sync, rename, last] = calls[..] else { panic!("{calls:?}") };
+    assert!(sync.contains("syncfs(") && sync.ends_with("= 0"), "{calls:#?}");
+    assert!(rename.contains("renameat2(") && rename.contains("\"copy\""), "{calls:#?}");
+    assert!(last.contains("fsync(") && last.ends_with("= 0"), "{calls:#?}");
+    fs::remove_dir_all(beside.at("copy")).unwrap();
+    fs::remove_file(trace).unwrap();
+
+    // A disk that fails: no snapshot, and nothing left.
+    for call in ["syncfs", "renameat2", "pwrite64", "linkat", "mkdirat"] {
+        let refused = run(Command::new("strace")
+            .current_dir(beside.room.path())
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("inject={call}:error=EIO")])
+            .args([STILLAGE, "snapshot", "registry", "copy"]))
+        .refused();
+        assert_eq!(refused.code, Some(1), "{refused}");
+        assert!(refused.stderr.contains("Input/output error"), "{refused}");
+        assert_eq!(beside.names(), ["registry"], "{call}");
+    }
+}
+
+#[test]
+fn one_run_at_a_time_makes_a_snapshot() {
+    let beside = Beside::new();
+    fs::create_dir(beside.at(".copy.stillage-snapshot")).unwrap();
+    let other = File::open(beside.at(".copy.stillage-snapshot")).unwrap();
+    other.lock().unwrap();
+    let refused = beside.snapshot("copy", &[]).refused();
+    assert!(refused.stderr.contains(&std::process::id().to_string()), "{refused}");
+    beside.snapshot("other", &[]).ok();
+    drop(other);
+    beside.snapshot("copy", &[]).ok();
+}
+
+#[test]
+fn who_holds_the_lock_too_long_is_named() {
+    let beside = Beside::new();
+    let lock = File::open(beside.at("registry/.stillage/gc.lock")).unwrap();
+    lock.lock().unwrap();
+    let refused = beside.snapshot("copy", &["--wait", "1s"]).refused();
+    assert_eq!(refused.code, Some(1), "{refused}");
+    let own = std::process::id().to_string();
+    assert!(refused.stderr.contains("gc.lock") && refused.stderr.contains(&own), "{refused}");
+    assert_eq!(beside.names(), ["registry"]);
+    drop(lock);
+    // A tree that has no lock yet gets one of its owner's; one without a room gets nothing.
+    chown(beside.at("registry/.stillage"), Some(4242), None).unwrap();
+    fs::remove_file(beside.at("registry/.stillage/gc.lock")).unwrap();
+    beside.snapshot("copy", &[]).ok();
+    let made = beside.at("registry/.stillage/gc.lock").metadata().unwrap();
+    assert_eq!((made.uid(), made.mode() & 0o7777), (4242, 0o600));
+    beside.snapshot("again", &[]).ok();
+    let copy = run(Command::new(STILLAGE).current_dir(beside.room.path()).args([
+        "snapshot",
+        "copy",
+        "copy-of-copy",
+    ]));
+    copy.ok();
+    assert!(!beside.at("copy/.stillage").exists());
+    assert_eq!(picture(&beside.at("copy")), picture(&beside.at("copy-of-copy")));
+}
+
+/// The owner of the tree may not link what others put there (fs.protected_hardlinks): it is copied,
+/// once.
+#[test]
+fn others_blobs_are_copied_where_they_cannot_be_linked() {
+    let protected = fs::read_to_string("/proc/sys/fs/protected_hardlinks").unwrap();
+    assert_eq!(protected.trim(), "1", "the kernel's usual setting");
+    let beside = Beside::new();
+    let owner = ["setpriv", "--reuid=4242", "--regid=4242", "--clear-groups"];
+    sh(&beside, "chown -R 4242:4242 . && chgrp 4343 registry/team && chmod 2770 registry/team")
+        .ok();
+    let theirs = random(5000);
+    let name = format!("team/app/blobs/sha256/{}", &sha256(&theirs)["sha256:".len()..]);
+    let theirs_at = beside.at("registry").join(&name);
+    fs::write(&theirs_at, &theirs).unwrap();
+    fs::set_permissions(&theirs_at, Permissions::from_mode(0o644)).unwrap();
+    File::options()
+        .write(true)
+        .open(&theirs_at)
+        .unwrap()
+        .set_modified(SystemTime::now() - Duration::from_secs(100))
+        .unwrap();
+    fs::hard_link(&theirs_at, theirs_at.with_file_name("not-a-digest")).unwrap();
+    let made = |name: &str| {
+        let outcome = run(Command::new(owner[0])
+            .args(&owner[1..])
+            .current_dir(beside.room.path())
+            .args([STILLAGE, "snapshot", "--json", "registry", name]))
+        .ok();
+        serde_json::from_str::<Value>(&outcome.stdout).unwrap()
+    };
+    let first = made("copy");
+    assert_eq!(first["summary"]["blobs_copied"], 1, "{first}");
+    assert_eq!(first["summary"]["from_previous"], 0, "{first}");
+    assert!(first["warnings"][0]["message"].as_str().unwrap().contains("as root"), "{first}");
+    let copy = beside.at("copy").join(&name);
+    assert_eq!(fs::read(&copy).unwrap(), theirs);
+    assert_eq!(copy.metadata().unwrap().uid(), 4242);
+    // Whoever had rights by the group that could not be kept has none.
+    assert_eq!(beside.at("copy/team").metadata().unwrap().mode() & 0o7777, 0o700);
+    let second = made("later");
+    assert_eq!(second["summary"]["from_previous"], 1, "{second}");
+    let later = beside.at("later").join(&name).metadata().unwrap();
+    assert_eq!(later.ino(), copy.metadata().unwrap().ino());
+    // Another content of the same length is not taken for the same.
+    let other: Vec<u8> = theirs.iter().map(|byte| !byte).collect();
+    fs::write(&theirs_at, &other).unwrap();
+    assert_eq!(made("last")["summary"]["from_previous"], 0);
+    assert_eq!(fs::read(beside.at("last").join(&name)).unwrap(), other);
+    assert_eq!(fs::read(&copy).unwrap(), theirs);
+
+    // Root links it, and keeps the group.
+    let whole = beside.json("by-root", &[]);
+    assert_eq!(whole["summary"]["blobs_copied"], 0, "{whole}");
+    assert_eq!(whole["warnings"], serde_json::json!([]), "{whole}");
+    assert_eq!(beside.at("by-root/team").metadata().unwrap().gid(), 4343);
+
+    // Another account takes no part.
+    let stranger = run(Command::new("setpriv")
+        .args(["--reuid=4299", "--regid=4299", "--clear-groups"])
+        .current_dir(beside.room.path())
+        .args([STILLAGE, "snapshot", "registry", "/tmp/stillage-stranger"]));
+    assert!(stranger.refused().stderr.contains("as root"));
+}
+
+#[test]
+fn where_no_link_is_left_one_copy_serves_all() {
+    let ext4 = Ext4::new();
+    let tree = disk::place(&valid::written());
+    let at = |name: &str| ext4.path().join(name);
+    run(Command::new("cp").arg("-a").arg(tree.path()).arg(at("registry"))).ok();
+    let blobs = |root: &str, repo: &str| at(root).join(repo).join("blobs/sha256");
+    let shared = fs::read_dir(blobs("registry", "team/other")).unwrap();
+    let name = shared.map(|entry| entry.unwrap().file_name()).min().unwrap();
+    let blob = blobs("registry", "team/other").join(&name);
+    assert_eq!(
+        blob.metadata().unwrap().ino(),
+        blobs("registry", "team/app").join(&name).metadata().unwrap().ino()
+    );
+    fs::create_dir(at("links")).unwrap();
+    for number in blob.metadata().unwrap().nlink()..MOST_LINKS {
+        fs::hard_link(&blob, at("links").join(number.to_string())).unwrap();
+    }
+    let options = Options::default();
+    let made = |name: &str| {
+        let disk = Arc::new(RealDisk);
+        snapshot(&at("registry"), &at(name), &options, disk, &mut |_, _| {}).unwrap().summary
+    };
+    let first = made("first");
+    assert_eq!((first.blobs_copied, first.from_previous), (2, 0), "{first:?}");
+    let copies = ["team/app", "team/other"].map(|repo| blobs("first", repo).join(&name));
+    let [one, other] = copies.map(|copy| copy.metadata().unwrap());
+    assert_eq!((one.ino(), one.nlink()), (other.ino(), 2));
+    assert_eq!(one.mode() & 0o7777, 0o444);
+    let second = made("second");
+    assert_eq!((second.blobs_copied, second.from_previous), (2, 1), "{second:?}");
+    assert_eq!(one.ino(), blobs("second", "team/app").join(&name).metadata().unwrap().ino());
+    for name in ["first", "second"] {
+        assert_eq!(findings(&at(name)).0, []);
+    }
+}
+
+/// What another tool is in the middle of writing is waited for.
+#[test]
+fn an_index_that_is_being_written_is_waited_for() {
+    let beside = Beside::new();
+    let index = beside.at("registry/team/app/index.json");
+    let whole = fs::read(&index).unwrap();
+    let mut writer = None;
+    let mut writes = |name: &str, _: &_| {
+        if name == "team/app" {
+            fs::write(&index, &whole[..whole.len() / 2]).unwrap();
+            let (index, whole) = (index.clone(), whole.clone());
+            writer = Some(std::thread::spawn(move || {
+                // As slow as a tool may be.
+                std::thread::sleep(Duration::from_millis(400));
+                fs::write(index, whole).unwrap();
+            }));
+        }
+    };
+    let (root, copy) = (beside.at("registry"), beside.at("copy"));
+    let made = snapshot(&root, &copy, &Options::default(), Arc::new(RealDisk), &mut writes);
+    assert!(made.unwrap().is_whole());
+    writer.expect("it was visited").join().unwrap();
+    assert_eq!(findings(&beside.at("copy")).0, []);
+
+    // One that stays as it is is damage: it is copied, and said.
+    fs::write(&index, &whole[..whole.len() / 2]).unwrap();
+    let told = beside.snapshot("damaged", &[]);
+    assert_eq!(told.code, Some(3), "{told}");
+    assert!(told.stdout.contains("team/app/index.json: is damaged"), "{told}");
+    assert_eq!(fs::read(beside.at("damaged/team/app/index.json")).unwrap().len(), whole.len() / 2);
+}
+
+/// A repository that moves from where the walk has not been to where it was is not missed.
+#[test]
+fn what_is_moved_meanwhile_is_found() {
+    let beside = Beside::new();
+    let root = beside.at("registry");
+    let mut moves = |name: &str, _: &_| {
+        if name == "team/app" {
+            fs::create_dir(root.join("alpha")).unwrap();
+            fs::rename(root.join("team/other"), root.join("alpha/moved")).unwrap();
+        }
+    };
+    let copy = beside.at("copy");
+    snapshot(&root, &copy, &Options::default(), Arc::new(RealDisk), &mut moves).unwrap();
+    assert!(copy.join("alpha/moved/index.json").exists());
+    assert_eq!(findings(&copy).0, []);
+    // A directory's time is the one it had when it was looked at first.
+    let but_root = |mut picture: BTreeMap<PathBuf, String>| {
+        picture.retain(|path, _| {
+            let path = path.to_string_lossy();
+            !path.is_empty()
+                && path != "team"
+                && !path.starts_with(".stillage")
+                && !path.ends_with(".lock")
+        });
+        picture
+    };
+    assert_eq!(but_root(picture(&copy)), but_root(picture(&root)));
+}
+
+#[test]
+fn what_is_no_part_of_the_layout_is_copied_or_named() {
+    let beside = Beside::new();
+    sh(
+        &beside,
+        "cd registry
+         mkdir lost+found Upper team/app/blobs/md5
+         echo 1 > lost+found/file
+         echo 2 > team/app/README
+         echo 3 > team/app/blobs/sha256/not-a-digest
+         echo 4 > team/app/blobs/md5/file
+         echo 5 > Upper/file
+         truncate -s 100G Upper/hole
+         mkfifo team/fifo
+         touch team/app/.index.json.0123456789abcdef
+         printf x > \"$(printf 'team/\\377')\"",
+    )
+    .ok();
+    let told = beside.json("copy", &[]);
+    for (name, content) in [
+        ("lost+found/file", "1\n"),
+        ("team/app/README", "2\n"),
+        ("team/app/blobs/sha256/not-a-digest", "3\n"),
+        ("team/app/blobs/md5/file", "4\n"),
+        ("Upper/file", "5\n"),
+    ] {
+        assert_eq!(fs::read_to_string(beside.at("copy").join(name)).unwrap(), content, "{name}");
+    }
+    assert!(beside.at("copy/Upper/hole").metadata().unwrap().blocks() < 100);
+    assert!(!beside.at("copy/team/app/.index.json.0123456789abcdef").exists());
+    let left: Vec<_> = told["warnings"].as_array().unwrap().iter().map(|w| &w["path"]).collect();
+    assert_eq!(left.len(), 2, "{told}");
+    assert!(left.contains(&&Value::from("team/fifo")), "{told}");
+    assert_eq!(told["whole"], true);
+    // For whoever makes it without being root, what is closed to him is missing.
+    sh(&beside, "chown -R 4242 . && chown 0 registry/Upper registry/team/other && chmod 0700 registry/Upper registry/team/other").ok();
+    let told = run(Command::new("setpriv")
+        .args(["--reuid=4242", "--regid=4242", "--clear-groups"])
+        .current_dir(beside.room.path())
+        .args([STILLAGE, "snapshot", "registry", "less"]));
+    assert_eq!(told.code, Some(3), "{told}");
+    assert!(told.stdout.contains("registry/team/other: "), "{told}");
+    assert!(told.stdout.contains("registry/Upper: is left out"), "{told}");
+    assert!(told.stdout.contains("less lacks what is named above"), "{told}");
+}
+
+/// Older parts of the journal are shared between snapshots; what somebody may write in place is not.
+#[test]
+fn an_incremental_snapshot_takes_closed_parts_of_the_journal_from_the_last() {
+    let beside = Beside::new();
+    let log = beside.at("registry/team/app/_log.jsonl");
+    fs::copy(&log, log.with_file_name("_log.1.jsonl")).unwrap();
+    fs::write(&log, "").unwrap();
+    let first = beside.json("first", &[]);
+    let second = beside.json("second", &[]);
+    let third = beside.json("third", &["--previous", "first"]);
+    assert_eq!(first["previous"], Value::Null);
+    for told in [&second, &third] {
+        assert!(told["previous"].as_str().unwrap().ends_with("first"), "{told}");
+        assert_eq!(told["summary"]["from_previous"], 1, "{told}");
+    }
+    let links = |name: &str| beside.at(name).metadata().unwrap().nlink();
+    assert_eq!(links("first/team/app/_log.1.jsonl"), 3);
+    assert_eq!(links("registry/team/app/_log.1.jsonl"), 1);
+    for name in ["index.json", "_log.jsonl", "_referrers/facts.jsonl", "oci-layout"] {
+        assert_eq!(links(&format!("second/team/app/{name}")), 1, "{name}");
+    }
+    for name in ["first", "second", "third"] {
+        assert_eq!(findings(&beside.at(name)).0, []);
+    }
+}

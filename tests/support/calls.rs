@@ -1,0 +1,353 @@
+//! Every system call with which a program touches its tree, held before it happens: to be recorded, to
+//! fail, or to be the program's last.
+//!
+//! A seccomp filter hands the calls to the test (`SECCOMP_RET_USER_NOTIF`). Unlike strace(1), whose
+//! `inject=CALL:error=ERRNO:when=N` counts for each thread alone, this counts over the whole
+//! program, so that a number always means the same call; it needs no ptrace, and one server serves
+//! a thousand faults. Needs root.
+#![allow(unsafe_code, reason = "seccomp(2) and its descriptor have no safe interface")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+
+/// A call that touches the tree, or takes a connection.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Its name, as strace(1) spells it.
+    pub name: &'static str,
+    /// What it touches.
+    pub path: PathBuf,
+    /// The inode behind the descriptor, and whether that is a directory, where there is one.
+    pub inode: Option<(u64, bool)>,
+    /// How many calls of this name there were since the rule was set, with this one.
+    pub nth: usize,
+}
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is made.
+    Go,
+    /// It is not made, and fails with this error number.
+    Fail(i32),
+    /// It is not made, and says that it was: a disk that lies.
+    Pretend,
+    /// The program is killed before it.
+    Kill,
+}
+
+type Rule = Box<dyn FnMut(&Call) -> Answer + Send>;
+
+/// Stands between programs and a tree.
+#[derive(Clone)]
+pub struct Calls(Arc<Shared>);
+
+struct Shared {
+    root: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    rule: Option<Rule>,
+    counts: HashMap<&'static str, usize>,
+    seen: Vec<(Call, Answer)>,
+}
+
+/// Which argument says what a call touches.
+#[derive(Clone, Copy)]
+enum What {
+    Fd,
+    /// A directory's descriptor and a path.
+    At(usize, usize),
+    /// A descriptor, if the second argument is this one.
+    Only(u64),
+    Socket,
+}
+
+const FICLONE: u64 = 0x4004_9409;
+
+/// The calls that are held. `read` and `write` are those of files as well as of pipes and eventfds:
+/// what does not touch the tree goes on.
+const HELD: [(libc::c_long, &str, What); 36] = [
+    (libc::SYS_openat, "openat", What::At(0, 1)),
+    (libc::SYS_openat2, "openat2", What::At(0, 1)),
+    (libc::SYS_mkdirat, "mkdirat", What::At(0, 1)),
+    (libc::SYS_linkat, "linkat", What::At(2, 3)),
+    (libc::SYS_renameat, "renameat", What::At(2, 3)),
+    (libc::SYS_renameat2, "renameat2", What::At(2, 3)),
+    (libc::SYS_unlinkat, "unlinkat", What::At(0, 1)),
+    (libc::SYS_symlinkat, "symlinkat", What::At(1, 2)),
+    (libc::SYS_newfstatat, "newfstatat", What::At(0, 1)),
+    (libc::SYS_statx, "statx", What::At(0, 1)),
+    (libc::SYS_readlinkat, "readlinkat", What::At(0, 1)),
+    (libc::SYS_utimensat, "utimensat", What::At(0, 1)),
+    (libc::SYS_fchmodat, "fchmodat", What::At(0, 1)),
+    (libc::SYS_fchownat, "fchownat", What::At(0, 1)),
+    (libc::SYS_write, "write", What::Fd),
+    (libc::SYS_pwrite64, "pwrite64", What::Fd),
+    (libc::SYS_read, "read", What::Fd),
+    (libc::SYS_pread64, "pread64", What::Fd),
+    (libc::SYS_ftruncate, "ftruncate", What::Fd),
+    (libc::SYS_fallocate, "fallocate", What::Fd),
+    (libc::SYS_fsync, "fsync", What::Fd),
+    (libc::SYS_fdatasync, "fdatasync", What::Fd),
+    (libc::SYS_syncfs, "syncfs", What::Fd),
+    (libc::SYS_fchmod, "fchmod", What::Fd),
+    (libc::SYS_fchown, "fchown", What::Fd),
+    (libc::SYS_fsetxattr, "fsetxattr", What::Fd),
+    (libc::SYS_fgetxattr, "fgetxattr", What::Fd),
+    (libc::SYS_fremovexattr, "fremovexattr", What::Fd),
+    (libc::SYS_flock, "flock", What::Fd),
+    (libc::SYS_getdents64, "getdents64", What::Fd),
+    (libc::SYS_fstat, "fstat", What::Fd),
+    (libc::SYS_fstatfs, "fstatfs", What::Fd),
+    (libc::SYS_lseek, "lseek", What::Fd),
+    (libc::SYS_fcntl, "fcntl", What::Only(libc::F_DUPFD_CLOEXEC as u64)),
+    (libc::SYS_ioctl, "ioctl", What::Only(FICLONE)),
+    (libc::SYS_accept4, "accept4", What::Socket),
+];
+
+impl Calls {
+    /// Of whatever is started with [`Calls::spawn`] and touches `root`.
+    pub fn on(root: &Path) -> Calls {
+        Calls(Arc::new(Shared { root: root.to_owned(), state: Mutex::default() }))
+    }
+
+    /// From now on every call is answered by this rule, and remembered.
+    pub fn rule(&self, rule: impl FnMut(&Call) -> Answer + Send + 'static) {
+        *self.0.state() = State { rule: Some(Box::new(rule)), ..State::default() };
+    }
+
+    /// Only remembers.
+    pub fn record(&self) {
+        self.rule(|_| Answer::Go);
+    }
+
+    /// How many calls there were since the rule was set.
+    pub fn count(&self) -> usize {
+        self.0.state().seen.len()
+    }
+
+    /// All calls are made again. Gives what there was since the rule was set, with its answers.
+    pub fn done(&self) -> Vec<(Call, Answer)> {
+        std::mem::take(&mut *self.0.state()).seen
+    }
+
+    /// Starts a program whose calls are held.
+    pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC);
+        let (ours, theirs) = pair?;
+        let filter = filter();
+        let to = theirs.as_raw_fd();
+        // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
+        unsafe { command.pre_exec(move || hand_over(&filter, to)) };
+        let child = command.spawn()?;
+        drop(theirs);
+        let listener = take_over(&ours)?;
+        let shared = Arc::clone(&self.0);
+        std::thread::spawn(move || shared.answer_all(&listener));
+        Ok(child)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until the last thread of the program has ended.
+    fn answer_all(&self, listener: &OwnedFd) {
+        loop {
+            let mut polled = [PollFd::new(std::os::fd::AsFd::as_fd(listener), PollFlags::POLLIN)];
+            match poll(&mut polled, PollTimeout::NONE) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(_) => return,
+                Ok(_) => {}
+            }
+            let events = polled[0].revents().unwrap_or(PollFlags::empty());
+            if !events.contains(PollFlags::POLLIN) {
+                return;
+            }
+            let Some(notice) = receive(listener) else {
+                continue;
+            };
+            match self.judge(&notice) {
+                Answer::Go => respond(listener, notice.id, 0, SECCOMP_CONTINUE),
+                Answer::Fail(errno) => respond(listener, notice.id, -errno, 0),
+                Answer::Pretend => respond(listener, notice.id, 0, 0),
+                Answer::Kill => {
+                    let pid = i32::try_from(notice.pid).expect("a process id");
+                    // A signal for one thread that is deadly ends all of them.
+                    let _ = nix::sys::signal::kill(
+                        nix::unistd::Pid::from_raw(group_of(pid)),
+                        nix::sys::signal::SIGKILL,
+                    );
+                }
+            }
+        }
+    }
+
+    fn judge(&self, notice: &libc::seccomp_notif) -> Answer {
+        let mut state = self.state();
+        if state.rule.is_none() {
+            return Answer::Go;
+        }
+        let Some(mut call) = call(notice, &self.root) else {
+            return Answer::Go;
+        };
+        let count = state.counts.entry(call.name).or_default();
+        *count += 1;
+        call.nth = *count;
+        let answer = state.rule.as_mut().map_or(Answer::Go, |rule| rule(&call));
+        state.seen.push((call, answer));
+        answer
+    }
+}
+
+/// The call, if it touches what lies beneath `root` or takes a connection.
+fn call(notice: &libc::seccomp_notif, root: &Path) -> Option<Call> {
+    let number = libc::c_long::from(notice.data.nr);
+    let (_, name, what) = HELD.iter().find(|(held, ..)| *held == number)?;
+    let pid = notice.pid;
+    let args = notice.data.args;
+    // A descriptor is the lower half, with its sign: AT_FDCWD is negative.
+    let fd = |arg: usize| u32::try_from(args[arg] & 0xffff_ffff).map_or(-1, u32::cast_signed);
+    let (path, inode) = match *what {
+        What::Socket => return Some(Call { name, path: "a socket".into(), inode: None, nth: 0 }),
+        What::Only(command) if args[1] != command => return None,
+        What::Fd | What::Only(_) => {
+            let link = format!("/proc/{pid}/fd/{}", fd(0));
+            let path = fs::read_link(&link).ok()?;
+            if !path.starts_with(root) {
+                return None;
+            }
+            let inode = fs::metadata(&link).ok().map(|meta| (meta.ino(), meta.is_dir()));
+            (path, inode)
+        }
+        What::At(dir, name) => {
+            let link = match fd(dir) {
+                libc::AT_FDCWD => format!("/proc/{pid}/cwd"),
+                fd => format!("/proc/{pid}/fd/{fd}"),
+            };
+            let dir = fs::read_link(link).unwrap_or_default();
+            let name = string_of(pid, args[name]);
+            // As join() does it, but without the slash after what is named by its descriptor alone.
+            (if name.is_empty() { dir } else { dir.join(name) }, None)
+        }
+    };
+    path.starts_with(root).then_some(Call { name, path, inode, nth: 0 })
+}
+
+/// A C string in another process.
+fn string_of(pid: u32, address: u64) -> String {
+    let mut bytes = [0; 512];
+    let read = fs::File::open(format!("/proc/{pid}/mem"))
+        .and_then(|memory| memory.read_at(&mut bytes, address))
+        .unwrap_or(0);
+    let end = bytes[..read].iter().position(|byte| *byte == 0).unwrap_or(read);
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// The process that a thread belongs to.
+fn group_of(thread: i32) -> i32 {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    line.and_then(|id| id.trim().parse().ok()).unwrap_or(thread)
+}
+
+const SECCOMP_CONTINUE: u32 = 1;
+const NOTIF_RECV: libc::c_ulong = 0xc050_2100;
+const NOTIF_SEND: libc::c_ulong = 0xc018_2101;
+
+fn filter() -> Vec<libc::sock_filter> {
+    let op = |code: u32, jt: usize, jf: usize, k: u32| libc::sock_filter {
+        code: u16::try_from(code).expect("an operation"),
+        jt: u8::try_from(jt).expect("a short jump"),
+        jf: u8::try_from(jf).expect("a short jump"),
+        k,
+    };
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let end = |action| op(libc::BPF_RET | libc::BPF_K, 0, 0, action);
+    // The number of the call is the first thing that is known of it.
+    let mut filter = vec![op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
+    for (at, (number, ..)) in HELD.iter().enumerate() {
+        let number = u32::try_from(*number).expect("a call");
+        filter.push(op(equal, HELD.len() - at, 0, number));
+    }
+    filter.push(end(libc::SECCOMP_RET_ALLOW));
+    filter.push(end(libc::SECCOMP_RET_USER_NOTIF));
+    filter
+}
+
+/// In the child, before exec: installs the filter and sends its descriptor to the test.
+fn hand_over(filter: &[libc::sock_filter], to: RawFd) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: libc::c_ushort::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the program lives until the call returns, which copies it.
+    let listener = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+            &raw const program,
+        )
+    };
+    let Ok(listener) = RawFd::try_from(listener) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    if listener < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fds = [listener];
+    let message = [ControlMessage::ScmRights(&fds)];
+    sendmsg::<()>(to, &[IoSlice::new(b"x")], &message, MsgFlags::empty(), None)?;
+    Ok(())
+}
+
+fn take_over(from: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut byte = [0];
+    let mut bytes = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(from.as_raw_fd(), &mut bytes, Some(&mut space), flags)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control
+            && let Some(fd) = fds.first()
+        {
+            // SAFETY: the kernel made it for us just now, and nobody else knows of it.
+            return Ok(unsafe { OwnedFd::from_raw_fd(*fd) });
+        }
+    }
+    Err(io::ErrorKind::InvalidData.into())
+}
+
+fn receive(listener: &OwnedFd) -> Option<libc::seccomp_notif> {
+    // SAFETY: a notice is plain numbers, and the kernel asks for zeros.
+    let mut notice: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one notice there.
+    let received = unsafe { libc::ioctl(listener.as_raw_fd(), NOTIF_RECV, &raw mut notice) };
+    (received == 0).then_some(notice)
+}
+
+fn respond(listener: &OwnedFd, id: u64, error: i32, flags: u32) {
+    let mut answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
+    // SAFETY: the kernel reads one answer there. Who was killed meanwhile needs none.
+    unsafe { libc::ioctl(listener.as_raw_fd(), NOTIF_SEND, &raw mut answer) };
+}
