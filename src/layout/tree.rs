@@ -68,8 +68,7 @@ impl Tree {
     pub fn make_room(root: &Dir, disk: &dyn Disk) -> Result<Dir> {
         let room = make::in_room(disk, root, path::ROOM)?;
         check_room(root, &room)?;
-        check_version(disk, &room)?;
-        disk.sync_dir(root)?;
+        check_version(disk, root, &room)?;
         Ok(room)
     }
 
@@ -122,7 +121,7 @@ impl Tree {
         let at = || self.room.path().to_owned();
         let flags = rustix::fs::fstatvfs(&self.room).at(at)?.f_flag;
         if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
-            return Err(rustix::io::Errno::ROFS).at(at);
+            return Err(Errno::ROFS).at(at);
         }
         Ok(())
     }
