@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use stillage::layout::Account;
 use stillage::oci::{Algorithm, Reference};
@@ -40,22 +40,27 @@ pub fn judge(
     checked(&root, outsiders).map_err(|why| format!("after a push: {why}"))
 }
 
+/// Where a path of the model is.
+fn place(root: &Path, path: &str) -> PathBuf {
+    match path.strip_prefix("../") {
+        Some(beside) => root.with_file_name(beside),
+        None if path.is_empty() => root.to_owned(),
+        None => root.join(path),
+    }
+}
+
 /// Makes the files of a state.
 pub fn make(model: &Model, interner: &mut Interner, state: &State, root: &Path) {
     let state = model.whole(interner, state);
     let mut made: Vec<(usize, &str)> = Vec::new();
     for entry in &state.entries {
-        let path = match interner.paths[entry.path].as_str() {
-            "" => root.to_owned(),
-            path if path.starts_with("../") => root.with_file_name(&path["../".len()..]),
-            path => root.join(path),
-        };
+        let path = place(root, &interner.paths[entry.path]);
         match (entry.content, made.iter().find(|(id, _)| *id == entry.id)) {
             (None, _) => {
                 fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
             }
             (Some(_), Some((_, other))) => {
-                fs::hard_link(root.join(other), &path).expect("a link");
+                fs::hard_link(place(root, other), &path).expect("a link");
                 continue;
             }
             (Some(content), None) => {
