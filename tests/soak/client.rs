@@ -14,23 +14,23 @@ const REPOS: [&str; 5] = ["base", "team/app", "team/app/nested", "ci/job", "mirr
 /// From so many images on, more are deleted than pushed.
 const ENOUGH: usize = 120;
 
-pub const SIGNATURE: &str = "application/vnd.test.signature";
+pub(crate) const SIGNATURE: &str = "application/vnd.test.signature";
 
 /// An image that was acknowledged and not deleted.
 #[derive(Clone, Debug)]
-pub struct Kept {
-    pub repo: String,
+pub(crate) struct Kept {
+    pub(crate) repo: String,
     /// A tag, or its digest.
-    pub reference: String,
-    pub image: Image,
-    pub referrers: BTreeMap<String, Vec<u8>>,
+    pub(crate) reference: String,
+    pub(crate) image: Image,
+    pub(crate) referrers: BTreeMap<String, Vec<u8>>,
 }
 
 /// What all clients share.
-pub struct Ground {
+pub(crate) struct Ground {
     /// What a promise is good for.
-    pub grace: Duration,
-    pub collections: AtomicUsize,
+    pub(crate) grace: Duration,
+    pub(crate) collections: AtomicUsize,
     /// Whoever does something with an image takes it out meanwhile.
     kept: Mutex<Vec<Kept>>,
     /// Which manifest is somebody's in which repository: nobody else pushes it there.
@@ -44,7 +44,7 @@ pub struct Ground {
 }
 
 impl Ground {
-    pub fn new(grace: Duration) -> Ground {
+    pub(crate) fn new(grace: Duration) -> Ground {
         let sizes = [0, 1, 300, 4_096, 20_000, 70_000, 250_000, 1_500_000];
         Ground {
             grace,
@@ -59,43 +59,43 @@ impl Ground {
         }
     }
 
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         let _held = self.ended.0.lock().expect("nobody panics with it");
         self.over.store(true, Ordering::Relaxed);
         self.ended.1.notify_all();
     }
 
     /// Pauses, until the end at most.
-    pub fn rest(&self, time: Duration) {
+    pub(crate) fn rest(&self, time: Duration) {
         let held = self.ended.0.lock().expect("nobody panics with it");
         let waited = self.ended.1.wait_timeout_while(held, time, |()| !self.is_over());
         drop(waited.expect("nobody panics with it"));
     }
 
     /// The first failure counts.
-    pub fn fail(&self, why: String) {
+    pub(crate) fn fail(&self, why: String) {
         self.failure.lock().expect("nobody panics with it").get_or_insert(why);
         self.end();
     }
 
-    pub fn failure(&self) -> Option<String> {
+    pub(crate) fn failure(&self) -> Option<String> {
         self.failure.lock().expect("nobody panics with it").clone()
     }
 
-    pub fn count(&self, what: &'static str) {
+    pub(crate) fn count(&self, what: &'static str) {
         *self.counts.lock().expect("nobody panics with it").entry(what).or_default() += 1;
     }
 
-    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, usize> {
         let counts = self.counts.lock().expect("nobody panics with it");
         counts.iter().map(|(what, count)| (*what, *count)).collect()
     }
 
-    pub fn kept(&self) -> Vec<Kept> {
+    pub(crate) fn kept(&self) -> Vec<Kept> {
         self.kept.lock().expect("nobody panics with it").clone()
     }
 
@@ -124,7 +124,7 @@ impl Ground {
     }
 
     /// Every blob that a kept image needs, as `<repo> <digest>`.
-    pub fn needed(&self) -> BTreeSet<String> {
+    pub(crate) fn needed(&self) -> BTreeSet<String> {
         let mut needed = BTreeSet::new();
         for Kept { repo, image, referrers, .. } in self.kept() {
             let blobs = image.layers.iter().chain([&image.config, &image.manifest]);
@@ -144,14 +144,14 @@ fn below(n: usize) -> Option<usize> {
     usize::try_from(u64::from_le_bytes(bytes)).expect("64 bits").checked_rem(n)
 }
 
-fn pick<'a, T>(of: &'a [T]) -> &'a T {
+fn pick<T>(of: &[T]) -> &T {
     &of[below(of.len()).expect("something to pick from")]
 }
 
 type Done = Result<(), String>;
 
 /// One client.
-pub struct Client<'a> {
+pub(crate) struct Client<'a> {
     client: http::Client,
     connection: Option<http::Connection>,
     ground: &'a Ground,
@@ -160,11 +160,11 @@ pub struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    pub fn new(client: http::Client, ground: &'a Ground, number: usize) -> Client<'a> {
+    pub(crate) fn new(client: http::Client, ground: &'a Ground, number: usize) -> Client<'a> {
         Client { client, connection: None, ground, number, pushed: 0 }
     }
 
-    pub fn until_the_end(mut self) {
+    pub(crate) fn until_the_end(mut self) {
         while !self.ground.is_over() {
             if let Err(why) = self.deed() {
                 return self.ground.fail(format!("client {}: {why}", self.number));
@@ -327,7 +327,7 @@ impl<'a> Client<'a> {
     }
 
     /// The whole image, byte by byte, with all that refers to it.
-    pub fn pull(&mut self, kept: &Kept) -> Done {
+    pub(crate) fn pull(&mut self, kept: &Kept) -> Done {
         let Kept { repo, reference, image, referrers } = kept;
         let manifest = self.get(&format!("/v2/{repo}/manifests/{reference}"))?;
         if manifest.body != image.manifest {

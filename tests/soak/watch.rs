@@ -23,7 +23,7 @@ struct Look {
 }
 
 /// Looks again and again.
-pub struct Watch {
+pub(crate) struct Watch {
     begun: Instant,
     all: Duration,
     looks: Vec<Look>,
@@ -31,7 +31,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(registry: &Registry, all: Duration) -> Watch {
+    pub(crate) fn new(registry: &Registry, all: Duration) -> Watch {
         let path = std::env::var_os("STILLAGE_TEST_SOAK_FIGURES").map(PathBuf::from);
         let file = path.map(|path| {
             let mut file = File::options().create(true).append(true).open(path).expect("a file");
@@ -43,11 +43,11 @@ impl Watch {
         Watch { begun: Instant::now(), all, looks: Vec::new(), file }
     }
 
-    pub fn every(&self) -> Duration {
+    pub(crate) fn every(&self) -> Duration {
         (self.all / 240).clamp(Duration::from_millis(250), Duration::from_secs(15))
     }
 
-    pub fn look(&mut self, registry: &Registry, ground: &Ground) {
+    pub(crate) fn look(&mut self, registry: &Registry, ground: &Ground) {
         let look = Look {
             seconds: self.begun.elapsed().as_secs_f64(),
             memory: process::memory(registry.pid()),
@@ -63,7 +63,7 @@ impl Watch {
         self.looks.push(look);
     }
 
-    pub fn sums(self, ground: &Ground, took: Duration) -> Figures {
+    pub(crate) fn sums(self, ground: &Ground, took: Duration) -> Figures {
         let counts = ground.counts();
         let mut text = format!(
             "soak: {} s, {} collections, {} images at the end",
@@ -81,8 +81,8 @@ impl Watch {
 }
 
 /// The sums of a soak.
-pub struct Figures {
-    pub deeds: u64,
+pub(crate) struct Figures {
+    pub(crate) deeds: u64,
     text: String,
     looks: Vec<Look>,
     file: Option<File>,
@@ -122,7 +122,7 @@ impl Figures {
         Course { what, unit, early, late, an_hour: slope * 3600.0 }
     }
 
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let mut text = self.text.clone();
         for Course { what, unit, early, late, an_hour } in self.courses() {
             let _ = write!(
@@ -138,7 +138,7 @@ impl Figures {
     }
 
     /// The last third must look like the one before: what leaks grows all the time.
-    pub fn assert_flat(&self) {
+    pub(crate) fn assert_flat(&self) {
         for Course { what, unit, early, late, .. } in self.courses() {
             let more = match what {
                 "descriptors" => 24.0,
@@ -162,7 +162,7 @@ fn disk_use(root: &Path) -> u64 {
 }
 
 /// The blobs of all repositories, as `<repo> <digest>`.
-pub fn blobs(root: &Path) -> BTreeSet<String> {
+pub(crate) fn blobs(root: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     each_file(root, &mut |path, _| {
         let path = path.strip_prefix(root).expect("beneath ROOT").to_string_lossy().into_owned();
