@@ -605,7 +605,7 @@ fn foreign_files() {
 }
 
 #[test]
-fn a_cycle_of_subjects_ends_referrers() {
+fn referrers_in_a_long_chain_of_subjects_end() {
     let f = Fixture::new();
     f.blob("a", b"{}");
     // Digests that refer to each other cannot be made; a manifest that is its own subject's subject by
@@ -878,6 +878,149 @@ fn a_repository_that_is_replaced_meanwhile_is_left() {
     assert!(f.has("b", &garbage));
 }
 
+/// Many pushers, two collectors with hardly any grace, and deletions that make garbage again: who was
+/// promised a blob has it for as long as the grace, and no manifest is acknowledged without its blobs.
+#[test]
+fn promises_hold_among_many_pushers_and_collectors() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    use std::time::Instant;
+
+    const GRACE: Duration = Duration::from_millis(700);
+    // A note's time is a tick of the kernel's clock old at most.
+    const TICK: Duration = Duration::from_millis(20);
+    let f = Fixture::new();
+    let (over, acknowledged, taken) =
+        (AtomicBool::new(false), AtomicUsize::new(0), AtomicU64::new(0));
+    let until = Instant::now() + Duration::from_secs(8);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let options =
+                    Options { grace: GRACE, undo_window: Duration::ZERO, ..Options::default() };
+                while !over.load(Ordering::Relaxed) {
+                    let told = f.gc(&options);
+                    taken.fetch_add(told.summary.removed, Ordering::Relaxed);
+                }
+            });
+        }
+        let pushers: Vec<_> = (0..6)
+            .map(|n| {
+                let (f, acknowledged) = (&f, &acknowledged);
+                scope.spawn(move || {
+                    for round in 0.. {
+                        if Instant::now() > until {
+                            return;
+                        }
+                        // Three pushers share each layer, and ask for it in another way each.
+                        let name = ["a", "b"][n % 2];
+                        let layer = format!("layer {} of {name}", round % 4);
+                        let digest = sha256(layer.as_bytes());
+                        let promised = Instant::now();
+                        let known = round % 3 != n % 3 && f.promised(name, &digest);
+                        if !known {
+                            f.blob(name, layer.as_bytes());
+                        }
+                        f.blob(name, b"{}");
+                        let tag_name = format!("t{n}");
+                        let more = format!(r#","annotations":{{"n":"{n} {round}"}}"#);
+                        let manifest = image(b"{}", &[layer.as_bytes()], &more);
+                        let put = f.try_push(name, tag(&tag_name), manifest.as_bytes());
+                        let late = promised.elapsed() + TICK > GRACE;
+                        match put {
+                            Ok(manifest) => {
+                                acknowledged.fetch_add(1, Ordering::Relaxed);
+                                assert!(f.has(name, &digest) && f.has(name, &manifest));
+                                f.delete(name, Reference::Digest(manifest));
+                            }
+                            Err(error) => assert!(late, "{error} after {:?}", promised.elapsed()),
+                        }
+                        if round % 5 == 4 {
+                            std::thread::sleep(GRACE / 2);
+                        }
+                    }
+                })
+            })
+            .collect();
+        let ended: Vec<_> = pushers.into_iter().map(|pusher| pusher.join()).collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok));
+    });
+    let (acknowledged, taken) = (acknowledged.into_inner(), taken.into_inner());
+    assert!(acknowledged > 20 && taken > 20, "{acknowledged} pushes, {taken} blobs taken");
+}
+
+#[test]
+fn a_long_journal_is_set_aside_and_an_old_part_goes() {
+    let f = Fixture::new();
+    f.image("a", "one");
+    let journal = fs::read_to_string(f.at("a/_log.jsonl")).unwrap();
+    let long = "\n".repeat(16 << 20) + &journal;
+    fs::write(f.at("a/_log.jsonl"), &long).unwrap();
+    let dry = f.gc(&Options { dry_run: true, ..Options::default() });
+    assert!(dry.lines.iter().any(|line| line.contains("a new one begins")), "{:?}", dry.lines);
+    assert!(!f.at("a/_log.1.jsonl").exists());
+    f.gc(&Options::default());
+    assert_eq!(fs::read_to_string(f.at("a/_log.1.jsonl")).unwrap(), long);
+    assert!(!f.at("a/_log.jsonl").exists());
+    fs::write(f.at("a/_log.1.jsonl"), &journal).unwrap();
+    f.image("a", "two");
+    f.gc(&ahead(395 * DAY));
+    assert!(f.at("a/_log.1.jsonl").exists(), "thirteen months");
+    f.gc(&ahead(397 * DAY));
+    assert!(!f.at("a/_log.1.jsonl").exists() && f.at("a/_log.jsonl").exists());
+}
+
+#[test]
+fn facts_and_hints_of_what_is_gone_are_dropped() {
+    let f = Fixture::new();
+    let [kept, config, _] = f.image("a", "kept");
+    let from = stillage::registry::MountFrom::Repo(repo("a"), Account::default());
+    assert!(f.runtime.block_on(f.registry.mount(&repo("b"), &config, from, &ACTOR)).unwrap());
+    let gone: Vec<_> = (0..3).map(|n| f.image("a", &format!("gone{n}"))).collect();
+    for [manifest, ..] in &gone {
+        f.delete("a", Reference::Digest(manifest.clone()));
+    }
+    let facts = || fs::read_to_string(f.at("a/_referrers/facts.jsonl")).unwrap();
+    f.gc(&Options::default());
+    assert_eq!(facts().lines().count(), 4, "what can be brought back is not gone");
+    f.gc(&at_once());
+    assert_eq!(facts().lines().count(), 1);
+    assert!(facts().contains(kept.as_str()));
+    let hints = |digest: &Digest| {
+        let dir = f.at(".stillage").join(path::holders_dir(Algorithm::Sha256));
+        let text = fs::read_to_string(dir.join(path::holders_name(digest))).unwrap_or_default();
+        text.lines().filter(|line| line.starts_with(digest.hex())).count()
+    };
+    assert!(gone.iter().flatten().all(|digest| hints(digest) == 0));
+    // b has it without a reference: it went, too, and a's hint stays.
+    assert_eq!((hints(&kept), hints(&config)), (1, 1));
+    f.image("a", "after");
+    assert_eq!(facts().lines().count(), 2);
+}
+
+#[test]
+fn at_once_says_what_can_be_undone_no_more_and_who_else_has_the_content() {
+    let f = Fixture::new();
+    let secret = f.image("a", "secret");
+    for name in ["b", "c"] {
+        let from = stillage::registry::MountFrom::Repo(repo("a"), Account::default());
+        let name = repo(name);
+        let mount = f.registry.mount(&name, &secret[2], from, &ACTOR);
+        assert!(f.runtime.block_on(mount).unwrap());
+    }
+    fs::remove_dir_all(f.at("c")).unwrap();
+    f.image("a", "one");
+    f.delete("a", Reference::Digest(secret[0].clone()));
+    let told = f.gc(&Options { only: Some(repo("a")), ..at_once() });
+    let line = |digest: &Digest| {
+        let line = told.lines.iter().find(|line| line.contains(digest.as_str()));
+        line.cloned().unwrap_or_default()
+    };
+    assert!(line(&secret[0]).contains("cannot be undone any more"), "{}", line(&secret[0]));
+    assert!(line(&secret[2]).contains("2 other names, among them in b"), "{}", line(&secret[2]));
+    assert!(!line(&secret[1]).contains("among them"), "{}", line(&secret[1]));
+}
+
 /// A note is of no use once its blob is needed, or gone.
 #[test]
 fn notes_of_what_is_needed_or_gone_are_cleared() {
@@ -896,5 +1039,10 @@ fn notes_of_what_is_needed_or_gone_are_cleared() {
     f.gc(&Options::default());
     assert!(!f.note("a", &needed).exists() && !f.note("a", &gone).exists());
     // The journal does not know it; that is a warning of check's.
+    let other = f.blob("a", b"other");
+    f.gc(&Options::default());
+    assert!(f.note("a", &other).exists());
     fs::remove_dir_all(f.at("a")).unwrap();
+    f.gc(&Options::default());
+    assert!(!f.note("a", &other).exists(), "a repository that comes back begins anew");
 }

@@ -43,6 +43,8 @@ pub(super) struct Repo<'r> {
     pub(super) durable: Option<Option<Stamp>>,
     /// Entries that a dry run counts as taken out.
     without: DigestMap<()>,
+    /// Blobs that a dry run counts as gone.
+    pub(super) gone: DigestMap<()>,
 }
 
 /// Collects one repository. Whatever goes wrong is told, and ends no other's collection.
@@ -104,7 +106,12 @@ impl<'r> Repo<'r> {
         dir: &'r Dir,
         without: DigestMap<()>,
     ) -> std::result::Result<Repo<'r>, Why> {
-        let index = read_index(dir)?.map(Arc::new);
+        let mut index = read_index(dir)?;
+        if index.is_none() && history::proves_index(dir)? {
+            // The first commits may have been made in between.
+            index = read_index(dir)?;
+        }
+        let index = index.map(Arc::new);
         let mut repo = Repo {
             name,
             dir,
@@ -116,6 +123,7 @@ impl<'r> Repo<'r> {
             notes: Notes::of(run.tree, name)?,
             durable: None,
             without,
+            gone: DigestMap::default(),
         };
         let recent = Recent::read(dir, run.undo_since())?;
         repo.follow(run, index, Some(recent))?;

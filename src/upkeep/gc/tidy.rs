@@ -63,7 +63,8 @@ impl Repo<'_> {
     }
 
     fn is_gone(&self, digest: &Digest) -> Result<bool> {
-        Ok(self.marks.cause(digest).is_none() && blobs::stat(self.dir, digest)?.is_none())
+        let needed = self.marks.cause(digest).is_some();
+        Ok(!needed && (self.gone.contains(digest) || blobs::stat(self.dir, digest)?.is_none()))
     }
 }
 

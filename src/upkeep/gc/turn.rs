@@ -11,7 +11,9 @@ use super::repository::Repo;
 use crate::layout::history::Recent;
 use crate::layout::holders::Holders;
 use crate::layout::lock::{self, Held};
-use crate::layout::{self, At, Dir, IndexFile, Inode, OrAbsent, blobs, is_regular, path, size_of};
+use crate::layout::{
+    self, At, Dir, IndexFile, Inode, OrAbsent, Stamp, blobs, is_regular, path, size_of,
+};
 use crate::oci::{Digest, RepoName};
 
 /// A turn holds everybody up for no longer than this.
@@ -54,6 +56,13 @@ impl Repo<'_> {
     /// had, which ends all turns of this run.
     fn lock(&mut self, run: &mut Run<'_>) -> Result<Option<Locks>, Why> {
         let begun = Instant::now();
+        // Most of what is new is read before anybody is kept waiting.
+        if self.index.is_some() {
+            match self.catch_up(run) {
+                Ok(()) | Err(Why::BeingWritten) => {}
+                Err(why) => return Err(why),
+            }
+        }
         let left = || run.options.wait.saturating_sub(begun.elapsed());
         loop {
             let gc = lock::exclusive_within(&run.tree.room, path::GC_LOCK, left())?;
@@ -85,6 +94,20 @@ impl Repo<'_> {
         if !self.is_named(run)? {
             return Err(Why::Moved);
         }
+        self.catch_up(run)?;
+        let now = stamp(&self.index);
+        if self.durable != Some(now) {
+            if let Some(file) = &self.index {
+                run.tree.disk.sync(file.file()).at(|| self.dir.at(path::INDEX))?;
+            }
+            run.tree.disk.sync_dir(self.dir)?;
+            self.durable = Some(now);
+        }
+        Ok(())
+    }
+
+    /// Marks what index.json and the journal, read in this order, say by now.
+    fn catch_up(&mut self, run: &Run<'_>) -> Result<(), Why> {
         let index = match &self.index {
             Some(last) if run.tree.is_remote() => IndexFile::reread(self.dir, last),
             Some(last) => IndexFile::refresh(self.dir, last),
@@ -97,24 +120,15 @@ impl Repo<'_> {
             read => read?,
         };
         let recent = Recent::since(self.dir, &self.reading, run.undo_since())?;
-        let stamp = |index: &Option<Arc<IndexFile>>| index.as_ref().map(|file| file.stamp);
         if stamp(&index) != stamp(&self.index) || recent.is_some() {
             self.follow(run, index, recent)?;
-        }
-        let now = stamp(&self.index);
-        if self.durable != Some(now) {
-            if let Some(file) = &self.index {
-                run.tree.disk.sync(file.file()).at(|| self.dir.at(path::INDEX))?;
-            }
-            run.tree.disk.sync_dir(self.dir)?;
-            self.durable = Some(now);
         }
         Ok(())
     }
 
     /// Takes as many as the time allows; gives the rest.
     fn turn<'b>(
-        &self,
+        &mut self,
         run: &mut Run<'_>,
         blobs: &Dir,
         batch: &'b [Digest],
@@ -129,7 +143,7 @@ impl Repo<'_> {
         Ok(&[])
     }
 
-    fn take_one(&self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
+    fn take_one(&mut self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
         if self.marks.cause(digest).is_some() {
             self.tell(run, digest, Fate::Referred);
             return Ok(());
@@ -149,7 +163,7 @@ impl Repo<'_> {
         }
     }
 
-    fn would_take(&self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
+    fn would_take(&mut self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
         let since = self.notes.as_ref().map(|notes| notes.since(digest)).transpose()?.flatten();
         let since = since.filter(|_| !run.options.grace.is_zero());
         Ok(self.goes(run, blobs, digest, since)?)
@@ -157,7 +171,7 @@ impl Repo<'_> {
 
     /// The name goes, if it is a file's; in a dry run that is told and nothing else.
     fn goes(
-        &self,
+        &mut self,
         run: &mut Run<'_>,
         blobs: &Dir,
         digest: &Digest,
@@ -175,6 +189,9 @@ impl Repo<'_> {
         let (elsewhere, undo) = (elsewhere.as_slice(), self.undoable.get(digest));
         let size = size_of(&stat);
         self.tell(run, digest, Fate::Goes { since, size, bytes, others, undo, elsewhere });
+        if run.options.dry_run {
+            self.gone.put_new(digest, ());
+        }
         Ok(())
     }
 
@@ -197,6 +214,10 @@ impl Repo<'_> {
         }
         Ok(found)
     }
+}
+
+fn stamp(index: &Option<Arc<IndexFile>>) -> Option<Stamp> {
+    index.as_ref().map(|file| file.stamp)
 }
 
 /// Somebody holds a lock.
