@@ -97,6 +97,7 @@ fn a_lock_that_somebody_holds_is_waited_for_and_named() {
         let log = String::from_utf8(output.stderr.clone()).unwrap();
         assert_eq!(code(&output), Some(3), "{log}");
         assert!(log.contains(name) && log.contains("somebody holds the lock"), "{log}");
+        assert!(log.contains(&format!("{} (", std::process::id())), "{log}");
         assert!(text(&output).ends_with("; 0 repaired; not all, for somebody held a lock\n"));
         assert_eq!(disk::fingerprint(root), before, "{name}");
         drop(held);

@@ -70,6 +70,21 @@ impl Notes {
         }
     }
 
+    /// Removes all notes of a repository that is not there any more, and their directory, unless there
+    /// are nested repositories' beneath.
+    pub fn clear(tree: &Tree, name: &RepoName) -> Result<()> {
+        let Some(notes) = Notes::of(tree, name)? else {
+            return Ok(());
+        };
+        notes.each()?.try_for_each(|digest| notes.forget(tree, &digest?))?;
+        let path = path::notes(name);
+        let (above, last) = path.rsplit_once('/').unwrap_or_default();
+        match tree.disk.remove_dir(&tree.room.dir(above)?, last).or_absent() {
+            Err(error) if error.errno() == Some(Errno::NOTEMPTY) => Ok(()),
+            removed => removed.map(|_| ()),
+        }
+    }
+
     /// Removes a note, if there is one.
     pub fn forget(&self, tree: &Tree, digest: &Digest) -> Result<()> {
         tree.disk.unlink(&self.dir, digest.as_str()).or_absent().map(|_| ())

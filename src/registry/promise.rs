@@ -2,7 +2,7 @@
 //! collection").
 
 use super::commit::{Deed, Refusal};
-use super::{Actor, Error, Registry, Result};
+use super::{Actor, Error, Inner, Registry, Result};
 use crate::layout::notes;
 use crate::oci::{Digest, RepoName};
 
@@ -23,8 +23,15 @@ impl Registry {
             return Ok(());
         }
         match self.commit(repo, Deed::Promise(digest.clone()), actor).await {
-            // A repository that is not there any more has nothing that could be taken.
-            Ok(_) | Err(Refusal::Error(Error::NameUnknown(_))) => Ok(()),
+            Ok(_) => Ok(()),
+            // A repository that is not there any more has nothing that could be taken; but the blob
+            // that begins it anew must not come in under the note of the one before.
+            Err(Refusal::Error(Error::NameUnknown(_))) => {
+                let (name, wanted) = (repo.clone(), digest.clone());
+                let forget =
+                    move |inner: &Inner| Ok(notes::promise(&inner.tree, &name, [&wanted])?);
+                self.blocking(forget).await
+            }
             Err(Refusal::Error(error)) => Err(error),
             Err(Refusal::LookAgain) => Err(Error::Moved(repo.clone())),
         }

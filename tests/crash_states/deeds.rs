@@ -12,13 +12,16 @@ use stillage::layout::{Account, Dir, Disk, OwnCertificate, Stamp, Tree, path};
 use stillage::oci::{Algorithm, ContentRange, Digest, Index, Kind, Reference, RepoName, Tag};
 use stillage::registry::{Actor, KeyNeed, MountFrom, Push, Registry, Result, Settings};
 
-use stillage::upkeep::gc;
+use stillage::upkeep::{check, gc, snapshot};
 
 use super::judge::{Effect, Expected, Outsiders};
 use super::record::{Recorder, Step};
 
 /// The repository that is there from the beginning, with two images and two blobs that nobody needs.
 pub const OLD: &str = "old";
+
+/// The name of the snapshot, beside ROOT.
+pub const SNAPSHOT: &str = "snapshot";
 
 /// One kind of deed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,10 +46,14 @@ pub enum Deed {
     Again,
     /// A collection that waits for nothing: all that nothing refers to goes.
     Collect,
+    /// A snapshot beside the tree.
+    Snapshot,
+    /// A repair, which finds nothing to do.
+    Repair,
 }
 
 impl Deed {
-    pub const ALL: [Deed; 11] = [
+    pub const ALL: [Deed; 13] = [
         Deed::Push,
         Deed::PushNew,
         Deed::Session,
@@ -58,6 +65,8 @@ impl Deed {
         Deed::Unlink,
         Deed::Again,
         Deed::Collect,
+        Deed::Snapshot,
+        Deed::Repair,
     ];
 }
 
@@ -222,6 +231,15 @@ impl World {
                 self.collect();
                 Ok(())
             }
+            Deed::Snapshot if self.root.with_file_name(SNAPSHOT).exists() => return None,
+            Deed::Snapshot => {
+                self.snapshot();
+                Ok(())
+            }
+            Deed::Repair => {
+                self.repair(Effect::Nothing);
+                Ok(())
+            }
         })
     }
 
@@ -311,9 +329,9 @@ impl World {
         }
     }
 
-    /// A collection that waits for nothing, by a process of its own.
+    /// A collection that waits for nothing, by a process of its own. When it was is remembered.
     pub fn collect(&mut self) {
-        let deed = self.begin(Effect::Nothing);
+        let deed = self.begin(Effect::Keeps(".stillage/collected"));
         let disk: Arc<dyn Disk> = self.recorder.clone();
         let tree = Tree::open(&self.root, disk).expect("the tree opens");
         let options = gc::Options::default().at_once();
@@ -326,11 +344,64 @@ impl World {
         self.recorder.acknowledge(deed);
     }
 
-    /// A collection, of which it is remembered when it was.
-    pub fn collect_and_remember(&mut self) {
-        self.collect();
-        let deed = self.begin(Effect::Keeps(".stillage/collected"));
+    /// A snapshot beside ROOT.
+    pub fn snapshot(&mut self) {
+        let deed = self.begin(Effect::Copies("../snapshot"));
+        let disk: Arc<dyn Disk> = self.recorder.clone();
+        let dest = self.root.with_file_name(SNAPSHOT);
+        let options = snapshot::Options::default();
+        let made = snapshot::snapshot(&self.root, &dest, &options, disk, &mut |_, _| {});
+        assert!(made.expect("a snapshot").is_whole());
         self.recorder.acknowledge(deed);
+    }
+
+    /// A repair, after which nothing is wrong.
+    pub fn repair(&mut self, effect: Effect) {
+        let deed = self.begin(effect);
+        let disk: Arc<dyn Disk> = self.recorder.clone();
+        let wait = std::time::Duration::from_secs(60);
+        let repairs = check::Repairs { dry_run: false, wait, disk };
+        let mut told = Vec::new();
+        let options = check::Options::default();
+        let repaired = check::repair(&self.root, options, repairs, &mut |one| told.push(one));
+        let summary = repaired.expect("a repair");
+        assert!(!summary.is_damaged() && !summary.blocked, "{told:#?}");
+        self.recorder.acknowledge(deed);
+    }
+
+    /// Somebody removes a file.
+    pub fn outsider_removes(&self, path: &str) {
+        let root = Dir::open_root(&self.root).expect("ROOT");
+        let (above, name) = path.rsplit_once('/').expect("a path in a repository");
+        let dir = root.dir(above).expect("a directory");
+        self.recorder.unlink(&dir, name).expect("a file");
+    }
+
+    /// Somebody removes an empty directory.
+    pub fn outsider_removes_dir(&self, path: &str) {
+        let root = Dir::open_root(&self.root).expect("ROOT");
+        let (above, name) = path.rsplit_once('/').expect("a path in a repository");
+        let dir = root.dir(above).expect("a directory");
+        self.recorder.remove_dir(&dir, name).expect("an empty directory");
+    }
+
+    /// The blobs of a repository.
+    pub fn blobs(repo: &Path) -> Vec<String> {
+        let names = std::fs::read_dir(repo.join("blobs/sha256")).expect("a directory");
+        let name = |entry: std::fs::DirEntry| entry.file_name().into_string().expect("UTF-8");
+        names.map(|entry| format!("blobs/sha256/{}", name(entry.expect("a name")))).collect()
+    }
+
+    /// Somebody appends to a file.
+    pub fn outsider_appends(&self, path: &str, bytes: &[u8]) {
+        let file = std::fs::File::options().append(true).open(self.root.join(path));
+        self.recorder.write(&file.expect("a file"), bytes, 0).expect("bytes");
+    }
+
+    /// Of an image that is numbered, what lies under the digests of layer and manifest.
+    pub fn blob_paths(number: usize) -> [String; 2] {
+        let image = Image::numbered(number);
+        [path::blob(&sha256(&image.layer)), path::blob(&image.digest)]
     }
 
     /// The key that signs tokens is made.
@@ -512,12 +583,15 @@ pub fn expected(steps: &[Step], effects: &[Effect], finally: &Expected) -> Expec
     let of = |deeds: &mut dyn Iterator<Item = usize>| -> Vec<&Effect> {
         deeds.map(|deed| &effects[deed]).collect()
     };
-    let done = of(&mut acknowledged.into_iter());
+    let done = of(&mut acknowledged.iter().copied());
     let open = of(&mut in_flight.into_iter());
     let mut expected = Expected::after(&done, &open);
     expected.number = steps.len() as u64;
-    for effect in done {
-        if let Effect::Keeps(path) = effect {
+    for deed in acknowledged {
+        let Effect::Keeps(path) = &effects[deed] else { continue };
+        // Until something else is kept there.
+        let is_it = |effect: &Effect| matches!(effect, Effect::Keeps(other) if other == path);
+        if effects.iter().rposition(is_it) == Some(deed) {
             let kept = finally.kept.iter().filter(|(known, _)| known == path);
             expected.kept.extend(kept.cloned());
         }

@@ -27,6 +27,10 @@ pub enum Effect {
     Remove(String, Digest),
     /// A blob is gone.
     Gone(String, Digest),
+    /// All repositories as they are have a copy beneath this.
+    Copies(&'static str),
+    /// Something with this content lies in quarantine.
+    Quarantined(&'static [u8]),
     /// A file of the room is what it was at the acknowledgement.
     Keeps(&'static str),
     /// Nothing that a reader could see.
@@ -49,7 +53,13 @@ impl Effect {
                 repo.tags.retain(|_, tagged| tagged != digest);
                 repo.manifests.remove(digest);
             }
-            Effect::Gone(..) | Effect::Keeps(_) | Effect::Nothing => {}
+            Effect::Copies(beneath) => {
+                let own = repos.iter().filter(|(name, _)| !name.starts_with("../"));
+                let copies = own.map(|(name, repo)| (format!("{beneath}/{name}"), repo.clone()));
+                let copies: Vec<_> = copies.collect();
+                repos.extend(copies);
+            }
+            Effect::Gone(..) | Effect::Keeps(_) | Effect::Quarantined(_) | Effect::Nothing => {}
         }
     }
 }
@@ -63,6 +73,8 @@ pub struct Expected {
     pub gone: Vec<(String, Digest)>,
     /// Files of the room that must be what they were.
     pub kept: Vec<(String, Vec<u8>)>,
+    /// What must lie in quarantine, somewhere.
+    pub quarantined: Vec<&'static [u8]>,
     /// Which moment it is: no two differ by less.
     pub number: u64,
 }
@@ -84,13 +96,16 @@ impl Expected {
             }
         }
         // What only comes into being may be absent.
-        for effect in in_flight {
-            if let Effect::Tag(repo, ..) = effect
-                && !repos.contains_key(repo)
-            {
-                expected.repos.entry(repo.clone()).or_default().insert(Repo::default());
+        for (name, may) in &mut expected.repos {
+            if !repos.contains_key(name) {
+                may.insert(Repo::default());
             }
         }
+        let quarantined = acknowledged.iter().filter_map(|effect| match effect {
+            Effect::Quarantined(bytes) => Some(*bytes),
+            _ => None,
+        });
+        expected.quarantined = quarantined.collect();
         let gone = acknowledged.iter().filter_map(|effect| match effect {
             Effect::Gone(repo, digest) => Some((repo.clone(), digest.clone())),
             _ => None,
@@ -125,6 +140,10 @@ impl Role {
             }
             let pooled = rest.starts_with("/pool/").then(|| above.rsplit_once('/')).flatten();
             return pooled.and_then(|(above, _)| digest(above)).map_or(Role::Other, Role::Pool);
+        }
+        // What is hidden nobody looks at.
+        if path.trim_start_matches("../").split('/').any(|part| part.starts_with('.')) {
+            return Role::Other;
         }
         match name {
             path::INDEX => Role::Index(above.to_owned()),
@@ -344,7 +363,15 @@ impl Judge {
             let is = is.and_then(|entry| entry.content).map(|content| &interner.contents[content]);
             is.is_none_or(|is| **is != **bytes)
         });
+        let lies = |bytes: &[u8]| {
+            state.entries.iter().any(|entry| {
+                interner.paths[entry.path].starts_with(".stillage/quarantine/")
+                    && entry.content.is_some_and(|content| *interner.contents[content] == *bytes)
+            })
+        };
+        let missing = expected.quarantined.iter().find(|bytes| !lies(bytes));
         lost.map(|(path, _)| format!("{path} is not what it was"))
+            .or_else(|| missing.map(|_| "what was taken out is not what it was".to_owned()))
     }
 }
 

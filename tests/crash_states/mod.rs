@@ -139,10 +139,7 @@ impl Explorer {
         let mut seen = HashSet::new();
         let mut changed = false;
         for (at, step) in run.steps.iter().enumerate() {
-            let ends = matches!(
-                step,
-                Step::Sync { .. } | Step::SyncDir { .. } | Step::Settled | Step::Begin(_)
-            );
+            let ends = step.place().is_some() || matches!(step, Step::Settled | Step::Begin(_));
             if without == Some(at) {
                 continue;
             }
@@ -205,6 +202,12 @@ impl Explorer {
 }
 
 impl Bad {
+    /// Whether the program itself finds fault with the state.
+    pub fn is_seen_by_the_program(&mut self) -> bool {
+        let Bad { model, interner, state, expected, .. } = self;
+        real::judge(model, interner, state, expected, &Outsiders::default()).is_err()
+    }
+
     /// What there was to see, for a failure's message.
     pub fn describe(&self, run: &Run) -> String {
         let mut text = format!("{}\nafter these steps:\n", self.why);

@@ -82,7 +82,9 @@ impl Interner {
         let (above, text) = (&self.paths[parent], &self.names[name]);
         let path = match above.as_str() {
             // ROOT, in the directory that it was made in.
-            "" if parent == 0 => String::new(),
+            "" if parent == 0 && **text == *"registry" => String::new(),
+            // A snapshot beside it.
+            "" if parent == 0 => format!("../{text}"),
             "" => text.to_string(),
             above => format!("{above}/{text}"),
         };
@@ -202,7 +204,7 @@ impl Model {
                 self.change(*id, interner, |now| now.resize(len, 0));
             }
             Step::Sync { id, .. } | Step::SyncDir { id, .. } => self.nodes[*id].settle(),
-            Step::Settled => {
+            Step::Settled | Step::SyncAll { .. } => {
                 for node in &mut self.nodes {
                     node.settle();
                 }

@@ -30,6 +30,11 @@ pub fn judge(
     if root.exists() {
         checked(&root, outsiders)?;
     }
+    // A snapshot is whole, or not there.
+    let snapshot = root.with_file_name(deeds::SNAPSHOT);
+    if snapshot.exists() {
+        checked(&snapshot, outsiders).map_err(|why| format!("the snapshot: {why}"))?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(serves(&root, expected))?;
     checked(&root, outsiders).map_err(|why| format!("after a push: {why}"))
@@ -42,6 +47,7 @@ pub fn make(model: &Model, interner: &mut Interner, state: &State, root: &Path) 
     for entry in &state.entries {
         let path = match interner.paths[entry.path].as_str() {
             "" => root.to_owned(),
+            path if path.starts_with("../") => root.with_file_name(&path["../".len()..]),
             path => root.join(path),
         };
         match (entry.content, made.iter().find(|(id, _)| *id == entry.id)) {
@@ -87,7 +93,8 @@ fn is_theirs(finding: &Finding, outsiders: &Outsiders) -> bool {
 
 async fn serves(root: &Path, expected: &Expected) -> Result<(), String> {
     let registry = Registry::open(root, Settings::default()).map_err(|error| error.to_string())?;
-    for (name, may) in &expected.repos {
+    let own = || expected.repos.iter().filter(|(name, _)| !name.starts_with("../"));
+    for (name, may) in own() {
         let is = says(&registry, name).await?;
         if !may.iter().any(|may| may.tags == is.tags) {
             return Err(format!("{name} serves {is:?}, may serve {may:?}"));
@@ -101,7 +108,7 @@ async fn serves(root: &Path, expected: &Expected) -> Result<(), String> {
         }
     }
     let image = Image::of(b"{}".to_vec(), b"pushed after the crash".to_vec(), Algorithm::Sha256);
-    for name in expected.repos.keys().map(String::as_str).chain(["after/crash"]) {
+    for name in own().map(|(name, _)| name.as_str()).chain(["after/crash"]) {
         let pushed = deeds::put(&registry, name, "after", &image, Way::Whole).await;
         pushed.map_err(|error| format!("a push to {name} after it: {error}"))?;
         if !says(&registry, name).await?.tags.contains_key("after") {

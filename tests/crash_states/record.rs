@@ -71,6 +71,10 @@ pub enum Step {
         id: Id,
         place: Place,
     },
+    /// syncfs(2).
+    SyncAll {
+        place: Place,
+    },
     /// Everything is written to the disk in the end: after half a minute, by the kernel.
     Settled,
     /// A deed begins, or is acknowledged: its number in the test's own list.
@@ -82,7 +86,9 @@ impl Step {
     /// Whether it makes something durable, and where in the code.
     pub fn place(&self) -> Option<&Place> {
         match self {
-            Step::Sync { place, .. } | Step::SyncDir { place, .. } => Some(place),
+            Step::Sync { place, .. } | Step::SyncDir { place, .. } | Step::SyncAll { place } => {
+                Some(place)
+            }
             _ => None,
         }
     }
@@ -410,6 +416,16 @@ impl Disk for Recorder {
         Ok(())
     }
 
+    fn sync_all(&self, dir: &Dir) -> Result<()> {
+        let place = self.place("everything".to_owned());
+        let mut tape = self.tape();
+        tape.live().at(|| dir.path().to_owned())?;
+        let before = tape.done - 1;
+        tape.syncs.push(before);
+        tape.steps.push(Step::SyncAll { place });
+        Ok(())
+    }
+
     fn rename(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {
         self.renames(from, old, to, new, |disk| disk.rename(from, old, to, new))
     }
@@ -475,8 +491,11 @@ impl Recorder {
         let id = moved.expect("what was renamed was there");
         // rename(2) of one inode over itself does nothing.
         if replaced != Some(id) {
-            let (old, new) = (old.to_owned(), new.to_owned());
-            tape.steps.push(Step::Rename { from: from_id, old, to: to_id, new, id });
+            let (old, name) = (old.to_owned(), new.to_owned());
+            tape.steps.push(Step::Rename { from: from_id, old, to: to_id, new: name, id });
+        }
+        if let Some(stat) = to.stat_name(new)? {
+            tape.mode(id, stat.st_mode);
         }
         Ok(())
     }

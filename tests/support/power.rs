@@ -1,6 +1,7 @@
 //! A file system whose power can be cut: in a file on a loop device, shut down by the kernel's own
 //! ioctl, and mounted again as after a power cut.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,6 +20,9 @@ pub enum Kind {
 /// A file system of its own; unmounted when dropped. Needs root.
 pub struct Power {
     room: tempfile::TempDir,
+    kind: Kind,
+    /// How many images were left to those who keep a file system alive.
+    copies: Cell<usize>,
 }
 
 impl Power {
@@ -26,7 +30,8 @@ impl Power {
     /// system's own idea of what is durable counts here.
     pub fn new(kind: Kind) -> Power {
         let room = tempfile::Builder::new().prefix("stillage-power-").tempdir_in("/dev/shm");
-        let power = Power { room: room.expect("a temporary directory") };
+        let room = room.expect("a temporary directory");
+        let power = Power { room, kind, copies: Cell::new(0) };
         fs::create_dir(power.mount_point()).expect("the mount point");
         let image = File::create(power.image()).expect("the image");
         image.set_len(400 << 20).expect("its length");
@@ -40,7 +45,7 @@ impl Power {
     }
 
     fn image(&self) -> PathBuf {
-        self.room.path().join("image")
+        self.room.path().join(format!("image{}", self.copies.get()))
     }
 
     fn mount_point(&self) -> PathBuf {
@@ -49,7 +54,12 @@ impl Power {
 
     fn mount(&self) {
         let mut mount = Command::new("mount");
-        run(mount.args(["-o", "loop"]).arg(self.image()).arg(self.mount_point())).ok();
+        let options = match self.kind {
+            Kind::Ext4 => "loop",
+            // Who keeps the one before alive keeps its UUID too.
+            Kind::Xfs => "loop,nouuid",
+        };
+        run(mount.args(["-o", options]).arg(self.image()).arg(self.mount_point())).ok();
     }
 
     /// A directory on it that is not there yet.
@@ -62,9 +72,32 @@ impl Power {
         Switch(File::open(self.mount_point()).expect("the mount point"))
     }
 
+    /// A program that another thread is just starting holds our descriptors until its exec: it is
+    /// waited for.
+    fn unmount(&self) {
+        for _ in 0..500 {
+            let done = run(Command::new("umount").arg(self.mount_point()));
+            if done.code == Some(0) {
+                return;
+            }
+            assert!(done.stderr.contains("busy"), "{done}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        run(Command::new("umount").arg(self.mount_point())).ok();
+    }
+
     /// Mounts the file system again, from what had reached its disk. Nobody may hold a file of it.
     pub fn restore(&self) {
-        run(Command::new("umount").arg(self.mount_point())).ok();
+        self.unmount();
+        let image = self.image();
+        let device = run(Command::new("losetup").arg("-j").arg(&image)).ok().stdout;
+        if !device.is_empty() {
+            // A mount namespace that came into being meanwhile, a container's for instance, has the
+            // file system mounted still: as it is, without power.
+            self.copies.set(self.copies.get() + 1);
+            run(Command::new("cp").arg("--sparse=always").arg(&image).arg(self.image())).ok();
+            fs::remove_file(image).expect("the image");
+        }
         self.mount();
     }
 }

@@ -11,6 +11,11 @@ pub(crate) fn memory(pid: u32) -> u64 {
     figure(pid, "status", "RssAnon:") * 1024
 }
 
+/// How many descriptors the process has open.
+pub(crate) fn descriptors(pid: u32) -> u64 {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("the server runs").count() as u64
+}
+
 /// How much processor time the process has taken, in user and kernel.
 pub(crate) fn processor_time(pid: u32) -> Duration {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the server runs");

@@ -347,6 +347,19 @@ async fn a_promise_takes_collections_note_away() {
     assert!(!note.exists(), "manifest");
 }
 
+/// An administrator removed the repository, and collection had seen its blob.
+#[tokio::test]
+async fn a_blob_that_begins_a_repository_anew_is_promised_anew() {
+    let f = fixture();
+    let digest = f.blob("a/b", b"layer").await;
+    let note = f.path(".stillage/unreferenced/a/b").join(digest.as_str());
+    std::fs::create_dir_all(note.parent().unwrap()).unwrap();
+    std::fs::write(&note, "").unwrap();
+    std::fs::remove_dir_all(f.path("a")).unwrap();
+    f.blob("a/b", b"layer").await;
+    assert!(!note.exists(), "the note would be older than the blob");
+}
+
 /// Far more requests than there are threads for file work wait for one lock, and others go on.
 #[tokio::test]
 async fn promises_that_wait_for_a_shells_lock_hold_up_nobody_else() {

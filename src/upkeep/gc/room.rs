@@ -4,12 +4,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::Stat;
 
-use super::Run;
 use super::event::Event;
 use super::turn::held;
+use super::{Run, repository};
 use crate::layout::notes::Notes;
 use crate::layout::trash::{self, Removed};
-use crate::layout::{Result, Walk, lock, path, pool, sweep};
+use crate::layout::{OrAbsent, Result, Walk, lock, path, pool, sweep};
 
 /// As in a repository's turn.
 const TURN: Duration = Duration::from_millis(50);
@@ -18,12 +18,33 @@ const LEAVE_FREE: Duration = Duration::from_millis(11);
 impl Run<'_> {
     /// Whatever goes wrong is told, and keeps nothing else from being done.
     pub(super) fn room(&mut self) {
-        let steps = [Run::trash, Run::pool, Run::uploads, Run::orphans, Run::tidy_hints];
+        let steps = [Run::notes, Run::trash, Run::pool, Run::uploads, Run::tidy_hints];
         for step in steps {
             if let Err(error) = step(self) {
                 self.tell(Event::Warning(&error));
             }
         }
+    }
+
+    /// Notes of what is no repository any more go: one of that name that is begun anew must not find
+    /// its grace over. Removing a note is always safe.
+    fn notes(&mut self) -> Result<()> {
+        let all = self.tree.room.dir(path::UNREFERENCED).or_absent()?;
+        let Some(all) = all.filter(|_| self.really() && self.options.only.is_none()) else {
+            return Ok(());
+        };
+        let mut gone = Vec::new();
+        for found in Walk::directories(&all)? {
+            let (name, _) = found?;
+            // What cannot be looked at may be one.
+            match self.tree.repository(&name) {
+                Ok(Some(dir)) if repository::is_one(&dir) => {}
+                Ok(_) => gone.push(name),
+                Err(_) => {}
+            }
+        }
+        // The inner ones first, so that the outer ones' directories are empty.
+        gone.iter().rev().try_for_each(|name| Notes::clear(self.tree, name))
     }
 
     /// What was removed longer ago than the undo window goes.
@@ -95,25 +116,6 @@ impl Run<'_> {
         })
     }
 
-    /// Notes of repositories that are gone. Should one come back, everything begins anew for it.
-    fn orphans(&mut self) -> Result<()> {
-        if self.options.only.is_some() || !self.really() {
-            return Ok(());
-        }
-        for found in Walk::directories(&self.tree.room.dir(path::UNREFERENCED)?)? {
-            let (name, _) = found?;
-            if self.tree.repository(&name)?.is_some() {
-                continue;
-            }
-            if let Some(notes) = Notes::of(self.tree, &name)? {
-                for digest in notes.each()? {
-                    notes.forget(self.tree, &digest?)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn uploads(&mut self) -> Result<()> {
         let Some(expiry) = self.options.upload_expiry.filter(|_| self.options.only.is_none())
         else {
@@ -125,5 +127,38 @@ impl Run<'_> {
             self.tell(Event::Uploads { uploads, files, bytes: swept.bytes });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Options, run};
+    use crate::layout::{RealDisk, Tree};
+
+    #[test]
+    fn notes_of_repositories_that_are_gone_go_too() {
+        let temp = tempfile::tempdir().unwrap();
+        let tree = Tree::open(temp.path(), Arc::new(RealDisk)).unwrap();
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let notes = temp.path().join(".stillage/unreferenced");
+        for repo in ["a", "a/b", "kept", "kept/gone"] {
+            std::fs::create_dir_all(notes.join(repo)).unwrap();
+            std::fs::write(notes.join(repo).join(&digest), "").unwrap();
+        }
+        let blobs = temp.path().join("kept/blobs/sha256");
+        std::fs::create_dir_all(&blobs).unwrap();
+        std::fs::write(blobs.join(&digest["sha256:".len()..]), "").unwrap();
+        let mut untag = |_: &_, _, _: &_| Ok(true);
+        for dry_run in [true, false] {
+            assert!(notes.join("a/b").join(&digest).exists());
+            let options = Options { dry_run, ..Options::default() };
+            assert!(run(&tree, &options, &mut untag, &mut |_| {}).unwrap().is_whole());
+        }
+        assert!(notes.join("kept").join(&digest).exists(), "it is as old as it was");
+        let left: Vec<_> = std::fs::read_dir(&notes).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert!(!notes.join("kept/gone").exists());
     }
 }

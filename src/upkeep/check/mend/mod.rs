@@ -27,7 +27,7 @@ use rustix::fs::Stat;
 use super::finding::Finding;
 use super::hashes::Hashes;
 use super::rule::Rule;
-use crate::layout::lock::{self, Held};
+use crate::layout::lock::{self, Held, Holder};
 use crate::layout::quarantine::Quarantine;
 use crate::layout::{self, Dir, Disk, Error, OrAbsent, Tree, path};
 
@@ -66,9 +66,15 @@ pub struct Mended {
 /// Why something was not put right.
 #[derive(Debug)]
 enum Stop {
-    /// Somebody holds a lock.
-    Blocked(PathBuf),
+    /// Somebody holds this lock.
+    Blocked(PathBuf, Vec<Holder>),
     Failed(Error),
+}
+
+impl Stop {
+    fn blocked(dir: &Dir, lock: &str) -> Stop {
+        Stop::Blocked(dir.at(lock), lock::holders(dir, lock))
+    }
 }
 
 impl From<Error> for Stop {
@@ -283,9 +289,14 @@ impl Work<'_> {
     fn outcome(&mut self, rule: Rule, path: &Path, done: Done) {
         match done {
             Ok(()) => {}
-            Err(Stop::Blocked(lock)) => {
+            Err(Stop::Blocked(lock, holders)) => {
                 self.mender.blocked = true;
-                tracing::warn!(%rule, ?path, ?lock, "not repaired: somebody holds the lock");
+                let by = |holder: &Holder| match &holder.command {
+                    Some(command) => format!("{} ({command})", holder.pid),
+                    None => holder.pid.to_string(),
+                };
+                let by: Vec<String> = holders.iter().map(by).collect();
+                tracing::warn!(%rule, ?path, ?lock, ?by, "not repaired: somebody holds the lock");
             }
             Err(Stop::Failed(error)) => {
                 tracing::warn!(%rule, ?path, cause = ?error.to_string(), "not repaired");
@@ -310,14 +321,14 @@ impl Work<'_> {
         loop {
             let left = || end.saturating_duration_since(Instant::now());
             let Some(gc) = lock::exclusive_within(&room, path::GC_LOCK, left())? else {
-                return Err(Stop::Blocked(room.at(path::GC_LOCK)));
+                return Err(Stop::blocked(&room, path::GC_LOCK));
             };
             let Some(repo) = repo else { return Ok(Turn { _held: [Some(gc), None] }) };
             if let Some(own) = lock::exclusive_within(repo, path::LOCK, left().min(TURN))? {
                 return Ok(Turn { _held: [Some(gc), Some(own)] });
             }
             if left().is_zero() {
-                return Err(Stop::Blocked(repo.at(path::LOCK)));
+                return Err(Stop::blocked(repo, path::LOCK));
             }
         }
     }

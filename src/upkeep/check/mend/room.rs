@@ -30,7 +30,7 @@ impl Work<'_> {
             let tree = self.mender.tree()?;
             let wait = self.mender.repairs.wait;
             let held = lock::exclusive_within(&tree.room, path::TOKEN_LOCK, wait)?;
-            let _held = held.ok_or_else(|| Stop::Blocked(tree.room.at(path::TOKEN_LOCK)))?;
+            let _held = held.ok_or_else(|| Stop::blocked(&tree.room, path::TOKEN_LOCK))?;
             tree.disk.unlink(&dir, name).or_absent()?;
             tree.disk.sync_dir(&dir)?;
         }
