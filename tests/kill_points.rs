@@ -8,15 +8,16 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use support::Registry;
 use support::calls::{Answer, Call, Calls};
 use support::content::{Image, OCI_MANIFEST, referrer, sha256};
-use support::deeds::{Chore, Deed, Kind, Work};
+use support::deeds::{Chore, Deed, Kind, Work, is_temporary, walk};
 
 /// What can be told apart after a crash.
 const CHANGES: [&str; 15] = [
@@ -62,6 +63,7 @@ fn a_collection_killed_at_any_call_takes_nothing_that_is_needed_and_is_done_agai
         for point in points(&stage.calls.done()) {
             tally[usize::from(stage.kill_chore(chore, &point))] += 1;
         }
+        stage.assert_leftovers_are_swept(&work);
     }
     let [missed, killed] = tally;
     support::measured(format!(
@@ -201,6 +203,25 @@ impl Stage {
         assert!(self.run(&work).success(), "again");
         work.judge(&client, self.registry.root(), true);
         killed
+    }
+
+    /// What kills left goes once it is as old as anything that somebody may still be writing.
+    fn assert_leftovers_are_swept(&self, work: &Work) {
+        let leftovers = || {
+            let mut left = Vec::new();
+            walk(self.registry.root(), &mut left);
+            left.retain(|path| is_temporary(path));
+            left
+        };
+        self.calls.rule(|_| Answer::Go);
+        // As old as a second has to be, by the time of its last link as well, which nobody can set.
+        let end = Instant::now() + Duration::from_secs(20);
+        while !leftovers().is_empty() && Instant::now() < end {
+            let mut gc = work.command(self.registry.root());
+            let done = gc.args(["--upload-expiry", "1s"]).output().expect("a collection");
+            assert!(done.status.success(), "{done:?}");
+        }
+        assert_eq!(leftovers(), Vec::<PathBuf>::new(), "what a kill leaves is swept");
     }
 
     /// Whether the server came to the point.

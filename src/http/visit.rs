@@ -100,7 +100,10 @@ impl Visit {
     /// The caller let through to another repository, if they may pull from it, whatever their token
     /// names.
     pub(super) fn may_pull(&self, repo: &RepoName) -> Option<Account> {
-        may_pull(&self.app, &self.caller.who, repo)
+        may_pull(&self.app, &self.caller.who, repo).unwrap_or_else(|error| {
+            tracing::warn!(cause = ?error.to_string(), "a repository is passed over");
+            None
+        })
     }
 
     /// Permissions alone: a client that asks for no particular source cannot have asked for a token
@@ -163,17 +166,10 @@ impl Visit {
     }
 }
 
-/// What cannot be looked at is passed over: the log says why.
-fn may_pull(app: &App, who: &Who, repo: &RepoName) -> Option<Account> {
-    match app.registry.way(repo, false) {
-        Ok(found) => {
-            let judgement = app.auth.judge(who, &access::way(&found), auth::Action::Pull);
-            let account = || access::account(*app.auth.policy(), who).having_seen(repo, &found);
-            (judgement.right == Right::Yes).then(account)
-        }
-        Err(error) => {
-            tracing::warn!(cause = ?error.to_string(), "a repository is passed over");
-            None
-        }
-    }
+/// The caller let through to a repository, if the permissions do.
+fn may_pull(app: &App, who: &Who, repo: &RepoName) -> registry::Result<Option<Account>> {
+    let found = app.registry.way(repo, false)?;
+    let judgement = app.auth.judge(who, &access::way(&found), auth::Action::Pull);
+    let account = || access::account(*app.auth.policy(), who).having_seen(repo, &found);
+    Ok((judgement.right == Right::Yes).then(account))
 }

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use rustix::io::Errno;
+
 use super::{Error, Inner, MayRead, Registry, Result, locked};
 use crate::graph::{self, Knowledge};
 use crate::layout::facts::Fact;
@@ -171,17 +173,20 @@ impl Inner {
         reader: &Account,
     ) -> Result<Page<RepoName>> {
         let walk = Walk::after(&self.tree.root, last)?;
-        let listed = |name: &RepoName, dir: &Dir| {
-            may_read(name).is_some() && self.has_entries(name, dir, reader)
+        let listed = |(name, dir): (RepoName, Dir)| -> Result<Option<RepoName>> {
+            let listed = may_read(&name)?.is_some() && self.has_entries(&name, &dir, reader);
+            Ok(listed.then_some(name))
         };
-        let names = walk.filter_map(|found| match found {
-            Ok((name, dir)) => listed(&name, &dir).then_some(name),
-            Err(error) => {
+        let names = walk.filter_map(|found| match found.map_err(Error::from).and_then(listed) {
+            Err(error) if !is_short(&error) => {
                 tracing::warn!(%error, "a directory is left out of the catalogue");
                 None
             }
+            found => found.transpose(),
         });
-        Ok(Page::of(n, names))
+        // One more is looked at, as for every page.
+        let names: Vec<RepoName> = names.take(n.saturating_add(1)).collect::<Result<_>>()?;
+        Ok(Page::of(n, names.into_iter()))
     }
 
     /// Whether an index.json has an entry. One that cannot be read is listed: whoever asks for the
@@ -195,6 +200,13 @@ impl Inner {
             }
         }
     }
+}
+
+/// Whether the machine was out of something: then nothing is known of the directory, and a list without
+/// it would be a lie.
+fn is_short(error: &Error) -> bool {
+    let Error::Layout(error) = error else { return false };
+    matches!(error.errno(), Some(Errno::NOMEM | Errno::MFILE | Errno::NFILE))
 }
 
 /// One broken manifest must not hide the others; `check` reports it.

@@ -117,8 +117,8 @@ pub enum KeyNeed {
 }
 
 /// Decides whether the caller may pull from a repository: then it gives the account that was let
-/// through there.
-pub type MayRead = Arc<dyn Fn(&RepoName) -> Option<Account> + Send + Sync>;
+/// through there. An error says that nobody could find out.
+pub type MayRead = Arc<dyn Fn(&RepoName) -> Result<Option<Account>> + Send + Sync>;
 
 /// A registry over one tree. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -169,7 +169,7 @@ async fn an_index_that_its_owner_keeps_to_himself_is_not_read_out_and_not_publis
     f.image("a", "one").await.unwrap();
     own(&f.path("a/index.json"), OWNER, TEAM, 0o640);
     let (member, stranger) = (account(MEMBER, TEAM), stranger());
-    let all: MayRead = Arc::new(|_| Some(Account::default()));
+    let all: MayRead = Arc::new(|_| Ok(Some(Account::default())));
     let names = |account: Account| {
         let (registry, all) = (f.registry.clone(), Arc::clone(&all));
         async move { registry.catalog(None, 9, all, &account).await.unwrap().items.len() }

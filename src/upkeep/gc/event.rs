@@ -237,7 +237,7 @@ pub struct Summary {
 impl Summary {
     /// Whether all was done that was to be done.
     pub fn is_whole(&self) -> bool {
-        self.left == 0 && !self.blocked
+        self.left == 0 && !self.blocked && self.warnings == 0
     }
 
     pub(super) fn count(&mut self, event: &Event<'_>) {

@@ -20,6 +20,7 @@ mod untagged;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use rustix::io::Errno;
 use thiserror::Error;
 
 pub use event::{Event, Fate, KeptBy, Summary, Tidied, Why};
@@ -175,7 +176,6 @@ impl Run<'_> {
 
     fn all(&mut self, untag: &mut Untag<'_>) -> Result<(), GcError> {
         let root = &self.tree.root;
-        let mut failed = None;
         repository::sweep_beside(self, root);
         for found in Walk::directories(root)? {
             match found {
@@ -183,12 +183,12 @@ impl Run<'_> {
                     repository::collect(self, &name, &dir, untag);
                 }
                 Ok((_, dir)) => repository::sweep_beside(self, &dir),
-                Err(error) => failed = Some(error),
-            }
-            if let Some(error) = failed.take() {
                 // Somebody else's directory: nothing that is in it can be pulled, or is kept from
                 // being collected elsewhere.
-                self.tell(Event::PassedOver(&error));
+                Err(error) if error.errno() == Some(Errno::ACCESS) => {
+                    self.tell(Event::PassedOver(&error));
+                }
+                Err(error) => self.tell(Event::Warning(&error)),
             }
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use super::event::{Event, Fate, KeptBy, Why, written};
 use super::{Options, Run, TOLERANCE, Untag, untagged};
@@ -23,8 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whether a directory is a repository, or has content that waits for its first manifest.
 pub(super) fn is_one(dir: &Dir) -> bool {
-    // What cannot be looked at is met again by whoever collects it.
-    dir.stat_name(path::INDEX).is_ok_and(|found| found.is_some()) || dir.dir(path::BLOBS).is_ok()
+    // What cannot be looked at may be one: whoever collects it meets the error again, and tells it. What
+    // one may not enter is passed over.
+    match (dir.stat_name(path::INDEX), dir.dir(path::BLOBS).or_absent()) {
+        (Ok(None), Ok(None)) => false,
+        (Err(error), _) | (_, Err(error)) => error.errno() != Some(Errno::ACCESS),
+        _ => true,
+    }
 }
 
 /// A repository in collection.
@@ -76,6 +82,11 @@ fn try_collect(
     }
     repo.clear_notes(run)?;
     sweep_beside(run, dir);
+    for inner in [path::BLOBS, path::REFERRERS] {
+        if let Some(inner) = dir.dir(inner).or_absent()? {
+            sweep_beside(run, &inner);
+        }
+    }
     repo.tidy(run);
     Ok(())
 }

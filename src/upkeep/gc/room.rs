@@ -10,6 +10,7 @@ use super::{Run, repository};
 use crate::layout::notes::Notes;
 use crate::layout::trash::{self, Removed};
 use crate::layout::{OrAbsent, Result, Walk, lock, path, pool, sweep};
+use crate::oci::Algorithm;
 
 /// As in a repository's turn.
 const TURN: Duration = Duration::from_millis(50);
@@ -18,7 +19,8 @@ const LEAVE_FREE: Duration = Duration::from_millis(11);
 impl Run<'_> {
     /// Whatever goes wrong is told, and keeps nothing else from being done.
     pub(super) fn room(&mut self) {
-        let steps = [Run::notes, Run::trash, Run::pool, Run::uploads, Run::tidy_hints];
+        let steps =
+            [Run::notes, Run::trash, Run::pool, Run::uploads, Run::tidy_hints, Run::leftovers];
         for step in steps {
             if let Err(error) = step(self) {
                 self.tell(Event::Warning(&error));
@@ -114,6 +116,17 @@ impl Run<'_> {
             self.tell(Event::Pool { digest: &name.digest, bytes });
             Ok(())
         })
+    }
+
+    /// What killed writers left beside hints and the certificate.
+    fn leftovers(&mut self) -> Result<()> {
+        let hints = Algorithm::ALL.map(path::holders_dir);
+        for relative in hints.iter().map(String::as_str).chain([path::TLS]) {
+            if let Some(dir) = self.tree.room.dir(relative).or_absent()? {
+                repository::sweep_beside(self, &dir);
+            }
+        }
+        Ok(())
     }
 
     fn uploads(&mut self) -> Result<()> {

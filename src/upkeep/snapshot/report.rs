@@ -64,7 +64,11 @@ pub fn text(
     {
         write!(out, ", {from_previous} taken from {}", previous.display())?;
     }
-    writeln!(out, "; deletes waited {} ms at most", made.summary.longest_lock_ms)?;
+    writeln!(
+        out,
+        "; deletes and collections were kept waiting for {} ms at a time, at most",
+        made.summary.longest_lock_ms
+    )?;
     if !made.is_whole() {
         writeln!(out, "{} lacks what is named above", dest.display())?;
     }
