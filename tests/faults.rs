@@ -335,7 +335,8 @@ impl Stage {
         // What cannot be removed stays until it is swept.
         let uploads = self.registry.root().join(".stillage/uploads");
         let kept = |(call, answer): &(Call, Answer)| {
-            let removes = call.name == "unlinkat" || for_good && call.path.starts_with(&uploads);
+            let opens = call.name == "openat2" || for_good;
+            let removes = call.name == "unlinkat" || opens && call.path.starts_with(&uploads);
             removes && matches!(answer, Answer::Fail(_))
         };
         self.assert_nothing_half_done(&deed, seen.iter().any(kept));
