@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt as _;
 
 use support::Registry;
 use support::content::random;
-use support::ext4::{Ext4, MOST_LINKS};
 use support::http::Request;
+use support::volume::{MOST_LINKS, Volume};
 
 /// Links that other repositories would hold already.
 const FILLED: u64 = 64_990;
@@ -17,7 +17,7 @@ const MOUNTS: u64 = 30;
 
 #[test]
 fn a_blob_is_mounted_beyond_the_link_limit_of_the_file_system() {
-    let disk = Ext4::new();
+    let disk = Volume::ext4(256, &[]);
     let root = disk.path().join("registry");
     let registry = Registry::start_on(&root, &["--auth", "none"]);
     let client = registry.client();

@@ -18,7 +18,7 @@ use stillage::layout::RealDisk;
 use stillage::upkeep::snapshot::{Options, snapshot};
 use support::command::{Outcome, run};
 use support::content::{Image, random, sha256};
-use support::ext4::{Ext4, MOST_LINKS};
+use support::volume::{MOST_LINKS, Volume};
 use support::{Registry, STILLAGE};
 
 /// A directory with a tree in it that a server wrote, `registry`, and room for snapshots.
@@ -423,7 +423,7 @@ fn others_blobs_are_copied_where_they_cannot_be_linked() {
 
 #[test]
 fn where_no_link_is_left_one_copy_serves_all() {
-    let ext4 = Ext4::new();
+    let ext4 = Volume::ext4(256, &[]);
     let tree = disk::place(&valid::written());
     let at = |name: &str| ext4.path().join(name);
     run(Command::new("cp").arg("-a").arg(tree.path()).arg(at("registry"))).ok();

@@ -15,8 +15,7 @@
 //! - [`recipes`]: the commands of docs/backup.md.
 //! - [`snapshot`]: a tree as it is, to be compared later.
 //! - [`command`]: other programs, run with their output kept for the failure message.
-//! - [`ext4`]: a file system whose inodes run out of links.
-//! - [`volume`]: a small disk: to be full, read-only, without inodes, over its quota.
+//! - [`volume`]: a small disk: to be full, read-only, without inodes or links, over its quota.
 //! - [`tmpfs`]: a small file system, to be filled.
 //! - [`power`]: file systems whose power can be cut.
 //! - [`random`]: random choices that a seed replays.
@@ -33,7 +32,6 @@ pub mod command;
 pub mod containers;
 pub mod content;
 pub mod deeds;
-pub mod ext4;
 pub mod http;
 pub mod power;
 pub mod random;

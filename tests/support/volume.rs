@@ -6,6 +6,9 @@ use std::process::Command;
 
 use super::command::run;
 
+/// So many names an inode of ext4 may have.
+pub const MOST_LINKS: u64 = 65_000;
+
 /// A mounted image.
 pub struct Volume {
     room: tempfile::TempDir,
