@@ -235,7 +235,7 @@ impl<'a> Group<'a> {
     }
 
     /// All steps up to the rename, which is the commit.
-    fn write(&self, state: &State, dir: DirId) -> Result<(Arc<IndexFile>, Vec<DirId>)> {
+    fn write(&self, state: &mut State, dir: DirId) -> Result<(Arc<IndexFile>, Vec<DirId>)> {
         let disk = &*self.inner.tree.disk;
         let bytes = self.index.to_bytes();
         let stamp = Stamp::of(&bytes);
@@ -253,19 +253,21 @@ impl<'a> Group<'a> {
     }
 
     /// `oci-layout` is there, and what it says is durable: another tool may have made it a moment ago.
-    fn layout_file(&self, state: &State, dir: DirId) -> Result<()> {
+    /// Where its sync failed, a second one proves nothing: it is written anew.
+    fn layout_file(&self, state: &mut State, dir: DirId) -> Result<()> {
         let disk = &*self.inner.tree.disk;
         let known = state.durable.as_ref().is_some_and(|durable| durable.dir == dir);
-        match self.dir.stat_name(path::OCI_LAYOUT)? {
-            None => {
-                let bytes = path::OCI_LAYOUT_BYTES;
-                durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
+        let found = self.dir.stat_name(path::OCI_LAYOUT)?;
+        if found.is_none() || (!known && state.health == Health::Suspect) {
+            let bytes = path::OCI_LAYOUT_BYTES;
+            durable::replace(disk, self.dir, path::OCI_LAYOUT, bytes, Purpose::Public)?;
+        } else if !known && found.is_some_and(|found| layout::is_regular(&found)) {
+            let file = self.dir.file(path::OCI_LAYOUT)?;
+            let synced = disk.sync(&file).at(|| self.dir.at(path::OCI_LAYOUT));
+            if synced.is_err() {
+                (state.health, state.durable) = (Health::Suspect, None);
             }
-            Some(found) if !known && layout::is_regular(&found) => {
-                let file = self.dir.file(path::OCI_LAYOUT)?;
-                disk.sync(&file).at(|| self.dir.at(path::OCI_LAYOUT))?;
-            }
-            Some(_) => {}
+            synced?;
         }
         Ok(())
     }
