@@ -86,7 +86,6 @@ impl Fault {
             | Errno::UCLEAN
             | Errno::BADMSG
             | Errno::NODEV
-            | Errno::NXIO
             | Errno::NOMEDIUM
             | Errno::REMOTEIO
             | Errno::STALE
