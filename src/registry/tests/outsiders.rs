@@ -94,7 +94,7 @@ async fn a_layout_that_was_dropped_in_is_served_and_adopted() {
     let meta = std::fs::metadata(f.blob_path("x/y", &sha256(b"layer"))).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((meta.mode() & 0o777, meta.nlink()), (0o444, 2), "ours, and in the pool");
-    let from = MountFrom::Anywhere(Arc::new(|_| Some(Account::default())));
+    let from = MountFrom::Anywhere(Arc::new(|_| Ok(Some(Account::default()))));
     let layer = sha256(b"layer");
     assert!(f.registry.mount(&repo("z"), &layer, from, &Actor::default()).await.unwrap());
 }

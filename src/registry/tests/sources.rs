@@ -24,7 +24,7 @@ async fn a_broken_source_is_passed_over_and_the_next_one_is_tried() {
             !f.mounts(MountFrom::Repo(repo("bad"), Account::default())).await.unwrap(),
             "{broken}"
         );
-        let anywhere = MountFrom::Anywhere(Arc::new(|_| Some(Account::default())));
+        let anywhere = MountFrom::Anywhere(Arc::new(|_| Ok(Some(Account::default()))));
         assert!(f.mounts(anywhere).await.unwrap(), "{broken}");
         assert_eq!(std::fs::read(f.blob_path("target", &sha256(LAYER))).unwrap(), LAYER);
     }
