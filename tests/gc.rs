@@ -325,6 +325,34 @@ fn a_blob_goes_after_its_grace_and_the_pools_name_a_collection_later() {
     assert!(!f.has("a", &blob) && !f.note("a", &blob).exists());
 }
 
+/// A note that nobody took away says nothing of what an outsider put there since.
+#[test]
+fn an_outsiders_blob_under_an_old_note_has_its_own_grace() {
+    let f = Fixture::new();
+    f.image("a", "one");
+    let [written, copied] = ["written", "copied"].map(|blob| f.blob("a", blob.as_bytes()));
+    f.gc(&Options::default());
+    let past = SystemTime::now() - 3 * DAY;
+    let age = |path: &Path| {
+        fs::File::options().write(true).open(path).unwrap().set_modified(past).unwrap();
+    };
+    for (digest, text) in [(&written, "written"), (&copied, "copied")] {
+        age(&f.note("a", digest));
+        fs::remove_file(f.blob_path("a", digest)).unwrap();
+        fs::write(f.blob_path("a", digest), text).unwrap();
+    }
+    age(&f.blob_path("a", &copied));
+    let told = f.gc(&ahead(DAY - HOUR));
+    for digest in [&written, &copied] {
+        assert_eq!(told.fate("a", digest), "waits");
+        assert!(f.has("a", digest));
+    }
+    let told = f.gc(&ahead(DAY + HOUR));
+    for digest in [&written, &copied] {
+        assert_eq!(told.fate("a", digest), "goes");
+    }
+}
+
 #[test]
 fn the_pools_last_name_goes_a_collection_later() {
     let f = Fixture::new();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use time::OffsetDateTime;
@@ -19,8 +20,17 @@ use crate::oci::{Descriptor, Digest, What};
 /// Longer lines are not read: two descriptors of the largest manifest are not so long.
 const MAX_LINE: u64 = 32 * 1024 * 1024;
 
+/// A journal that names more digests is not kept in memory.
+const MAX_DIGESTS: usize = 1_000_000;
+
+/// So often the journal may be set aside while it is being looked for.
+const TRIES: usize = 100;
+
 /// One line: what it says, or its bytes if it is none of ours.
 type Line<'a> = std::result::Result<Record, &'a [u8]>;
+
+/// What is wrong with a line, where that ends the reading.
+type Taken = std::result::Result<(), String>;
 
 impl Record {
     /// When, as a time; `None` if nobody can read it.
@@ -64,8 +74,21 @@ pub struct Recent {
 
 impl Recent {
     /// Reads what lines since `since` name, committed or not; without a time none counts.
+    ///
+    /// The journal comes before its older parts: set aside in between, it is read twice. The other
+    /// way round it would be in neither.
     pub fn read(repo: &Dir, since: Option<SystemTime>) -> Result<Recent> {
+        Recent::read_beside(repo, since, || {})
+    }
+
+    fn read_beside(
+        repo: &Dir,
+        since: Option<SystemTime>,
+        between: impl FnOnce(),
+    ) -> Result<Recent> {
         let mut found = Found::new(since);
+        let last = read_part(repo, path::JOURNAL, 0, |line| found.take(line))?;
+        between();
         for part in old_parts(repo)? {
             // A part is no younger than its last line.
             let Some(since) = since else { continue };
@@ -73,7 +96,6 @@ impl Recent {
                 read_part(repo, &part, 0, |line| found.take(line))?;
             }
         }
-        let last = read_part(repo, path::JOURNAL, 0, |line| found.take(line))?;
         Ok(found.recent(Reading { last }))
     }
 
@@ -99,6 +121,10 @@ impl Recent {
         };
         let mut found = Found::new(since);
         let last = read_part(repo, path::JOURNAL, begin, |line| found.take(line))?;
+        if last.as_ref().map(|(_, inode, _)| *inode) != now.as_ref().map(Inode::of) {
+            // Without the lock that may happen after the look, too.
+            return Recent::read(repo, since).map(Some);
+        }
         Ok(Some(found.recent(Reading { last })))
     }
 }
@@ -115,20 +141,22 @@ impl Found {
         Found { since, named: HashMap::new(), spelled: Vec::new(), newest: None }
     }
 
-    fn take(&mut self, line: Line<'_>) {
+    fn take(&mut self, line: Line<'_>) -> Taken {
         let record = match line {
             Ok(record) => record,
             Err(bytes) if self.since.is_some() => {
-                return self.spelled.extend(Digest::all_in(bytes));
+                let room = MAX_DIGESTS.saturating_sub(self.named.len() + self.spelled.len());
+                self.spelled.extend(Digest::all_in(bytes).take(room + 1));
+                return self.check();
             }
-            Err(_) => return,
+            Err(_) => return Ok(()),
         };
         // What has no time that can be read has just happened, for all that is known.
         let time = record.when();
         self.newest = self.newest.max(time);
         let time = time.unwrap_or_else(SystemTime::now);
         if self.since.is_none_or(|since| time < since) {
-            return;
+            return Ok(());
         }
         let Record { what, tag, before, after, .. } = record;
         for descriptor in [before, after].into_iter().flatten() {
@@ -140,6 +168,14 @@ impl Found {
                     self.named.insert(named.descriptor.digest.clone(), named);
                 }
             }
+        }
+        self.check()
+    }
+
+    fn check(&self) -> Taken {
+        match self.named.len() + self.spelled.len() {
+            ..=MAX_DIGESTS => Ok(()),
+            _ => Err(format!("names more than {MAX_DIGESTS} digests")),
         }
     }
 
@@ -179,11 +215,40 @@ pub fn each_committed(repo: &Dir, now: Option<Stamp>, mut take: impl FnMut(&Reco
     Ok(())
 }
 
-fn each(repo: &Dir, mut take: impl FnMut(Line<'_>)) -> Result<()> {
-    for part in old_parts(repo)?.iter().map(String::as_str).chain([path::JOURNAL]) {
-        read_part(repo, part, 0, &mut take)?;
+fn each(repo: &Dir, take: impl FnMut(Line<'_>)) -> Result<()> {
+    each_beside(repo, || {}, take)
+}
+
+fn each_beside(
+    repo: &Dir,
+    mut between: impl FnMut(),
+    mut take: impl FnMut(Line<'_>),
+) -> Result<()> {
+    let mut take = |line: Line<'_>| {
+        take(line);
+        Ok(())
+    };
+    for _ in 0..TRIES {
+        // The journal is held open and read last. If it was set aside between the list and the open,
+        // there is another list, or another journal, and nothing has been told yet.
+        let parts = old_parts(repo)?;
+        between();
+        let journal = repo.file_stat(path::JOURNAL).or_absent()?;
+        let now = repo.stat_name(path::JOURNAL)?;
+        let same = now.as_ref().map(Inode::of) == journal.as_ref().map(|(_, stat)| Inode::of(stat));
+        if !same || old_parts(repo)? != parts {
+            continue;
+        }
+        between();
+        for part in &parts {
+            read_part(repo, part, 0, &mut take)?;
+        }
+        if let Some((file, _)) = &journal {
+            read_lines(file, 0, || repo.at(path::JOURNAL), &mut take)?;
+        }
+        return Ok(());
     }
-    Ok(())
+    Err(Error::damaged(repo.at(path::JOURNAL), "is set aside all the time"))
 }
 
 /// The older parts, oldest first.
@@ -225,14 +290,24 @@ fn read_part(
     repo: &Dir,
     part: &str,
     begin: u64,
-    mut take: impl FnMut(Line<'_>),
+    take: impl FnMut(Line<'_>) -> Taken,
 ) -> Result<Option<(File, Inode, u64)>> {
-    let Some((mut file, stat)) = repo.file_stat(part).or_absent()? else {
+    let Some((file, stat)) = repo.file_stat(part).or_absent()? else {
         return Ok(None);
     };
-    let at = || repo.at(part);
+    let end = read_lines(&file, begin, || repo.at(part), take)?;
+    Ok(Some((file, Inode::of(&stat), end)))
+}
+
+/// The same of an open file; gives where the last line ends.
+fn read_lines(
+    mut file: &File,
+    begin: u64,
+    at: impl Fn() -> PathBuf + Copy,
+    mut take: impl FnMut(Line<'_>) -> Taken,
+) -> Result<u64> {
     file.seek(SeekFrom::Start(begin)).at(at)?;
-    let mut reader = BufReader::with_capacity(1 << 16, &file);
+    let mut reader = BufReader::with_capacity(1 << 16, file);
     let (mut line, mut end) = (Vec::new(), begin);
     loop {
         line.clear();
@@ -245,10 +320,88 @@ fn read_part(
         }
         end += line.len() as u64 + 1;
         if !line.is_empty() {
-            take(serde_json::from_slice::<Record>(&line).map_err(|_| &line[..]));
+            take(serde_json::from_slice::<Record>(&line).map_err(|_| &line[..]))
+                .map_err(|why| Error::damaged(at(), why))?;
         }
     }
-    drop(reader);
-    let inode = Inode::of(&stat);
-    Ok(Some((file, inode, end)))
+    Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::super::disk::RealDisk;
+    use super::super::journal;
+    use super::*;
+    use crate::oci::{Algorithm, Change};
+
+    fn append(repo: &Dir, text: &str) {
+        let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+        let json = format!(r#"{{"mediaType":"a/b","digest":"{digest}","size":1}}"#);
+        let after = Some(serde_json::from_str(&json).unwrap());
+        let change = Change { what: What::Push, tag: None, before: None, after };
+        let record =
+            Record::now(change, Some(text.into()), None, Stamp::nothing(), Stamp::of(b"x"));
+        journal::append(&RealDisk, repo, &[record]).unwrap();
+    }
+
+    fn an_hour() -> Option<SystemTime> {
+        Some(SystemTime::now() - Duration::from_secs(60 * 60))
+    }
+
+    #[test]
+    fn a_journal_that_is_set_aside_meanwhile_is_read_all_the_same() {
+        let temp = tempfile::tempdir().unwrap();
+        let repo = Dir::open_root(temp.path()).unwrap();
+        append(&repo, "1");
+        journal::rotate(&RealDisk, &repo).unwrap();
+        append(&repo, "2");
+        let set_aside = || {
+            journal::rotate(&RealDisk, &repo).unwrap();
+            append(&repo, "after");
+        };
+        let recent = Recent::read_beside(&repo, an_hour(), set_aside).unwrap();
+        let named: Vec<&str> = recent.named.iter().map(|n| n.descriptor.digest.hex()).collect();
+        for text in ["1", "2"] {
+            let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
+            assert!(named.contains(&digest.hex()), "{text}");
+        }
+        let later = Recent::since(&repo, &recent.reading, an_hour()).unwrap().unwrap();
+        assert_eq!(later.named.len(), 3);
+
+        let (mut steps, mut lines) = (0, Vec::new());
+        let between = || {
+            steps += 1;
+            // Before the journal is opened, and before anything is read.
+            if steps == 1 || steps == 3 {
+                journal::rotate(&RealDisk, &repo).unwrap();
+                append(&repo, &format!("step {steps}"));
+            }
+        };
+        each_beside(&repo, between, |line| lines.push(line.unwrap().who.unwrap())).unwrap();
+        assert_eq!(lines, ["1", "2", "after", "step 1"]);
+        let always = || set_aside();
+        assert!(each_beside(&repo, always, |_| panic!("told too early")).is_err());
+    }
+
+    #[test]
+    fn a_journal_that_names_a_million_digests_is_not_read_on() {
+        let temp = tempfile::tempdir().unwrap();
+        let repo = Dir::open_root(temp.path()).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        fs::write(temp.path().join("_log.jsonl"), format!("{digest}\n")).unwrap();
+        let read = |known| {
+            let mut found = Found::new(an_hour());
+            found.spelled = vec![digest.clone(); known];
+            read_part(&repo, path::JOURNAL, 0, |line| found.take(line)).map(|_| found)
+        };
+        assert_eq!(read(MAX_DIGESTS - 1).unwrap().spelled.len(), MAX_DIGESTS);
+        assert!(read(MAX_DIGESTS).is_err());
+        append(&repo, "1");
+        let refused = read(MAX_DIGESTS - 1).err().unwrap();
+        let said = "_log.jsonl: names more than 1000000 digests";
+        assert!(refused.to_string().ends_with(said), "{refused}");
+    }
 }

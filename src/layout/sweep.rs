@@ -164,13 +164,16 @@ impl Sweep<'_> {
 
     /// Locks a file that is to go; `None` if somebody else has it, or it is alive after all.
     fn hold(&self, dir: &Dir, name: &str) -> Result<Option<(File, Stat)>> {
-        // Some network file systems lock only what is open for writing.
-        let opened = match dir.regular(name, OFlags::RDWR, Mode::empty()) {
+        // Some network file systems lock only what is open for writing. Without NONBLOCK whoever has a
+        // lease of the file would hold us for as long as the kernel lets them.
+        let opened = match dir.regular(name, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()) {
             Err(error) if error.errno() == Some(Errno::ACCESS) => dir.file(name),
             opened => opened,
         };
         let file = match opened {
-            Err(error) if error.is_absent() => return Ok(None),
+            Err(error) if error.is_absent() || error.errno() == Some(Errno::AGAIN) => {
+                return Ok(None);
+            }
             opened => opened?,
         };
         if file.try_lock().is_err() {

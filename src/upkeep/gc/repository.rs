@@ -12,7 +12,9 @@ use super::{Options, Run, TOLERANCE, Untag, untagged};
 use crate::graph::{self, Marks};
 use crate::layout::history::{self, Reading, Recent};
 use crate::layout::notes::Notes;
-use crate::layout::{Dir, Error, IndexFile, OrAbsent, Result, Stamp, path, sweep};
+use crate::layout::{
+    Dir, Error, IndexFile, OrAbsent, Result, Stamp, changed, modified, path, sweep,
+};
 use crate::oci::{Algorithm, Digest, DigestMap, RepoName, What};
 
 /// So many blobs are taken in one turn, at most.
@@ -226,7 +228,7 @@ impl<'r> Repo<'r> {
             if looked % 1024 == 0 {
                 run.tell(Event::Looked(1024));
             }
-            batch.extend(self.judge(run, digest)?);
+            batch.extend(self.judge(run, blobs, digest)?);
             if batch.len() >= BATCH {
                 self.take(run, blobs, std::mem::take(&mut batch))?;
             }
@@ -236,7 +238,7 @@ impl<'r> Repo<'r> {
     }
 
     /// Decides about a blob by what was marked: gives it back if it may go.
-    fn judge(&mut self, run: &mut Run<'_>, digest: Digest) -> Result<Option<Digest>> {
+    fn judge(&mut self, run: &mut Run<'_>, blobs: &Dir, digest: Digest) -> Result<Option<Digest>> {
         match self.marks.cause(&digest) {
             Some(graph::INDEX) => return Ok(None),
             Some(cause) => {
@@ -248,8 +250,7 @@ impl<'r> Repo<'r> {
             None if run.options.grace.is_zero() => return Ok(Some(digest)),
             None => {}
         }
-        let since = self.notes.as_ref().map(|notes| notes.since(&digest)).transpose()?.flatten();
-        match since {
+        match self.since(run, blobs, &digest)? {
             Some(since) if since <= run.before(run.options.grace) => Ok(Some(digest)),
             Some(since) => {
                 self.tell(run, &digest, Fate::Waits { since });
@@ -264,6 +265,25 @@ impl<'r> Repo<'r> {
                 Ok(None)
             }
         }
+    }
+
+    /// Since when a blob has been seen without a reference: no longer than it has been there, where
+    /// somebody else wrote it, who may have done so under an old note. Ours keep their time when they
+    /// are linked again, and whoever links them takes the note away.
+    pub(super) fn since(
+        &self,
+        run: &Run<'_>,
+        blobs: &Dir,
+        digest: &Digest,
+    ) -> Result<Option<SystemTime>> {
+        let noted = self.notes.as_ref().map(|notes| notes.since(digest)).transpose()?.flatten();
+        let Some(noted) = noted else { return Ok(None) };
+        let theirs = blobs.stat_name(digest.hex())?.filter(|stat| !run.tree.is_ours(stat));
+        Ok(Some(theirs.map_or(noted, |stat| match stat.st_nlink {
+            // A copy may have the time of what it was made from. Only links change this one, too.
+            1 => noted.max(modified(&stat)).max(changed(&stat)),
+            _ => noted.max(modified(&stat)),
+        })))
     }
 
     fn note(&mut self, run: &Run<'_>, digest: &Digest) -> Result<()> {

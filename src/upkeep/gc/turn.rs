@@ -150,7 +150,7 @@ impl Repo<'_> {
         }
         let mut noted = None;
         if !run.options.grace.is_zero() {
-            noted = self.notes.as_ref().map(|notes| notes.since(digest)).transpose()?.flatten();
+            noted = self.since(run, blobs, digest)?;
             if noted.is_none_or(|since| since > run.before(run.options.grace)) {
                 self.tell(run, digest, Fate::Promised);
                 return Ok(());
@@ -164,7 +164,7 @@ impl Repo<'_> {
     }
 
     fn would_take(&mut self, run: &mut Run<'_>, blobs: &Dir, digest: &Digest) -> Result<(), Why> {
-        let since = self.notes.as_ref().map(|notes| notes.since(digest)).transpose()?.flatten();
+        let since = self.since(run, blobs, digest)?;
         let since = since.filter(|_| !run.options.grace.is_zero());
         Ok(self.goes(run, blobs, digest, since)?)
     }
