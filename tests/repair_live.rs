@@ -106,6 +106,39 @@ fn a_lock_that_somebody_holds_is_waited_for_and_named() {
     }
 }
 
+/// Whoever may write to the directory puts another file there while the repair waits for the lock.
+#[test]
+fn what_takes_the_place_of_an_open_journal_keeps_its_rights() {
+    const GROUP: u32 = 4243;
+    let temp = sample("journal-open");
+    let root = temp.path();
+    let (app, log) = (root.join("app"), root.join("app/_log.jsonl"));
+    chown(&app, None, Some(GROUP)).unwrap();
+    disk::set_mode(&app, 0o2775);
+    disk::set_mode(&log, 0o666);
+    let own = root.join("own");
+    fs::write(&own, fs::read(&log).unwrap()).unwrap();
+    disk::set_mode(&own, 0o600);
+    let held = File::open(app.join(".lock")).unwrap();
+    held.lock().unwrap();
+    let output = std::thread::scope(|scope| {
+        let repair = scope.spawn(|| stillage(&["--repair", "--wait", "30s"], root));
+        // It has begun when it takes gc.lock, and then waits for ours.
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        fs::rename(&own, &log).unwrap();
+        drop(held);
+        repair.join().unwrap()
+    });
+    let stat = fs::metadata(&log).unwrap();
+    let rights = (stat.mode() & 0o7777, stat.gid());
+    assert_eq!(rights, (0o600, 0), "{}", text(&output));
+    // The one that is meant only loses.
+    disk::set_mode(&log, 0o606);
+    assert_eq!(code(&stillage(&["--repair"], root)), Some(0));
+    let stat = fs::metadata(&log).unwrap();
+    assert_eq!((stat.mode() & 0o7777, stat.gid()), (0o600, 0));
+}
+
 /// What root made in a service account's tree, its server could not use.
 #[test]
 fn a_repair_by_root_is_the_owners() {
