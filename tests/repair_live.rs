@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use layouts::repo::Repo;
 use layouts::room::with_room;
@@ -106,6 +107,44 @@ fn a_lock_that_somebody_holds_is_waited_for_and_named() {
     }
 }
 
+/// Somebody holds one repository's lock: the others are not kept waiting, and it is waited for once.
+#[test]
+fn a_lock_that_is_waited_for_holds_nobody_else_up() {
+    let wait = Duration::from_secs(3);
+    let temp = sample("journal-open");
+    let root = temp.path();
+    fs::remove_file(root.join("app/oci-layout")).unwrap();
+    for inner in ["app/blobs", "app/blobs/sha256"] {
+        disk::set_mode(&root.join(inner), 0o777);
+    }
+    assert_eq!(findings(root).0.len(), 4);
+    let held = File::open(root.join("app/.lock")).unwrap();
+    held.lock().unwrap();
+    let begun = Instant::now();
+    let (output, had) = std::thread::scope(|scope| {
+        let repair = scope.spawn(|| stillage(&["--repair", "--wait", "3s"], root));
+        let gc = File::open(root.join(".stillage/gc.lock")).unwrap();
+        let mut had = [0; 2];
+        while !repair.is_finished() {
+            // As the server does, which waits for 2 s.
+            std::thread::sleep(Duration::from_millis(10));
+            let got = gc.try_lock().is_ok();
+            had[usize::from(got)] += 1;
+            gc.unlock().unwrap();
+        }
+        (repair.join().unwrap(), had)
+    });
+    let took = begun.elapsed();
+    let log = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(code(&output), Some(3), "{log}");
+    assert!(took > wait && took < wait * 3 / 2, "{took:?}: {log}");
+    let [waited, got] = had;
+    assert!(waited > 100 && got > 10, "held {waited} times, free {got} times");
+    assert_eq!(log.matches("somebody holds the lock").count(), 1, "{log}");
+    drop(held);
+    assert_eq!(code(&stillage(&["--repair"], root)), Some(0));
+}
+
 /// Whoever may write to the directory puts another file there while the repair waits for the lock.
 #[test]
 fn what_takes_the_place_of_an_open_journal_keeps_its_rights() {
@@ -124,7 +163,7 @@ fn what_takes_the_place_of_an_open_journal_keeps_its_rights() {
     let output = std::thread::scope(|scope| {
         let repair = scope.spawn(|| stillage(&["--repair", "--wait", "30s"], root));
         // It has begun when it takes gc.lock, and then waits for ours.
-        std::thread::sleep(std::time::Duration::from_secs(2));
+        std::thread::sleep(Duration::from_secs(2));
         fs::rename(&own, &log).unwrap();
         drop(held);
         repair.join().unwrap()
