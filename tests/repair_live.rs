@@ -178,6 +178,43 @@ fn what_takes_the_place_of_an_open_journal_keeps_its_rights() {
     assert_eq!((stat.mode() & 0o7777, stat.gid()), (0o600, 0));
 }
 
+/// A journal may be made to look as large as anybody likes.
+#[test]
+fn a_hole_in_a_journal_is_kept_as_a_hole() {
+    const LEN: u64 = 1 << 30;
+    let temp = sample("journal-malformed");
+    let root = temp.path();
+    let log = root.join("app/_log.jsonl");
+    File::options().append(true).open(&log).unwrap().set_len(LEN).unwrap();
+    let output = stillage(&["--repair", "--json"], root);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let done = &report["repairs"][0];
+    assert_eq!(done["rule"], "journal-malformed", "{report}");
+    let kept = fs::metadata(root.join(done["kept"].as_str().unwrap())).unwrap();
+    assert_eq!((kept.len(), kept.nlink()), (LEN, 1));
+    assert!(kept.blocks() * 512 < 1 << 20, "{} blocks", kept.blocks());
+    assert!(fs::metadata(&log).unwrap().len() < 1 << 20);
+}
+
+/// What would take long to be copied under the locks gets a second name.
+#[test]
+fn a_large_journal_is_kept_and_not_copied() {
+    let temp = sample("journal-malformed");
+    let root = temp.path();
+    let log = root.join("app/_log.jsonl");
+    let mut bytes = fs::read(&log).unwrap();
+    bytes.resize(65 << 20, b'x');
+    fs::write(&log, &bytes).unwrap();
+    let before = fs::metadata(&log).unwrap();
+    let output = stillage(&["--repair", "--json"], root);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let done = &report["repairs"][0];
+    assert_eq!(done["rule"], "journal-malformed", "{report}");
+    let kept = fs::metadata(root.join(done["kept"].as_str().unwrap())).unwrap();
+    assert_eq!((kept.len(), kept.ino(), kept.nlink()), (before.len(), before.ino(), 1));
+    assert_ne!(fs::metadata(&log).unwrap().ino(), before.ino());
+}
+
 /// What root made in a service account's tree, its server could not use.
 #[test]
 fn a_repair_by_root_is_the_owners() {
