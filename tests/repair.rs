@@ -5,7 +5,7 @@ mod layouts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -224,7 +224,7 @@ fn somebody_elses_file_is_copied_if_everybody_may_read_it() {
         fs::remove_file(blob(root, "team/one")).unwrap();
         let other = blob(root, "team/two");
         disk::set_mode(&other, mode);
-        std::os::unix::fs::chown(&other, owner, owner).unwrap();
+        chown(&other, owner, owner).unwrap();
         let done = assert_repairs(root, "foreign");
         assert_eq!(blob(root, "team/one").exists(), found, "{:?}", done.mended);
         if found {
@@ -259,6 +259,30 @@ fn a_planted_reference_gets_nothing() {
     fs::write(&hints, text).unwrap();
     assert_eq!(assert_repairs(root, "given").left, BTreeSet::new());
     assert!(blob(root, "mine/planted").exists());
+}
+
+/// The hint is about the name, and who may write the directory above gave that to another.
+#[test]
+fn a_repository_in_the_place_of_another_does_not_get_its_content() {
+    const ALICE: u32 = 4711;
+    for (mode, sticky) in [(0o2775, "no"), (0o1777, "sticky")] {
+        let temp = pair();
+        let root = temp.path();
+        let (team, secret) = (root.join("team"), root.join("team/one"));
+        fs::rename(&secret, root.join("team/old")).unwrap();
+        disk::set_mode(&root.join("team/old"), 0o700);
+        fs::create_dir(&secret).unwrap();
+        for name in ["index.json", "oci-layout"] {
+            fs::copy(root.join("team/old").join(name), secret.join(name)).unwrap();
+        }
+        for path in disk::walk(&secret).iter().chain([&secret]) {
+            chown(path, Some(ALICE), Some(ALICE)).unwrap();
+        }
+        disk::set_mode(&team, mode);
+        let done = run(root, false);
+        let got = |path: &PathBuf| path.is_file() && path.starts_with(secret.join("blobs"));
+        assert!(!disk::walk(&secret).iter().any(got), "{sticky}: {:?}", done.mended);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use layouts::repo::Repo;
 use layouts::room::with_room;
@@ -104,6 +105,114 @@ fn a_lock_that_somebody_holds_is_waited_for_and_named() {
         assert_eq!(code(&stillage(&["--repair", "--wait", "1s"], root)), Some(0));
         assert_eq!(findings(root).0, []);
     }
+}
+
+/// Somebody holds one repository's lock: the others are not kept waiting, and it is waited for once.
+#[test]
+fn a_lock_that_is_waited_for_holds_nobody_else_up() {
+    let wait = Duration::from_secs(3);
+    let temp = sample("journal-open");
+    let root = temp.path();
+    fs::remove_file(root.join("app/oci-layout")).unwrap();
+    for inner in ["app/blobs", "app/blobs/sha256"] {
+        disk::set_mode(&root.join(inner), 0o777);
+    }
+    assert_eq!(findings(root).0.len(), 4);
+    let held = File::open(root.join("app/.lock")).unwrap();
+    held.lock().unwrap();
+    let begun = Instant::now();
+    let (output, had) = std::thread::scope(|scope| {
+        let repair = scope.spawn(|| stillage(&["--repair", "--wait", "3s"], root));
+        let gc = File::open(root.join(".stillage/gc.lock")).unwrap();
+        let mut had = [0; 2];
+        while !repair.is_finished() {
+            // As the server does, which waits for 2 s.
+            std::thread::sleep(Duration::from_millis(10));
+            let got = gc.try_lock().is_ok();
+            had[usize::from(got)] += 1;
+            gc.unlock().unwrap();
+        }
+        (repair.join().unwrap(), had)
+    });
+    let took = begun.elapsed();
+    let log = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(code(&output), Some(3), "{log}");
+    assert!(took > wait && took < wait * 3 / 2, "{took:?}: {log}");
+    let [waited, got] = had;
+    assert!(waited > 100 && got > 10, "held {waited} times, free {got} times");
+    assert_eq!(log.matches("somebody holds the lock").count(), 1, "{log}");
+    drop(held);
+    assert_eq!(code(&stillage(&["--repair"], root)), Some(0));
+}
+
+/// Whoever may write to the directory puts another file there while the repair waits for the lock.
+#[test]
+fn what_takes_the_place_of_an_open_journal_keeps_its_rights() {
+    const GROUP: u32 = 4243;
+    let temp = sample("journal-open");
+    let root = temp.path();
+    let (app, log) = (root.join("app"), root.join("app/_log.jsonl"));
+    chown(&app, None, Some(GROUP)).unwrap();
+    disk::set_mode(&app, 0o2775);
+    disk::set_mode(&log, 0o666);
+    let own = root.join("own");
+    fs::write(&own, fs::read(&log).unwrap()).unwrap();
+    disk::set_mode(&own, 0o600);
+    let held = File::open(app.join(".lock")).unwrap();
+    held.lock().unwrap();
+    let output = std::thread::scope(|scope| {
+        let repair = scope.spawn(|| stillage(&["--repair", "--wait", "30s"], root));
+        // It has begun when it takes gc.lock, and then waits for ours.
+        std::thread::sleep(Duration::from_secs(2));
+        fs::rename(&own, &log).unwrap();
+        drop(held);
+        repair.join().unwrap()
+    });
+    let stat = fs::metadata(&log).unwrap();
+    let rights = (stat.mode() & 0o7777, stat.gid());
+    assert_eq!(rights, (0o600, 0), "{}", text(&output));
+    // The one that is meant only loses.
+    disk::set_mode(&log, 0o606);
+    assert_eq!(code(&stillage(&["--repair"], root)), Some(0));
+    let stat = fs::metadata(&log).unwrap();
+    assert_eq!((stat.mode() & 0o7777, stat.gid()), (0o600, 0));
+}
+
+/// A journal may be made to look as large as anybody likes.
+#[test]
+fn a_hole_in_a_journal_is_kept_as_a_hole() {
+    const LEN: u64 = 1 << 30;
+    let temp = sample("journal-malformed");
+    let root = temp.path();
+    let log = root.join("app/_log.jsonl");
+    File::options().append(true).open(&log).unwrap().set_len(LEN).unwrap();
+    let output = stillage(&["--repair", "--json"], root);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let done = &report["repairs"][0];
+    assert_eq!(done["rule"], "journal-malformed", "{report}");
+    let kept = fs::metadata(root.join(done["kept"].as_str().unwrap())).unwrap();
+    assert_eq!((kept.len(), kept.nlink()), (LEN, 1));
+    assert!(kept.blocks() * 512 < 1 << 20, "{} blocks", kept.blocks());
+    assert!(fs::metadata(&log).unwrap().len() < 1 << 20);
+}
+
+/// What would take long to be copied under the locks gets a second name.
+#[test]
+fn a_large_journal_is_kept_and_not_copied() {
+    let temp = sample("journal-malformed");
+    let root = temp.path();
+    let log = root.join("app/_log.jsonl");
+    let mut bytes = fs::read(&log).unwrap();
+    bytes.resize(65 << 20, b'x');
+    fs::write(&log, &bytes).unwrap();
+    let before = fs::metadata(&log).unwrap();
+    let output = stillage(&["--repair", "--json"], root);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let done = &report["repairs"][0];
+    assert_eq!(done["rule"], "journal-malformed", "{report}");
+    let kept = fs::metadata(root.join(done["kept"].as_str().unwrap())).unwrap();
+    assert_eq!((kept.len(), kept.ino(), kept.nlink()), (before.len(), before.ino(), 1));
+    assert_ne!(fs::metadata(&log).unwrap().ino(), before.ino());
 }
 
 /// What root made in a service account's tree, its server could not use.

@@ -60,6 +60,13 @@ impl Acl {
         Some(Acl { entries })
     }
 
+    /// What a mode says.
+    pub fn of_mode(mode: u32) -> Acl {
+        let entry = |tag, shift: u32| AclEntry { tag, bits: (mode >> shift & 0o7) as u8 };
+        let tags = [(AclTag::Owner, 6), (AclTag::OwningGroup, 3), (AclTag::Other, 0)];
+        Acl { entries: tags.map(|(tag, shift)| entry(tag, shift)).to_vec() }
+    }
+
     /// The attribute's value.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = VERSION.to_vec();

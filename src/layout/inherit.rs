@@ -65,6 +65,50 @@ pub fn apply(dir: &Dir, file: &File, purpose: Purpose) -> Result<()> {
     }
 }
 
+/// Takes from a file in `dir` whatever [`apply`] would not give; whether there was anything. Nothing
+/// is added and the group stays: the file may be another than was meant.
+pub fn narrow_only(dir: &Dir, file: &File, purpose: Purpose) -> Result<bool> {
+    let path = || dir.path().to_owned();
+    let (outer, stat) = (dir.stat()?, fs::fstat(file).at(path)?);
+    let given = match acl::read(dir, acl::ACCESS).at(path)?.as_deref().and_then(Acl::parse) {
+        Some(acl) => narrow(&acl, purpose),
+        None => {
+            let group = if outer.st_mode & 0o020 != 0 { 0o060 } else { 0 };
+            Acl::of_mode(purpose.base() | group)
+        }
+    };
+    let of = |tag| given.entries.iter().find(|entry| entry.tag == tag).map(|entry| entry.bits);
+    let mask = of(AclTag::Mask).unwrap_or(0o6);
+    let allowed = |tag: AclTag| match tag {
+        // To another group than the directory's nothing is given.
+        AclTag::OwningGroup if stat.st_gid != outer.st_gid => 0,
+        AclTag::Mask => 0o6,
+        AclTag::Owner | AclTag::Other => of(tag).unwrap_or(0),
+        AclTag::User(_) | AclTag::OwningGroup | AclTag::Group(_) => of(tag).unwrap_or(0) & mask,
+    };
+    match acl::read(file, acl::ACCESS).at(path)?.as_deref().and_then(Acl::parse) {
+        Some(acl) => {
+            let bits = |entry: &AclEntry| entry.bits & allowed(entry.tag);
+            let entries = acl.entries.iter().map(|entry| AclEntry { bits: bits(entry), ..*entry });
+            let less = Acl { entries: entries.collect() };
+            if less == acl {
+                return Ok(false);
+            }
+            fs::fsetxattr(file, acl::ACCESS, &less.to_bytes(), XattrFlags::empty()).at(path)?;
+        }
+        None => {
+            let bits = |tag| u32::from(allowed(tag));
+            let all = bits(AclTag::Owner) << 6 | bits(AclTag::OwningGroup) << 3;
+            let less = stat.st_mode & 0o7777 & (all | bits(AclTag::Other));
+            if less == stat.st_mode & 0o7777 {
+                return Ok(false);
+            }
+            fs::fchmod(file, Mode::from_raw_mode(less)).at(path)?;
+        }
+    }
+    Ok(true)
+}
+
 /// Removes an ACL, if there is one and the file system knows any.
 pub fn strip_acl(file: impl AsFd) -> std::result::Result<(), Errno> {
     strip(file, acl::ACCESS)

@@ -1,7 +1,6 @@
 //! Quarantine: where a repair puts what it takes out of a tree. Nothing is ever deleted from there.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::Mode;
@@ -10,10 +9,14 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use super::copy::{self, CopyError};
 use super::dir::{self, Dir};
 use super::disk::Disk;
 use super::error::{At, Error, OrAbsent, Result};
 use super::{facts, make, path};
+
+/// A file with more content than this is not copied while everybody waits for the locks.
+const MAX_COPY: u64 = 64 << 20;
 
 /// So many directories of one run are tried where names are taken.
 const TRIES: u32 = 1000;
@@ -46,7 +49,8 @@ enum How {
     /// It keeps its name until something else is renamed over it: a second link, where there are
     /// links.
     Link,
-    /// It keeps its name, and may be written in place by others: a copy.
+    /// It keeps its name until something else is renamed over it, and may be written in place by
+    /// others: a copy, or a second link to what would take long to be copied.
     Copy,
 }
 
@@ -130,6 +134,12 @@ impl Quarantine {
         let brought = match how {
             How::Move => self.disk.rename(from, name, to, last),
             How::Link => self.disk.link(from, name, to, last),
+            How::Copy if takes_long(from, name)? => {
+                self.disk.link(from, name, to, last).map_err(|error| match wants_copy(&error) {
+                    true => Error::damaged(from.at(name), "is too large to be kept as a copy"),
+                    false => error,
+                })
+            }
             How::Copy => self.copy_file(from, name, to, last),
         };
         match brought {
@@ -150,21 +160,20 @@ impl Quarantine {
 
     fn copy_file(&self, from: &Dir, name: &str, to: &Dir, last: &str) -> Result<()> {
         let at = || to.at(last);
-        let source = from.file(name)?;
+        let (source, stat) = from.file_stat(name)?;
         let beside = path::temporary("kept");
-        let copy = self.disk.create(to, &beside, Mode::RUSR | Mode::WUSR)?;
-        let mut buffer = vec![0u8; 1 << 18];
-        let mut offset = 0;
-        loop {
-            let read = source.read_at(&mut buffer, offset).at(|| from.at(name))?;
-            if read == 0 {
-                break;
-            }
-            self.disk.write(&copy, &buffer[..read], offset).at(at)?;
-            offset += read as u64;
+        let made = self.disk.create(to, &beside, Mode::RUSR | Mode::WUSR)?;
+        let copied = copy::content(&*self.disk, &source, &made, dir::size_of(&stat))
+            .or_else(|error| match error {
+                CopyError::Read(error) => Err(error).at(|| from.at(name)),
+                CopyError::Write(error) => Err(error).at(at),
+            })
+            .and_then(|_| self.disk.sync(&made).at(at))
+            .and_then(|()| self.disk.rename(to, &beside, to, last));
+        if copied.is_err() {
+            let _ = self.disk.unlink(to, &beside);
         }
-        self.disk.sync(&copy).at(at)?;
-        self.disk.rename(to, &beside, to, last)
+        copied
     }
 
     /// Appends a line to the list, durably.
@@ -187,6 +196,12 @@ impl Quarantine {
         self.disk.write(&file, &bytes, end).at(at)?;
         self.disk.sync(&file).at(at)
     }
+}
+
+/// Whether a file has so much content, holes not counted.
+fn takes_long(dir: &Dir, name: &str) -> Result<bool> {
+    let stat = dir.file_stat(name)?.1;
+    Ok(u64::try_from(stat.st_blocks).unwrap_or(0) > MAX_COPY / 512)
 }
 
 /// Errors for which a copy takes the place of a rename or a link.

@@ -15,8 +15,8 @@ impl Work<'_> {
     /// found wanting.
     ///
     /// Nothing is given to a repository into which somebody but the owner could have put the
-    /// reference, unless the server gave it that content before: who knows a digest must not get
-    /// what has it.
+    /// reference, unless the server gave it that content before, and it is the same repository
+    /// still: who knows a digest must not get what has it.
     pub(super) fn find(
         &mut self,
         repo: &Dir,
@@ -38,7 +38,9 @@ impl Work<'_> {
             }
             None => Vec::new(),
         };
-        if !given.iter().any(|name| name == self.repository) && !is_owners_alone(repo)? {
+        let hinted = given.iter().any(|name| name == self.repository);
+        let believed = hinted && is_name_kept(&root, self.repository, repo)?;
+        if !believed && !is_owners_alone(repo)? {
             return Ok(None);
         }
         if tree.is_some() {
@@ -80,21 +82,42 @@ impl Work<'_> {
     }
 }
 
+/// Whether a repository's name can only be given by this account: no directory from ROOT down to its
+/// parent may be written by anybody else. A hint is about a name, and whoever may write the directory
+/// above moves one repository away and another into its place. That is so in a sticky one, too, once
+/// the repository was deleted.
+fn is_name_kept(root: &Dir, name: &str, repo: &Dir) -> layout::Result<bool> {
+    if !is_alone(&root.stat()?) {
+        return Ok(false);
+    }
+    for (end, _) in name.match_indices('/') {
+        match root.dir(&name[..end]).or_absent()? {
+            Some(above) if is_alone(&above.stat()?) => {}
+            _ => return Ok(false),
+        }
+    }
+    let named = root.dir(name).or_absent()?;
+    Ok(named.map(|named| named.inode()).transpose()? == Some(repo.inode()?))
+}
+
+/// Whether only this account may write. With an ACL the group's bits are the mask of all whom it
+/// names.
+fn is_alone(stat: &rustix::fs::Stat) -> bool {
+    stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o022 == 0
+}
+
 /// Whether nobody but this account may write to the directories that name a repository's content.
 fn is_owners_alone(repo: &Dir) -> layout::Result<bool> {
-    let own = rustix::process::geteuid().as_raw();
-    let alone = |stat: &rustix::fs::Stat| stat.st_uid == own && stat.st_mode & 0o022 == 0;
     let mut dirs = vec![repo.clone()];
     for name in [path::BLOBS, "blobs/sha256", "blobs/sha512"] {
         dirs.extend(repo.dir(name).or_absent()?);
     }
     for dir in dirs {
-        // With an ACL the group's bits are the mask of all whom it names.
-        if !alone(&dir.stat()?) {
+        if !is_alone(&dir.stat()?) {
             return Ok(false);
         }
     }
-    Ok(repo.stat_name(path::INDEX)?.is_none_or(|stat| alone(&stat)))
+    Ok(repo.stat_name(path::INDEX)?.is_none_or(|stat| is_alone(&stat)))
 }
 
 impl Mender {

@@ -10,7 +10,9 @@ use super::{At, Done, Work};
 use crate::layout::facts::Fact;
 use crate::layout::inherit::{self, Purpose};
 use crate::layout::quarantine::is_still;
-use crate::layout::{self, At as _, Dir, Disk, IndexFile, OrAbsent, durable, path, read_all};
+use crate::layout::{
+    self, At as _, Dir, Disk, IndexFile, Inode, OrAbsent, durable, path, read_all,
+};
 
 impl Work<'_> {
     /// Writes `oci-layout`, unless it names another version.
@@ -58,20 +60,23 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The lock or the journal, where it has this one name.
+    /// The lock or the journal, where it is the owner's and has this one name. Whoever may write to
+    /// the directory may put another file there meanwhile: permissions are only ever taken away.
     pub(super) fn narrow(&mut self, repo: &Dir, at: At<'_>) -> Done {
         let purpose = match at.within {
             path::LOCK => Purpose::Lock,
             _ => Purpose::Journal,
         };
-        let Some((file, stat)) = repo.file_stat(at.within).or_absent()? else { return Ok(()) };
-        if stat.st_nlink > 1 {
-            return Ok(());
-        }
+        let Some(looked) = repo.stat_name(at.within)?.filter(is_owners_one) else { return Ok(()) };
         if !self.is_dry() {
-            // Whoever takes a lock narrows it.
             let _turn = self.turn(Some(repo))?;
-            inherit::apply(repo, &file, purpose)?;
+            let Some((file, stat)) = repo.file_stat(at.within).or_absent()? else { return Ok(()) };
+            let taken = is_owners_one(&stat) && inherit::narrow_only(repo, &file, purpose)?;
+            // Whoever takes a lock narrows it.
+            let by_the_turn = purpose == Purpose::Lock && Inode::of(&stat) == Inode::of(&looked);
+            if !taken && !by_the_turn {
+                return Ok(());
+            }
         }
         self.say(at, "narrowed", None);
         Ok(())
@@ -125,6 +130,12 @@ impl Work<'_> {
         self.say(at, "written anew from what is sound", kept);
         Ok(())
     }
+}
+
+/// A regular file of this account's, with one name.
+fn is_owners_one(stat: &rustix::fs::Stat) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    layout::is_regular(stat) && stat.st_uid == own && stat.st_nlink == 1
 }
 
 /// Takes a line, which is `None` if it is too long, and writes what becomes of it.

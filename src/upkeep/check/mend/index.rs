@@ -50,7 +50,8 @@ struct Revision {
 impl Work<'_> {
     /// Puts right what can be put right in index.json.
     pub(super) fn index(&mut self, repo: &Dir, findings: &[Finding]) {
-        if let Some(finding) = findings.iter().find(|finding| RULES.contains(&finding.rule)) {
+        let found = findings.iter().find(|finding| RULES.contains(&finding.rule));
+        if let Some(finding) = found.filter(|_| !self.is_shut()) {
             let done = self.revise(repo);
             self.outcome(finding.rule, &finding.path, done);
         }

@@ -35,7 +35,10 @@ use crate::layout::{self, Dir, Disk, Error, OrAbsent, Tree, path};
 pub(super) const ROUNDS: u32 = 6;
 
 /// So long a repository's lock is waited for while gc.lock is held; then that is let go of.
-const TURN: Duration = Duration::from_secs(2);
+const SHORTLY: Duration = Duration::from_millis(100);
+
+/// How long gc.lock then stays free: whoever polls for it looks every 10 ms.
+const LEAVE_FREE: Duration = Duration::from_millis(11);
 
 /// How to repair.
 #[derive(Clone, Debug)]
@@ -101,6 +104,8 @@ pub(super) struct Mender {
     key: RandomState,
     /// A lock could not be had.
     pub(super) blocked: bool,
+    /// In this repository, or in the room if that is empty: the rest of it is not waited for.
+    shut: Option<String>,
 }
 
 impl Mender {
@@ -122,7 +127,8 @@ impl Mender {
         let pools = has(path::POOL) || has(path::HOLDERS);
         let (tree, quarantine, places) = (None, None, None);
         let (said, key) = (HashSet::new(), RandomState::new());
-        Ok(Mender { repairs, root, tree, quarantine, places, pools, said, key, blocked: false })
+        let (blocked, shut) = (false, None);
+        Ok(Mender { repairs, root, tree, quarantine, places, pools, said, key, blocked, shut })
     }
 
     pub(super) fn is_dry(&self) -> bool {
@@ -278,7 +284,7 @@ impl Work<'_> {
             let Some(within) = within.to_str().filter(|within| !within.is_empty()) else {
                 continue;
             };
-            if seen.insert(&finding.path) {
+            if seen.insert(&finding.path) && !self.is_shut() {
                 let at = At { rule: finding.rule, path: &finding.path, within };
                 let done = deed(self, at);
                 self.outcome(finding.rule, &finding.path, done);
@@ -291,6 +297,7 @@ impl Work<'_> {
             Ok(()) => {}
             Err(Stop::Blocked(lock, holders)) => {
                 self.mender.blocked = true;
+                self.mender.shut = Some(self.repository.to_owned());
                 let by = |holder: &Holder| match &holder.command {
                     Some(command) => format!("{} ({command})", holder.pid),
                     None => holder.pid.to_string(),
@@ -306,6 +313,11 @@ impl Work<'_> {
 
     fn is_dry(&self) -> bool {
         self.mender.is_dry()
+    }
+
+    /// A lock was waited for in vain here: whoever holds it is not waited for again.
+    fn is_shut(&self) -> bool {
+        self.mender.shut.as_deref() == Some(self.repository)
     }
 
     fn say(&mut self, at: At<'_>, deed: impl Into<String>, kept: Option<String>) {
@@ -324,12 +336,15 @@ impl Work<'_> {
                 return Err(Stop::blocked(&room, path::GC_LOCK));
             };
             let Some(repo) = repo else { return Ok(Turn { _held: [Some(gc), None] }) };
-            if let Some(own) = lock::exclusive_within(repo, path::LOCK, left().min(TURN))? {
+            if let Some(own) = lock::exclusive_within(repo, path::LOCK, left().min(SHORTLY))? {
                 return Ok(Turn { _held: [Some(gc), Some(own)] });
             }
             if left().is_zero() {
                 return Err(Stop::blocked(repo, path::LOCK));
             }
+            drop(gc);
+            // Whoever deletes elsewhere or copies the tree comes in between.
+            std::thread::sleep(LEAVE_FREE);
         }
     }
 }
