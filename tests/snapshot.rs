@@ -565,6 +565,48 @@ fn what_is_no_part_of_the_layout_is_copied_or_named() {
     assert!(told.stdout.contains("less lacks what is named above"), "{told}");
 }
 
+/// Whoever can write into one repository does not keep all others from a backup.
+#[test]
+fn what_cannot_be_copied_beside_the_layout_is_left_out_alone() {
+    let beside = Beside::new();
+    let deep = |at: &str| {
+        let script = format!(
+            "cd registry/{at}
+             n=0
+             while [ $n -lt 700 ]; do mkdir d; cd -P d; n=$((n+1)); done"
+        );
+        sh(&beside, &script).ok();
+    };
+    for at in ["team/app/_z", "team/app/blobs/md5", "Upper", "team/plain"] {
+        fs::create_dir_all(beside.at("registry").join(at)).unwrap();
+        fs::write(beside.at("registry").join(at).join("file"), at).unwrap();
+        deep(at);
+    }
+    let limited = format!("ulimit -n 1024; exec {STILLAGE} snapshot --json registry copy");
+    let told = sh(&beside, &limited);
+    assert_eq!(told.code, Some(3), "{told}");
+    let told: Value = serde_json::from_str(&told.stdout).unwrap();
+    for at in ["team/app/_z", "team/app/blobs/md5", "Upper", "team/plain"] {
+        assert_eq!(fs::read_to_string(beside.at("copy").join(at).join("file")).unwrap(), at);
+        let named = told["warnings"].as_array().unwrap().iter().filter(|warning| {
+            warning["path"].as_str().unwrap().starts_with(&format!("{at}/d/"))
+                && warning["message"].as_str().unwrap().contains("deeper than any repository")
+        });
+        assert_eq!(named.count(), 1, "{at}: {told}");
+    }
+    assert!(beside.at("copy/team/app/index.json").exists());
+
+    // A file that is longer than the disk lets it be.
+    fs::write(beside.at("registry/team/app/_z/long"), vec![7; 1 << 20]).unwrap();
+    let limited = "ulimit -f 1000; trap '' XFSZ; exec ";
+    let told = sh(&beside, &format!("{limited}{STILLAGE} snapshot registry short"));
+    assert_eq!(told.code, Some(3), "{told}");
+    assert!(told.stdout.contains("team/app/_z/long: is left out"), "{told}");
+    assert!(beside.at("short/team/app/_z/file").exists());
+    assert!(!beside.at("short/team/app/_z/long").exists());
+    assert!(beside.at("short/team/app/index.json").exists());
+}
+
 /// Older parts of the journal are shared between snapshots; what somebody may write in place is not.
 #[test]
 fn an_incremental_snapshot_takes_closed_parts_of_the_journal_from_the_last() {

@@ -226,6 +226,11 @@ impl Pair {
             own => format!("{own}/{name}"),
         }
     }
+
+    /// How deep it lies in ROOT.
+    fn depth(&self) -> usize {
+        self.name.split('/').filter(|name| !name.is_empty()).count()
+    }
 }
 
 /// One run over one tree.
