@@ -607,6 +607,54 @@ fn what_cannot_be_copied_beside_the_layout_is_left_out_alone() {
     assert!(beside.at("short/team/app/index.json").exists());
 }
 
+/// Nobody waits for what others put into a repository, however much it is.
+#[test]
+fn the_lock_is_held_for_the_repositorys_own_only() {
+    let beside = Beside::new();
+    sh(
+        &beside,
+        "cd registry/team/app
+         mkdir _z _tags.json
+         for name in _big _z/file _tags.json/within _referrers/beside _manifests _log.x.jsonl
+         do echo theirs > $name; done
+         echo part > _log.1.jsonl",
+    )
+    .ok();
+    let trace = beside.at("trace");
+    run(Command::new("strace")
+        .current_dir(beside.room.path())
+        .args(["-f", "-qq", "-y", "-o"])
+        .arg(&trace)
+        .args(["-e", "trace=flock,close,openat2", STILLAGE, "snapshot", "registry", "copy"]))
+    .ok();
+    let theirs = ["_big", "file", "within", "beside", "_manifests", "_log.x.jsonl"];
+    let own = ["_log.1.jsonl", "_log.jsonl", "facts.jsonl", "index.json"];
+    let (mut held, mut seen) = (false, Vec::new());
+    for call in fs::read_to_string(&trace).unwrap().lines() {
+        match call {
+            _ if call.contains("gc.lock>, LOCK_SH") => held = true,
+            _ if call.contains(" close(") && call.contains("gc.lock>") => held = false,
+            _ if call.contains("O_RDONLY") => {
+                let named = |name: &&&str| call.contains(&format!("\"{name}\""));
+                assert!(!held || !theirs.iter().any(|name| named(&name)), "{call}");
+                seen.extend(own.iter().filter(|name| held && named(name)));
+            }
+            _ => {}
+        }
+    }
+    for name in own {
+        assert!(seen.contains(&name), "{name} is read under the lock: {seen:?}");
+    }
+    for name in ["_big", "_z/file", "_tags.json/within", "_referrers/beside", "_manifests"] {
+        let copied = fs::read_to_string(beside.at("copy/team/app").join(name)).unwrap();
+        assert_eq!(copied, "theirs\n", "{name}");
+    }
+    let time = |root: &str| {
+        beside.at(root).join("team/app/_referrers").metadata().unwrap().modified().unwrap()
+    };
+    assert_eq!(time("copy"), time("registry"));
+}
+
 /// Older parts of the journal are shared between snapshots; what somebody may write in place is not.
 #[test]
 fn an_incremental_snapshot_takes_closed_parts_of_the_journal_from_the_last() {
