@@ -84,6 +84,10 @@ fn acls(root: &Path) -> String {
     run(Command::new("getfacl").current_dir(root).args(["-R", "-n", "-p", "."])).ok().stdout
 }
 
+fn read_only(path: &Path) {
+    fs::set_permissions(path, Permissions::from_mode(0o444)).unwrap();
+}
+
 fn sh(beside: &Beside, script: &str) -> Outcome {
     run(Command::new("sh").current_dir(beside.room.path()).args(["-euc", script]))
 }
@@ -131,6 +135,7 @@ fn blobs_are_shared_and_what_names_them_is_not() {
     let large = random(64 << 20);
     let blob = format!("team/app/blobs/sha256/{}", &sha256(&large)["sha256:".len()..]);
     fs::write(beside.at("registry").join(&blob), &large).unwrap();
+    read_only(&beside.at("registry").join(&blob));
     fs::write(beside.at("registry/team/app/_log.1.jsonl"), "").unwrap();
     let told = beside.json("copy", &[]);
     let mut blobs = 0;
@@ -407,9 +412,9 @@ fn others_blobs_are_copied_where_they_cannot_be_linked() {
     assert_eq!(fs::read(beside.at("last").join(&name)).unwrap(), other);
     assert_eq!(fs::read(&copy).unwrap(), theirs);
 
-    // Root links it, and keeps the group.
+    // Root copies it too, and keeps the group.
     let whole = beside.json("by-root", &[]);
-    assert_eq!(whole["summary"]["blobs_copied"], 0, "{whole}");
+    assert_eq!(whole["summary"]["blobs_copied"], 1, "{whole}");
     assert_eq!(whole["warnings"], serde_json::json!([]), "{whole}");
     assert_eq!(beside.at("by-root/team").metadata().unwrap().gid(), 4343);
 
@@ -419,6 +424,52 @@ fn others_blobs_are_copied_where_they_cannot_be_linked() {
         .current_dir(beside.room.path())
         .args([STILLAGE, "snapshot", "registry", "/tmp/stillage-stranger"]));
     assert!(stranger.refused().stderr.contains("as root"));
+}
+
+/// Whoever may still change a file shares it with no snapshot.
+#[test]
+fn what_others_may_change_is_copied() {
+    let beside = Beside::new();
+    sh(&beside, "chown -R 4242:4242 registry").ok();
+    let blobs = beside.at("registry/team/app/blobs/sha256");
+    let put = |mode: u32, uid: u32| {
+        let content = random(3000);
+        let at = blobs.join(&sha256(&content)["sha256:".len()..]);
+        fs::write(&at, &content).unwrap();
+        chown(&at, Some(uid), Some(4242)).unwrap();
+        fs::set_permissions(&at, Permissions::from_mode(mode)).unwrap();
+        (at, content)
+    };
+    let (theirs, own) = ([put(0o644, 5151), put(0o444, 5151), put(0o644, 4242)], put(0o444, 4242));
+    let would = beside.json("copy", &["-n"]);
+    let did = beside.json("copy", &[]);
+    for told in [&would, &did] {
+        assert_eq!(told["summary"]["blobs_copied"], 3, "{told}");
+    }
+    assert_eq!(would["summary"]["blobs_linked"], did["summary"]["blobs_linked"]);
+    let inside = |root: &str, at: &Path| {
+        beside.at(root).join(at.strip_prefix(beside.at("registry")).unwrap())
+    };
+    let ino = |at: &Path| at.metadata().unwrap().ino();
+    assert_eq!(ino(&inside("copy", &own.0)), ino(&own.0));
+    let later = beside.json("later", &[]);
+    assert_eq!(later["summary"]["from_previous"], 3, "{later}");
+    for (at, content) in &theirs {
+        let copy = inside("copy", at);
+        assert_eq!(ino(&copy), ino(&inside("later", at)), "it is copied once");
+        // As its owner may.
+        fs::write(at, "another").unwrap();
+        assert_eq!(&fs::read(&copy).unwrap(), content);
+    }
+
+    // An earlier snapshot that shares it is no place to take it from.
+    fs::remove_dir_all(beside.at("copy")).unwrap();
+    let (at, _) = &theirs[0];
+    let shared = inside("later", at);
+    fs::remove_file(&shared).unwrap();
+    fs::hard_link(at, &shared).unwrap();
+    beside.json("last", &["--previous", "later"]);
+    assert_ne!(ino(&inside("last", at)), ino(at));
 }
 
 #[test]
