@@ -84,6 +84,10 @@ fn acls(root: &Path) -> String {
     run(Command::new("getfacl").current_dir(root).args(["-R", "-n", "-p", "."])).ok().stdout
 }
 
+fn read_only(path: &Path) {
+    fs::set_permissions(path, Permissions::from_mode(0o444)).unwrap();
+}
+
 fn sh(beside: &Beside, script: &str) -> Outcome {
     run(Command::new("sh").current_dir(beside.room.path()).args(["-euc", script]))
 }
@@ -131,6 +135,7 @@ fn blobs_are_shared_and_what_names_them_is_not() {
     let large = random(64 << 20);
     let blob = format!("team/app/blobs/sha256/{}", &sha256(&large)["sha256:".len()..]);
     fs::write(beside.at("registry").join(&blob), &large).unwrap();
+    read_only(&beside.at("registry").join(&blob));
     fs::write(beside.at("registry/team/app/_log.1.jsonl"), "").unwrap();
     let told = beside.json("copy", &[]);
     let mut blobs = 0;
@@ -407,9 +412,9 @@ fn others_blobs_are_copied_where_they_cannot_be_linked() {
     assert_eq!(fs::read(beside.at("last").join(&name)).unwrap(), other);
     assert_eq!(fs::read(&copy).unwrap(), theirs);
 
-    // Root links it, and keeps the group.
+    // Root copies it too, and keeps the group.
     let whole = beside.json("by-root", &[]);
-    assert_eq!(whole["summary"]["blobs_copied"], 0, "{whole}");
+    assert_eq!(whole["summary"]["blobs_copied"], 1, "{whole}");
     assert_eq!(whole["warnings"], serde_json::json!([]), "{whole}");
     assert_eq!(beside.at("by-root/team").metadata().unwrap().gid(), 4343);
 
@@ -419,6 +424,52 @@ fn others_blobs_are_copied_where_they_cannot_be_linked() {
         .current_dir(beside.room.path())
         .args([STILLAGE, "snapshot", "registry", "/tmp/stillage-stranger"]));
     assert!(stranger.refused().stderr.contains("as root"));
+}
+
+/// Whoever may still change a file shares it with no snapshot.
+#[test]
+fn what_others_may_change_is_copied() {
+    let beside = Beside::new();
+    sh(&beside, "chown -R 4242:4242 registry").ok();
+    let blobs = beside.at("registry/team/app/blobs/sha256");
+    let put = |mode: u32, uid: u32| {
+        let content = random(3000);
+        let at = blobs.join(&sha256(&content)["sha256:".len()..]);
+        fs::write(&at, &content).unwrap();
+        chown(&at, Some(uid), Some(4242)).unwrap();
+        fs::set_permissions(&at, Permissions::from_mode(mode)).unwrap();
+        (at, content)
+    };
+    let (theirs, own) = ([put(0o644, 5151), put(0o444, 5151), put(0o644, 4242)], put(0o444, 4242));
+    let would = beside.json("copy", &["-n"]);
+    let did = beside.json("copy", &[]);
+    for told in [&would, &did] {
+        assert_eq!(told["summary"]["blobs_copied"], 3, "{told}");
+    }
+    assert_eq!(would["summary"]["blobs_linked"], did["summary"]["blobs_linked"]);
+    let inside = |root: &str, at: &Path| {
+        beside.at(root).join(at.strip_prefix(beside.at("registry")).unwrap())
+    };
+    let ino = |at: &Path| at.metadata().unwrap().ino();
+    assert_eq!(ino(&inside("copy", &own.0)), ino(&own.0));
+    let later = beside.json("later", &[]);
+    assert_eq!(later["summary"]["from_previous"], 3, "{later}");
+    for (at, content) in &theirs {
+        let copy = inside("copy", at);
+        assert_eq!(ino(&copy), ino(&inside("later", at)), "it is copied once");
+        // As its owner may.
+        fs::write(at, "another").unwrap();
+        assert_eq!(&fs::read(&copy).unwrap(), content);
+    }
+
+    // An earlier snapshot that shares it is no place to take it from.
+    fs::remove_dir_all(beside.at("copy")).unwrap();
+    let (at, _) = &theirs[0];
+    let shared = inside("later", at);
+    fs::remove_file(&shared).unwrap();
+    fs::hard_link(at, &shared).unwrap();
+    beside.json("last", &["--previous", "later"]);
+    assert_ne!(ino(&inside("last", at)), ino(at));
 }
 
 #[test]
@@ -563,6 +614,96 @@ fn what_is_no_part_of_the_layout_is_copied_or_named() {
     assert!(told.stdout.contains("registry/team/other: "), "{told}");
     assert!(told.stdout.contains("registry/Upper: is left out"), "{told}");
     assert!(told.stdout.contains("less lacks what is named above"), "{told}");
+}
+
+/// Whoever can write into one repository does not keep all others from a backup.
+#[test]
+fn what_cannot_be_copied_beside_the_layout_is_left_out_alone() {
+    let beside = Beside::new();
+    let deep = |at: &str| {
+        let script = format!(
+            "cd registry/{at}
+             n=0
+             while [ $n -lt 700 ]; do mkdir d; cd -P d; n=$((n+1)); done"
+        );
+        sh(&beside, &script).ok();
+    };
+    for at in ["team/app/_z", "team/app/blobs/md5", "Upper", "team/plain"] {
+        fs::create_dir_all(beside.at("registry").join(at)).unwrap();
+        fs::write(beside.at("registry").join(at).join("file"), at).unwrap();
+        deep(at);
+    }
+    let limited = format!("ulimit -n 1024; exec {STILLAGE} snapshot --json registry copy");
+    let told = sh(&beside, &limited);
+    assert_eq!(told.code, Some(3), "{told}");
+    let told: Value = serde_json::from_str(&told.stdout).unwrap();
+    for at in ["team/app/_z", "team/app/blobs/md5", "Upper", "team/plain"] {
+        assert_eq!(fs::read_to_string(beside.at("copy").join(at).join("file")).unwrap(), at);
+        let named = told["warnings"].as_array().unwrap().iter().filter(|warning| {
+            warning["path"].as_str().unwrap().starts_with(&format!("{at}/d/"))
+                && warning["message"].as_str().unwrap().contains("deeper than any repository")
+        });
+        assert_eq!(named.count(), 1, "{at}: {told}");
+    }
+    assert!(beside.at("copy/team/app/index.json").exists());
+
+    // A file that is longer than the disk lets it be.
+    fs::write(beside.at("registry/team/app/_z/long"), vec![7; 1 << 20]).unwrap();
+    let limited = "ulimit -f 1000; trap '' XFSZ; exec ";
+    let told = sh(&beside, &format!("{limited}{STILLAGE} snapshot registry short"));
+    assert_eq!(told.code, Some(3), "{told}");
+    assert!(told.stdout.contains("team/app/_z/long: is left out"), "{told}");
+    assert!(beside.at("short/team/app/_z/file").exists());
+    assert!(!beside.at("short/team/app/_z/long").exists());
+    assert!(beside.at("short/team/app/index.json").exists());
+}
+
+/// Nobody waits for what others put into a repository, however much it is.
+#[test]
+fn the_lock_is_held_for_the_repositorys_own_only() {
+    let beside = Beside::new();
+    sh(
+        &beside,
+        "cd registry/team/app
+         mkdir _z _tags.json
+         for name in _big _z/file _tags.json/within _referrers/beside _manifests _log.x.jsonl
+         do echo theirs > $name; done
+         echo part > _log.1.jsonl",
+    )
+    .ok();
+    let trace = beside.at("trace");
+    run(Command::new("strace")
+        .current_dir(beside.room.path())
+        .args(["-f", "-qq", "-y", "-o"])
+        .arg(&trace)
+        .args(["-e", "trace=flock,close,openat2", STILLAGE, "snapshot", "registry", "copy"]))
+    .ok();
+    let theirs = ["_big", "file", "within", "beside", "_manifests", "_log.x.jsonl"];
+    let own = ["_log.1.jsonl", "_log.jsonl", "facts.jsonl", "index.json"];
+    let (mut held, mut seen) = (false, Vec::new());
+    for call in fs::read_to_string(&trace).unwrap().lines() {
+        match call {
+            _ if call.contains("gc.lock>, LOCK_SH") => held = true,
+            _ if call.contains(" close(") && call.contains("gc.lock>") => held = false,
+            _ if call.contains("O_RDONLY") => {
+                let named = |name: &&&str| call.contains(&format!("\"{name}\""));
+                assert!(!held || !theirs.iter().any(|name| named(&name)), "{call}");
+                seen.extend(own.iter().filter(|name| held && named(name)));
+            }
+            _ => {}
+        }
+    }
+    for name in own {
+        assert!(seen.contains(&name), "{name} is read under the lock: {seen:?}");
+    }
+    for name in ["_big", "_z/file", "_tags.json/within", "_referrers/beside", "_manifests"] {
+        let copied = fs::read_to_string(beside.at("copy/team/app").join(name)).unwrap();
+        assert_eq!(copied, "theirs\n", "{name}");
+    }
+    let time = |root: &str| {
+        beside.at(root).join("team/app/_referrers").metadata().unwrap().modified().unwrap()
+    };
+    assert_eq!(time("copy"), time("registry"));
 }
 
 /// Older parts of the journal are shared between snapshots; what somebody may write in place is not.

@@ -20,6 +20,10 @@ pub const BLOBS: &str = "blobs";
 pub const JOURNAL: &str = "_log.jsonl";
 /// flock'ed by whoever changes the repository.
 pub const LOCK: &str = ".lock";
+/// A view for other tools: a directory of links to manifests, by tag and by digest.
+pub const MANIFESTS: &str = "_manifests";
+/// A view for other tools: the list of tags.
+pub const TAGS: &str = "_tags.json";
 /// The directory of what the referrers API needs.
 pub const REFERRERS: &str = "_referrers";
 /// What is known of manifests, in [`REFERRERS`].

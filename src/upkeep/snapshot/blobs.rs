@@ -1,6 +1,7 @@
 //! Blobs: links, and copies where no link can be.
 
 use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
 
 use super::{Pair, Run, SnapshotError, files, walk};
 use crate::layout::{self, Entry, Inode, Listed, Listing, blobs, path};
@@ -113,9 +114,16 @@ fn is_digits(name: &str, algorithm: Algorithm) -> bool {
 fn bring_one(run: &mut Run<'_>, pair: &Pair, entry: &Entry) -> Result<()> {
     let name = &entry.name;
     let Some(to) = &pair.to else {
-        if let Some(stat) = pair.from.stat_name(name)? {
-            run.summary.blobs_linked += 1;
-            run.summary.bytes_linked += layout::size_of(&stat);
+        match pair.from.stat_name(name)? {
+            None => {}
+            Some(stat) if run.is_trees_own(&stat) => {
+                run.summary.blobs_linked += 1;
+                run.summary.bytes_linked += layout::size_of(&stat);
+            }
+            Some(stat) => {
+                run.summary.blobs_copied += 1;
+                run.summary.bytes_copied += layout::size_of(&stat);
+            }
         }
         return Ok(());
     };
@@ -151,22 +159,36 @@ fn is_copy(found: &Stat, original: &Stat) -> bool {
             && layout::modified(found) == layout::modified(original)
 }
 
-/// Links a blob; where that cannot be, a copy takes its place.
+/// Links a blob; where that cannot be, or its owner could change it in both places at once, a copy
+/// takes its place.
 fn link(run: &mut Run<'_>, pair: &Pair, name: &str) -> Result<()> {
     let Some(to) = &pair.to else { return Ok(()) };
     match run.disk.link(&pair.from, name, to, name) {
-        Ok(()) => Ok(()),
+        // What was linked is looked at: the name in the tree may be another file's by now, but nobody
+        // else comes here.
+        Ok(()) => match to.stat_name(name)? {
+            Some(linked) if run.is_trees_own(&linked) => Ok(()),
+            _ => {
+                run.disk.unlink(to, name)?;
+                copy(run, pair, name)
+            }
+        },
+        // A directory that changes while it is read may tell a name twice.
+        Err(error) if error.errno() == Some(Errno::EXIST) => Ok(()),
         Err(error) if error.is_absent() && pair.from.stat_name(name)?.is_none() => Ok(()),
         Err(error) if blobs::wants_copy(&error) => copy(run, pair, name),
         Err(error) => Err(error.into()),
     }
 }
 
-/// The inode has no links to give, is somebody else's whose files may not be linked, or lies on a file
-/// system that is mounted in ROOT. What was copied once is linked from then on, here and from snapshot
+/// The inode has no links to give, is not the tree's own, or lies on a file system that is mounted in
+/// ROOT. What was copied once is linked from then on, here and from snapshot
 /// to snapshot.
 fn copy(run: &mut Run<'_>, pair: &Pair, name: &str) -> Result<()> {
     let (Some(to), Some(top)) = (pair.to.clone(), run.top.clone()) else { return Ok(()) };
+    if to.stat_name(name)?.is_some() {
+        return Ok(());
+    }
     let Some(source) = files::open(run, pair, name, false) else { return Ok(()) };
     let inode = Inode::of(&source.stat);
     if let Some((dir, other)) = run.copies.get(&inode).cloned() {

@@ -6,7 +6,7 @@ use rustix::fs::Mode;
 
 use super::{Pair, Run, SnapshotError};
 use crate::layout::copy::{self, CopyError};
-use crate::layout::{self, At, Attributes, OrAbsent, blobs, path};
+use crate::layout::{self, At, Attributes, Inode, OrAbsent, blobs, path};
 
 type Result<T> = std::result::Result<T, SnapshotError>;
 
@@ -111,7 +111,8 @@ fn put_on(
 }
 
 /// Makes the file of the earlier snapshot a file of this one, if it is a copy of what the tree has:
-/// same length, time, owner and rights.
+/// same length, time, owner and rights. The very file of the tree, which another could change in both,
+/// is none.
 pub(super) fn link_earlier(
     run: &mut Run<'_>,
     pair: &Pair,
@@ -121,7 +122,8 @@ pub(super) fn link_earlier(
     let (Some(before), Some(to)) = (&pair.before, &pair.to) else { return Ok(false) };
     let Ok((file, stat)) = before.file_stat(name) else { return Ok(false) };
     let attributes = Attributes::of(&file, &stat, || before.at(name))?;
-    let same = layout::size_of(&stat) == layout::size_of(&source.stat)
+    let same = Inode::of(&stat) != Inode::of(&source.stat)
+        && layout::size_of(&stat) == layout::size_of(&source.stat)
         && source.attributes.may_be(&attributes);
     if !same {
         return Ok(false);

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::Stat;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -164,6 +165,7 @@ pub fn snapshot(
     };
     let to = staging.as_ref().map(|staging| staging.dir().clone());
     let mut run = Run {
+        owners: owners(&from)?,
         disk,
         lease: Lease::new(&from, options.wait),
         top: to.clone(),
@@ -186,6 +188,12 @@ pub fn snapshot(
         }
     }
     Ok(Snapshot { previous: at, summary, warnings })
+}
+
+/// The accounts that the tree's own files belong to: ROOT's, and the one that the server runs as.
+fn owners(root: &Dir) -> Result<Vec<u32>, SnapshotError> {
+    let room = root.stat_name(path::ROOM)?.map(|stat| stat.st_uid);
+    Ok(room.into_iter().chain([root.stat()?.st_uid]).collect())
 }
 
 /// Whoever cannot enter the room cannot hold its lock; one of another version may have other locks.
@@ -226,12 +234,19 @@ impl Pair {
             own => format!("{own}/{name}"),
         }
     }
+
+    /// How deep it lies in ROOT.
+    fn depth(&self) -> usize {
+        self.name.split('/').filter(|name| !name.is_empty()).count()
+    }
 }
 
 /// One run over one tree.
 struct Run<'a> {
     disk: Arc<dyn Disk>,
     lease: Lease,
+    /// Whose the tree's own files are.
+    owners: Vec<u32>,
     /// The snapshot's ROOT.
     top: Option<Dir>,
     /// Copies of files with several names, by the file they are copies of: directory and name.
@@ -244,6 +259,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Whether a file is one that nobody changes any more, so that it can be shared.
+    fn is_trees_own(&self, stat: &Stat) -> bool {
+        let writable = stat.st_mode & 0o222 != 0;
+        layout::is_regular(stat) && !writable && self.owners.contains(&stat.st_uid)
+    }
+
     /// A part of the registry is missing.
     fn lacks(&mut self, path: String, message: impl ToString) {
         let message = message.to_string();

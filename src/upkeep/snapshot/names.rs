@@ -28,9 +28,18 @@ pub(super) enum Settled {
     BeingWritten,
 }
 
+/// What names blobs, or belongs to them, but for older parts of the journal.
+const OWN: [&str; 6] =
+    [path::INDEX, path::OCI_LAYOUT, path::JOURNAL, path::TAGS, path::MANIFESTS, path::REFERRERS];
+
 /// Whether a name in a repository's directory is one that names blobs, or belongs to them.
 pub(super) fn is_own(name: &str) -> bool {
-    name == path::INDEX || name == path::OCI_LAYOUT || name.starts_with('_')
+    OWN.contains(&name) || path::old_journal(name).is_some()
+}
+
+/// Whether such a name is a directory's.
+fn is_directory(name: &str) -> bool {
+    name == path::MANIFESTS || name == path::REFERRERS
 }
 
 /// Copies them. index.json is read first, and its bytes are what the snapshot has: what it names was
@@ -87,8 +96,55 @@ fn copy(run: &mut Run<'_>, pair: &Pair, entry: &Entry) -> Result<()> {
     match entry.kind {
         // Written as it was read.
         FileType::RegularFile if name == path::INDEX => Ok(()),
-        FileType::RegularFile => files::copy(run, pair, name, false),
-        FileType::Directory => walk::copy_all(run, pair, name, false),
+        FileType::RegularFile if !is_directory(name) => files::copy(run, pair, name, false),
+        FileType::Directory if name == path::REFERRERS => {
+            walk::within(run, pair, name, false, |run, child| {
+                run.summary.directories += 1;
+                files::copy(run, child, path::FACTS, false)
+            })
+        }
+        FileType::Directory if is_directory(name) => walk::copy_all(run, pair, name, false),
+        // However much it is, nobody waits for it.
+        FileType::RegularFile | FileType::Directory => Ok(()),
+        _ => walk::foreign(run, pair, entry),
+    }
+}
+
+/// Copies, when nobody waits any more, what others put where the repository's own might be.
+pub(super) fn others(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
+    for entry in own_names(&pair.from)?.values() {
+        let name = &entry.name;
+        let directory = entry.kind == FileType::Directory;
+        if directory && name == path::REFERRERS {
+            walk::within(run, pair, name, false, |run, child| {
+                for entry in walk::names(run, child, false) {
+                    if entry.name != path::FACTS || entry.kind == FileType::Directory {
+                        other(run, child, &entry)?;
+                    }
+                }
+                Ok(())
+            })?;
+        } else if directory != is_directory(name)
+            && (directory || entry.kind == FileType::RegularFile)
+        {
+            other(run, pair, entry)?;
+        }
+    }
+    Ok(())
+}
+
+fn other(run: &mut Run<'_>, pair: &Pair, entry: &Entry) -> Result<()> {
+    let there = match &pair.to {
+        Some(to) => to.stat_name(&entry.name)?.is_some(),
+        None => false,
+    };
+    match entry.kind {
+        // It was the repository's own a moment ago.
+        _ if there || walk::is_passed_over(&entry.name) => Ok(()),
+        FileType::Directory => {
+            run.summary.foreign += 1;
+            walk::copy_all(run, pair, &entry.name, true)
+        }
         _ => walk::foreign(run, pair, entry),
     }
 }

@@ -15,8 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How soon such a one is looked at again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Whether a name in a repository's directory belongs to the repository. No other repository's name
-/// can begin with `_`.
+/// Whether a name in a repository's directory belongs to the repository. None is another repository's,
+/// and every other name that begins with `_` is somebody else's.
 pub(super) fn is_own(name: &str) -> bool {
     names::is_own(name) || name == path::BLOBS
 }
@@ -45,5 +45,6 @@ pub(super) fn copy(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
         run.summary = counted;
         names::clear(run, pair)?;
     }
+    names::others(run, pair)?;
     blobs::dress(run, pair)
 }

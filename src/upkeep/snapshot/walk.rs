@@ -4,12 +4,12 @@ use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
 
 use super::{Pair, Run, SnapshotError, files, repository};
-use crate::layout::{Attributes, Dir, Entry, Listed, Listing, OrAbsent, path};
+use crate::layout::{Attributes, Dir, Entry, Listed, Listing, OrAbsent, path, remove_all};
 use crate::oci::RepoName;
 
 type Result<T> = std::result::Result<T, SnapshotError>;
 
-/// No repository lies deeper than 128; two descriptors are open for each level.
+/// No repository lies deeper than 128; three descriptors are open for each level.
 const DEEPEST: usize = 200;
 
 /// Copies everything in ROOT but the room.
@@ -85,13 +85,48 @@ fn fill(run: &mut Run<'_>, pair: &Pair, depth: usize) -> Result<()> {
 fn descend(run: &mut Run<'_>, pair: &Pair, name: &str, depth: usize) -> Result<()> {
     let ours = RepoName::parse(&pair.path(name)).is_ok();
     if depth >= DEEPEST {
-        run.notes(pair.path(name), "is left out: it lies deeper than any repository can");
+        too_deep(run, pair, name);
         return Ok(());
     }
     if !ours {
         run.summary.foreign += 1;
+        return or_left_out(run, pair, name, |run| {
+            within(run, pair, name, true, |run, child| fill(run, child, depth + 1))
+        });
     }
-    within(run, pair, name, !ours, |run, child| fill(run, child, depth + 1))
+    within(run, pair, name, false, |run, child| fill(run, child, depth + 1))
+}
+
+fn too_deep(run: &mut Run<'_>, pair: &Pair, name: &str) {
+    run.lacks(pair.path(name), "is left out: it lies deeper than any repository can");
+}
+
+/// Copies something that is no part of the registry. Where that fails, it alone is left out, which is
+/// said: whoever can put files into a directory must not keep others from a backup.
+fn or_left_out(
+    run: &mut Run<'_>,
+    pair: &Pair,
+    name: &str,
+    copy: impl FnOnce(&mut Run<'_>) -> Result<()>,
+) -> Result<()> {
+    let there = match &pair.to {
+        Some(to) => to.stat_name(name)?.is_some(),
+        None => true,
+    };
+    let error = match copy(run) {
+        Err(SnapshotError::Layout(error)) => error,
+        other => return other,
+    };
+    if let Some(to) = pair.to.as_ref().filter(|_| !there) {
+        // What failed may fail again here: then a part of it stays, closed to all others.
+        let _ = match to.stat_name(name)?.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            None => Ok(()),
+            Some(FileType::Directory) => remove_all(&*run.disk, to, name),
+            Some(_) => run.disk.unlink(to, name),
+        };
+    }
+    run.lacks(pair.path(name), format!("is left out: {error}"));
+    Ok(())
 }
 
 /// Looks once more for directories that came meanwhile.
@@ -126,8 +161,12 @@ fn newcomers(run: &mut Run<'_>, pair: &Pair, depth: usize) -> Result<()> {
 /// expects to find it in a backup.
 pub(super) fn foreign(run: &mut Run<'_>, pair: &Pair, entry: &Entry) -> Result<()> {
     run.summary.foreign += 1;
+    or_left_out(run, pair, &entry.name, |run| leaf(run, pair, entry, true))
+}
+
+fn leaf(run: &mut Run<'_>, pair: &Pair, entry: &Entry, foreign: bool) -> Result<()> {
     match entry.kind {
-        FileType::RegularFile => files::copy(run, pair, &entry.name, true),
+        FileType::RegularFile => files::copy(run, pair, &entry.name, foreign),
         FileType::Symlink => files::symlink(run, pair, &entry.name),
         _ => {
             run.notes(pair.path(&entry.name), "is left out: it is no file and no directory");
@@ -138,21 +177,28 @@ pub(super) fn foreign(run: &mut Run<'_>, pair: &Pair, entry: &Entry) -> Result<(
 
 /// A directory and all that lies in it, whatever it is.
 pub(super) fn copy_all(run: &mut Run<'_>, pair: &Pair, name: &str, foreign: bool) -> Result<()> {
-    within(run, pair, name, foreign, |run, child| {
-        run.summary.directories += 1;
-        for entry in names(run, child, foreign) {
-            if is_passed_over(&entry.name) {
-                continue;
+    // Of no depth that the descriptors of one process would not do for.
+    if pair.depth() >= DEEPEST {
+        too_deep(run, pair, name);
+        return Ok(());
+    }
+    let all = |run: &mut Run<'_>| {
+        within(run, pair, name, foreign, |run, child| {
+            run.summary.directories += 1;
+            for entry in names(run, child, foreign) {
+                match entry.kind {
+                    _ if is_passed_over(&entry.name) => {}
+                    FileType::Directory => copy_all(run, child, &entry.name, foreign)?,
+                    _ if foreign => {
+                        or_left_out(run, child, &entry.name, |run| leaf(run, child, &entry, true))?;
+                    }
+                    _ => leaf(run, child, &entry, false)?,
+                }
             }
-            match entry.kind {
-                FileType::Directory => copy_all(run, child, &entry.name, foreign)?,
-                FileType::RegularFile => files::copy(run, child, &entry.name, foreign)?,
-                FileType::Symlink => files::symlink(run, child, &entry.name)?,
-                _ => run.notes(child.path(&entry.name), "is left out: it is no file"),
-            }
-        }
-        Ok(())
-    })
+            Ok(())
+        })
+    };
+    if foreign { or_left_out(run, pair, name, all) } else { all(run) }
 }
 
 /// Makes a directory, does something in it, then gives it the original's rights and time.
