@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -164,6 +165,44 @@ fn one_repository_is_restored_beside_the_running_server() {
     client.push_image("team/app", "2.0", &new);
     registry.assert_sound();
     registry.restart();
+}
+
+/// What root restores is as the service's account had it: nobody else is let in, and nobody shut out.
+#[test]
+fn one_repository_comes_back_with_its_owner_and_its_parents_rights() {
+    let places = Places::new();
+    {
+        let registry = places.serve();
+        registry.client().push_image("team/deep/app", "1.8", &Image::random(1000));
+    }
+    let sh = |script: &str| {
+        run(Command::new("sh").current_dir(places.at("registry")).args(["-euc", script]))
+            .ok()
+            .stdout
+    };
+    sh("chown -R 4242:4343 . && chmod 2750 team && chmod 2770 team/deep && setfacl -m u:4444:rx team
+        cp -a team/deep/app team/app");
+    let status = || {
+        sh("find team -path team/deep -prune -o -name .lock -prune -o -printf '%p %m %U:%G\\n' | sort
+            getfacl -np team team/app")
+    };
+    let before = status();
+    places.recipe("snapshot").ok();
+    let mode = fs::metadata(places.at("snapshots")).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode, 0o700);
+    let lock = || sh("stat -c '%a %u:%g' team/app/.lock");
+    for lost in ["team/app", "team", "team/app/.lock"] {
+        fs::remove_dir_all(places.at("registry").join(lost))
+            .or_else(|_| fs::remove_file(places.at("registry").join(lost)))
+            .unwrap();
+        places.recipe("restore-one").ok();
+        assert_eq!(lock(), "600 4242:4343\n", "{lost}");
+        assert_eq!(status(), before, "{lost}");
+    }
+    // What was closed above it since stays closed.
+    sh("chmod 2700 team && rm -r team/app");
+    places.recipe("restore-one").ok();
+    assert_eq!(sh("stat -c %a team"), "2700\n");
 }
 
 /// The standby is served while it follows: whoever pulls from it never finds a tag without its blobs.

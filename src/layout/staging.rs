@@ -48,6 +48,12 @@ pub enum StagingError {
         /// What else is to be known.
         hint: &'static str,
     },
+    /// Others could put something else in the place of what is being made.
+    #[error(
+        "{}: its group or everybody may write to it, and could put a directory of their own in the          place of the snapshot: chmod go-w it, or chmod +t, or choose a directory that only this          account may write to (install -d -m 700)",
+        .0.display()
+    )]
+    Open(PathBuf),
     /// Another process makes the same.
     #[error("{}: somebody else is just making it ({})", .at.display(), Holder::list(.by))]
     Busy {
@@ -103,7 +109,18 @@ impl Place {
         };
         let place = Place { parent, name, taken };
         place.refuse_elsewhere(at, root)?;
+        place.refuse_open()?;
         Ok(place)
+    }
+
+    /// Without the sticky bit whoever may write to a directory may rename what others make there. An
+    /// ACL lets in nobody whom the group's bits, its mask, do not.
+    fn refuse_open(&self) -> std::result::Result<(), StagingError> {
+        let mode = Mode::from_raw_mode(self.parent.stat()?.st_mode);
+        match mode.intersects(Mode::WGRP | Mode::WOTH) && !mode.contains(Mode::SVTX) {
+            true => Err(StagingError::Open(self.parent.path().to_owned())),
+            false => Ok(()),
+        }
     }
 
     fn refuse_elsewhere(&self, at: &Path, root: &Dir) -> std::result::Result<(), StagingError> {
@@ -157,8 +174,11 @@ impl Place {
                 Err(error) if error.errno() == Some(Errno::EXIST) => continue,
                 made => made?,
             }
-            let dir = self.parent.dir(&hidden)?;
+            let dir = self.parent.dir_of_this_mount(&hidden)?;
             let at = || dir.path().to_owned();
+            if !is_as_made(&dir)? {
+                return Err(error::Error::Replaced { path: at() }.into());
+            }
             // A default ACL of the parent would be inherited by all that is made here.
             inherit::strip_acl(&dir).and_then(|()| inherit::strip_default_acl(&dir)).at(at)?;
             fs::fchmod(&dir, Mode::RWXU).at(at)?;
@@ -169,6 +189,14 @@ impl Place {
             }
         }
     }
+}
+
+/// Whether a directory is empty, of this account, and closed to all others, as it was made.
+fn is_as_made(dir: &Dir) -> Result<bool> {
+    let stat = dir.stat()?;
+    let ours = stat.st_uid == rustix::process::geteuid().as_raw();
+    let closed = Mode::from_raw_mode(stat.st_mode) & (Mode::RWXU | Mode::RWXG | Mode::RWXO);
+    Ok(ours && closed == Mode::RWXU && dir.names()?.is_empty())
 }
 
 /// A directory in the making. Dropped unpublished, it stays, to be removed by the next run.
@@ -362,6 +390,47 @@ mod tests {
         }
         let place = Place::look(&temp.path().join("root/.."), &root);
         assert!(matches!(place, Err(StagingError::NoName(_))));
+    }
+
+    #[test]
+    fn where_others_may_rename_nothing_is_made() {
+        let temp = fixture();
+        for (mode, good) in [
+            (0o700, true),
+            (0o755, true),
+            (0o1777, true),
+            (0o1770, true),
+            (0o777, false),
+            (0o770, false),
+            (0o2775, false),
+            (0o702, false),
+        ] {
+            std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            match begin(temp.path()) {
+                Ok(staging) if good => staging.abandon().unwrap(),
+                Err(StagingError::Open(_)) if !good => {}
+                other => panic!("{mode:o}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_that_was_put_there_is_not_as_made() {
+        let temp = fixture();
+        let at = temp.path().join("root");
+        let dir = Dir::open_root(&at).unwrap();
+        let mode = |mode| std::fs::set_permissions(&at, std::fs::Permissions::from_mode(mode));
+        mode(0o755).unwrap();
+        assert!(!is_as_made(&dir).unwrap());
+        mode(0o2700).unwrap();
+        assert!(is_as_made(&dir).unwrap());
+        std::fs::write(at.join("file"), "").unwrap();
+        assert!(!is_as_made(&dir).unwrap());
+        std::fs::remove_file(at.join("file")).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&at, Some(4242), None).unwrap();
+            assert!(!is_as_made(&dir).unwrap());
+        }
     }
 
     #[test]
