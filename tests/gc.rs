@@ -300,6 +300,15 @@ fn what_an_unknown_document_names_stays() {
     let document = format!(r#"{{"blobs":[{{"digest":"{named}"}}]}}"#);
     let document_digest = f.blob("a", document.as_bytes());
     let entry = descriptor("application/vnd.oci.artifact.manifest.v1+json", document.as_bytes());
+    // And an index of a type that nobody knows names an image, which needs its layer.
+    let layer = f.blob("a", b"a layer beneath");
+    f.blob("a", b"{}");
+    let beneath = image(b"{}", &[b"a layer beneath"], "");
+    let beneath_digest = f.blob("a", beneath.as_bytes());
+    let bundle = index(&[(IMAGE, beneath.as_bytes())]);
+    f.blob("a", bundle.as_bytes());
+    let bundle = descriptor("application/vnd.example.bundle.index+json", bundle.as_bytes());
+    let entry = format!("{entry},{bundle}");
     let json = fs::read_to_string(f.at("a/index.json")).unwrap();
     fs::write(
         f.at("a/index.json"),
@@ -308,6 +317,7 @@ fn what_an_unknown_document_names_stays() {
     .unwrap();
     f.gc(&at_once());
     assert!(f.has("a", &named) && f.has("a", &document_digest) && !f.has("a", &other));
+    assert!(f.has("a", &beneath_digest) && f.has("a", &layer));
     fs::write(f.at("a/index.json"), json).unwrap();
 }
 

@@ -1,5 +1,8 @@
 //! Marks: what a repository needs, and why.
 
+use serde::Deserialize;
+use serde_json::Value;
+
 use super::{is_plain, parse, read_manifest_bytes};
 use crate::layout::{Dir, Error, Result, path};
 use crate::oci::{Descriptor, Digest, DigestMap, Index, MAX_MANIFEST};
@@ -90,8 +93,7 @@ impl Marks {
             return Ok(Vec::new());
         }
         if is_plain(descriptor) {
-            self.unknown(repo, descriptor, cause)?;
-            return Ok(Vec::new());
+            return self.unknown(repo, descriptor, cause);
         }
         let Some(bytes) = read_manifest_bytes(repo, digest)? else {
             return match missing {
@@ -113,16 +115,41 @@ impl Marks {
     }
 
     /// What has a type that nobody here knows, but is JSON by its name, may be a manifest of another
-    /// kind (ORAS's artifact manifests, Docker's schema 1): every digest that it spells is kept.
-    fn unknown(&mut self, repo: &Dir, descriptor: &Descriptor, cause: Cause) -> Result<()> {
+    /// kind (ORAS's artifact manifests, Docker's schema 1) or an index of one: every digest that it spells
+    /// is kept, and what has a descriptor in it may refer to more.
+    fn unknown(
+        &mut self,
+        repo: &Dir,
+        descriptor: &Descriptor,
+        cause: Cause,
+    ) -> Result<Vec<Descriptor>> {
         let media_type = descriptor.media_type.to_ascii_lowercase();
         let json = media_type.contains("json") || media_type.ends_with("jws");
         if json
             && descriptor.size <= MAX_MANIFEST as u64
             && let Some(bytes) = read_manifest_bytes(repo, &descriptor.digest)?
         {
+            self.read.put_new(&descriptor.digest, ());
             Digest::all_in(&bytes).for_each(|digest| self.digest(&digest, cause));
+            return Ok(descriptors(&bytes));
         }
-        Ok(())
+        Ok(Vec::new())
     }
+}
+
+/// Whatever has a descriptor's shape, anywhere in a JSON document.
+fn descriptors(bytes: &[u8]) -> Vec<Descriptor> {
+    let mut found = Vec::new();
+    let mut todo: Vec<Value> = serde_json::from_slice(bytes).into_iter().collect();
+    while let Some(value) = todo.pop() {
+        if value.is_object() {
+            found.extend(Descriptor::deserialize(&value));
+        }
+        match value {
+            Value::Array(values) => todo.extend(values),
+            Value::Object(fields) => todo.extend(fields.into_iter().map(|(_, value)| value)),
+            _ => {}
+        }
+    }
+    found
 }
