@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use stillage::config::SnapshotArgs;
 use stillage::layout::RealDisk;
 use stillage::upkeep::snapshot::{self, report};
+use stillage::upkeep::words;
 
 use super::{Outcome, PARTLY};
 
@@ -23,7 +24,7 @@ pub(crate) fn run(args: &SnapshotArgs) -> Outcome {
     let options = snapshot::Options { previous, dry_run, wait };
     let mut tell = |repository: &str, so_far: &snapshot::Summary| {
         let blobs = so_far.blobs_linked + so_far.blobs_copied;
-        let repository = report::printable(repository);
+        let repository = words::printable(repository);
         bar.set_message(format!(
             "{} repositories, {blobs} blobs: {repository}",
             so_far.repositories

@@ -3,3 +3,4 @@
 pub mod check;
 pub mod gc;
 pub mod snapshot;
+pub mod words;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::finding::{Finding, Summary};
 use super::rule::{Rule, Severity};
 use super::{CheckError, Mended, Options, Repairs, Told, check, repair};
+use crate::upkeep::words::{many, printable};
 
 /// How to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,13 +186,6 @@ impl Writer<'_> {
     }
 }
 
-fn many(count: u64, one: &str, more: &str) -> String {
-    match count {
-        1 => format!("1 {one}"),
-        _ => format!("{count} {more}"),
-    }
-}
-
 fn sums(summary: &Summary) -> String {
     format!(
         "{}, {}, {}, {} hashed: {}, {}",
@@ -202,15 +196,4 @@ fn sums(summary: &Summary) -> String {
         many(summary.errors, "error", "errors"),
         many(summary.warnings, "warning", "warnings"),
     )
-}
-
-/// File names and other people's JSON must not drive the terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let plain = escaped.is_none().then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
 }

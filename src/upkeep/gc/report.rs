@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::Options;
 use super::event::{Event, Fate, Summary, Tidied, written};
 use crate::oci::What;
+use crate::upkeep::words::printable;
 
 /// How to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,15 +261,4 @@ fn sums(summary: &Summary, dry_run: bool) -> String {
         text.push_str(&format!("left as they are: {} repositories\n", summary.left));
     }
     text
-}
-
-/// File names and other people's JSON must not drive the terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let plain = escaped.is_none().then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::{Snapshot, Summary, Warning};
+use crate::upkeep::words::{many, printable};
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -73,23 +74,4 @@ pub fn text(
         writeln!(out, "{} lacks what is named above", dest.display())?;
     }
     out.flush()
-}
-
-/// Other people's names must not drive the terminal.
-pub fn printable(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() {
-            true => line.extend(c.escape_default()),
-            false => line.push(c),
-        }
-    }
-    line
-}
-
-fn many(count: u64, one: &str, more: &str) -> String {
-    match count {
-        1 => format!("1 {one}"),
-        _ => format!("{count} {more}"),
-    }
 }
