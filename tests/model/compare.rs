@@ -14,6 +14,7 @@ const OF_REMOVED_BLOBS: [&str; 2] = ["manifest-missing", "blob-missing"];
 impl Run<'_> {
     pub(super) fn compare_all(&mut self) -> Step {
         self.compare_answers()?;
+        self.compare_indexes()?;
         self.compare_files()?;
         self.compare_check()?;
         self.compare_snapshots()
@@ -39,6 +40,15 @@ impl Run<'_> {
             }
         }
         same!(self.face.catalog(None, 1000), Ok(self.world.catalog(None, 1000)), "the catalogue");
+        Ok(())
+    }
+
+    /// Every index.json lists what the model lists, and nothing else.
+    pub(super) fn compare_indexes(&self) -> Step {
+        for (name, repo) in &self.world.repos {
+            let index = tree::index(&self.face.root().join(name));
+            same!(index, repo.index, "index.json of {name}");
+        }
         Ok(())
     }
 

@@ -78,14 +78,8 @@ impl Run<'_> {
             there.blobs.insert(blob.clone());
         }
         there.is_foreign = true;
-        let index = there.index.get_or_insert_default();
-        let before = index.tags.insert("latest".to_owned(), digest.clone());
-        if let Some(before) = before
-            && !index.tags.values().any(|of| *of == before)
-        {
-            index.manifests.remove(&before);
-        }
-        index.manifests.insert(digest);
+        // Whether what had the tag is listed without one as well, the tool's file says.
+        there.index = tree::index(&self.face.root().join(&repo));
         self.world.soiled.extend(blobs);
         Ok(())
     }

@@ -12,7 +12,7 @@ use stillage::oci::Digest;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::world::{Index, World};
+use super::world::{Index, Place, World};
 
 /// A file's inode, its number of names, its length, and when its inode changed last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,6 +250,17 @@ pub fn laid(root: &Path) -> Laid {
         }
     }
     laid
+}
+
+/// The blobs whose files nobody but an outsider can have written: they may change at any time.
+pub fn theirs(root: &Path) -> BTreeSet<Place> {
+    let mut theirs = BTreeSet::new();
+    each_file(root, "", &mut |path, meta| {
+        if !path.starts_with(".stillage/") && meta.mode() & 0o666 != 0o444 {
+            theirs.extend(blob(&path));
+        }
+    });
+    theirs
 }
 
 /// `<repo>/blobs/<alg>/<hex>`

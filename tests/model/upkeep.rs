@@ -58,10 +58,11 @@ impl Run<'_> {
             self.collect_dry(&collection)?;
         }
         self.tell(format!("{collection:?}"));
+        let theirs = tree::theirs(self.face.root());
         let (pool, begun) = (tree::laid(self.face.root()).pool, SystemTime::now());
         let did = self.face.collect(&collection)?;
         let ended = SystemTime::now();
-        let said = self.world.collect(&collection);
+        let said = self.world.collect(&collection, &theirs);
         same!(did.stopped, said.stopped, "repositories that were not collected");
         same!(did.unlinked, said.unlinked, "blobs that were unlinked");
         same!(did.noted, said.noted, "blobs that were noted");
@@ -86,7 +87,7 @@ impl Run<'_> {
             changed.filter(|path| before.get(*path) != after.get(*path)).collect();
         same!(changed, Vec::<&String>::new(), "files changed by collect -n");
         let mut then = self.world.clone();
-        let said = then.collect(collection);
+        let said = then.collect(collection, &tree::theirs(self.face.root()));
         same!(would.stopped, said.stopped, "repositories that would not be collected");
         same!(would.unlinked, said.unlinked, "blobs that would be unlinked");
         same!(would.noted, said.noted, "blobs that would be noted");

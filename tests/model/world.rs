@@ -387,7 +387,10 @@ impl World {
     // --- collection -------------------------------------------------------------------------
 
     /// A collection of everything, or of one repository. What it must do, and what it must say.
-    pub fn collect(&mut self, collection: &Collection) -> Collected {
+    ///
+    /// What outsiders wrote, and lies as they wrote it, is unreferenced for no longer than it has been
+    /// there: by real time, which hardly passes here. Only grace 0 takes it.
+    pub fn collect(&mut self, collection: &Collection, theirs: &BTreeSet<Place>) -> Collected {
         let (grace, undo) =
             if collection.now { (0, 0) } else { (collection.grace, collection.undo_window) };
         let wanted = |name: &str| collection.only.as_deref().is_none_or(|only| only == name);
@@ -399,7 +402,7 @@ impl World {
             if self.is_unreadable(&name) {
                 did.stopped.insert(name);
             } else {
-                self.collect_repository(&name, grace, undo, &mut did);
+                self.collect_repository(&name, (grace, undo), theirs, &mut did);
             }
         }
         // Notes of what is not there any more say nothing.
@@ -424,7 +427,13 @@ impl World {
         did
     }
 
-    fn collect_repository(&mut self, name: &str, grace: u64, undo: u64, did: &mut Collected) {
+    fn collect_repository(
+        &mut self,
+        name: &str,
+        (grace, undo): (u64, u64),
+        theirs: &BTreeSet<Place>,
+        did: &mut Collected,
+    ) {
         let Some(repo) = self.repos.get(name) else { return };
         let mut kept = self.reached(name);
         let young = repo.journal.iter().filter(|(at, _)| undo > 0 && self.now - at <= undo);
@@ -437,7 +446,8 @@ impl World {
                 continue;
             }
             let noted = self.notes.get(&place).copied();
-            if grace == 0 || noted.is_some_and(|at| self.now - at > grace) {
+            let is_old = noted.is_some_and(|at| self.now - at > grace) && !theirs.contains(&place);
+            if grace == 0 || is_old {
                 self.notes.remove(&place);
                 self.lose(name, &digest);
                 did.unlinked.insert(place);
