@@ -5,6 +5,9 @@
 //! (`STILLAGE_TEST_LONG=1`) has 4,000 rounds.
 
 mod layouts;
+#[path = "support/random.rs"]
+#[allow(dead_code, unreachable_pub, reason = "not every test draws in every way")]
+mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,22 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use layouts::{disk, findings, valid};
+use random::Random;
 use stillage::layout::RealDisk;
 use stillage::oci::Index;
 use stillage::upkeep::check::{Mended, Options, Repairs, Told, repair};
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % end as u64).unwrap()
-    }
-}
 
 fn run(root: &Path) -> (BTreeSet<(&'static str, PathBuf)>, Vec<Mended>) {
     let wait = Duration::from_secs(5);
@@ -73,7 +64,7 @@ fn entries(root: &Path, repo: &str) -> Option<Vec<stillage::oci::Descriptor>> {
 }
 
 fn round(seed: u64) {
-    let random = &mut Random(seed);
+    let random = &mut Random::seeded(seed);
     let temp = disk::place(&valid::written());
     let root = temp.path();
     let files: Vec<PathBuf> = disk::walk(root)

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use stillage::oci::{Algorithm, Digest};
 
-use super::rng::Rng;
+use crate::support::random::Random;
 
 pub const OCI_IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -57,29 +57,29 @@ pub struct Contents {
 
 impl Contents {
     pub fn new(seed: u64) -> Contents {
-        let mut rng = Rng::new(seed ^ 0x5eed);
+        let mut random = Random::seeded(seed ^ 0x5eed);
         let mut contents = Contents::default();
         for number in 0..48 {
-            contents.add_plain(&mut rng, number);
+            contents.add_plain(&mut random, number);
         }
         for number in 0..70 {
-            let image = contents.image(&mut rng, number, None);
+            let image = contents.image(&mut random, number, None);
             contents.images.push(image);
         }
         for number in 0..24 {
-            let index = contents.index(&mut rng, number);
+            let index = contents.index(&mut random, number);
             contents.indexes.push(index);
         }
         for number in 0..50 {
-            let subject = match rng.below(10) {
-                0..6 => rng.pick(&contents.images).cloned(),
-                6..8 => rng.pick(&contents.indexes).cloned(),
+            let subject = match random.below(10) {
+                0..6 => random.pick(&contents.images).cloned(),
+                6..8 => random.pick(&contents.indexes).cloned(),
                 // A signature of a signature, or of what is never pushed.
-                8 => rng.pick(&contents.referrers).cloned(),
-                _ => Some(Digest::of(Algorithm::Sha256, &rng.bytes(8))),
+                8 => random.pick(&contents.referrers).cloned(),
+                _ => Some(Digest::of(Algorithm::Sha256, &random.bytes(8))),
             };
             let subject = subject.unwrap_or_else(|| contents.images[0].clone());
-            let referrer = contents.image(&mut rng, 1000 + number, Some(subject.clone()));
+            let referrer = contents.image(&mut random, 1000 + number, Some(subject.clone()));
             contents.subjects.push(subject);
             contents.referrers.push(referrer);
         }
@@ -104,44 +104,44 @@ impl Contents {
     }
 
     /// Adds bytes; gives one of their digests, mostly the one that everybody uses.
-    fn add(&mut self, rng: &mut Rng, bytes: Vec<u8>, shape: Option<Shape>) -> Digest {
+    fn add(&mut self, random: &mut Random, bytes: Vec<u8>, shape: Option<Shape>) -> Digest {
         let digests = Algorithm::ALL.map(|algorithm| Digest::of(algorithm, &bytes));
         for digest in &digests {
             self.by_digest.insert(digest.clone(), self.all.len());
         }
-        let digest = digests[usize::from(rng.chance(15))].clone();
+        let digest = digests[usize::from(random.chance(15))].clone();
         self.all.push(Content { bytes: bytes.into(), shape });
         digest
     }
 
-    fn add_plain(&mut self, rng: &mut Rng, number: usize) {
+    fn add_plain(&mut self, random: &mut Random, number: usize) {
         let bytes = match number {
             0 => b"{}".to_vec(),
             1 => Vec::new(),
             // More than one batch of an upload.
-            2 => rng.bytes((1 << 20) + 4097),
-            3 => rng.bytes(300_000),
-            4..10 => rng.bytes(5_000),
+            2 => random.bytes((1 << 20) + 4097),
+            3 => random.bytes(300_000),
+            4..10 => random.bytes(5_000),
             _ => {
-                let len = 1 + rng.below(200);
-                rng.bytes(len)
+                let len = 1 + random.below(200);
+                random.bytes(len)
             }
         };
-        let digest = self.add(rng, bytes, None);
+        let digest = self.add(random, bytes, None);
         self.plain.push(digest);
     }
 
-    fn image(&mut self, rng: &mut Rng, number: usize, subject: Option<Digest>) -> Digest {
-        let docker = subject.is_none() && rng.chance(20);
+    fn image(&mut self, random: &mut Random, number: usize, subject: Option<Digest>) -> Digest {
+        let docker = subject.is_none() && random.chance(20);
         let media_type = if docker { DOCKER_IMAGE } else { OCI_IMAGE };
         let mut references = Vec::new();
         let mut described = Vec::new();
-        for at in 0..=rng.below(5) {
+        for at in 0..=random.below(5) {
             // Sometimes a layer is what elsewhere is a manifest: content is content.
-            let of = if at > 0 && rng.chance(3) { &self.images } else { &self.plain };
-            let digest = rng.pick(of).unwrap_or(&self.plain[0]).clone();
-            let elsewhere = at > 0 && rng.chance(4);
-            let wrong = at > 0 && rng.chance(1);
+            let of = if at > 0 && random.chance(3) { &self.images } else { &self.plain };
+            let digest = random.pick(of).unwrap_or(&self.plain[0]).clone();
+            let elsewhere = at > 0 && random.chance(4);
+            let wrong = at > 0 && random.chance(1);
             let size = self.size(&digest) + u64::from(wrong);
             let urls = if elsewhere { r#","urls":["https://127.0.0.1/x"]"# } else { "" };
             let kind = if at == 0 { "config" } else { "layer" };
@@ -152,10 +152,10 @@ impl Contents {
         }
         let config = described.remove(0);
         let refers = subject.is_some();
-        let own_type = refers && rng.chance(70);
-        let artifact_type = own_type.then(|| format!("application/vnd.test.{}", rng.below(3)));
+        let own_type = refers && random.chance(70);
+        let artifact_type = own_type.then(|| format!("application/vnd.test.{}", random.below(3)));
         let mut annotations = BTreeMap::from([("n".to_owned(), number.to_string())]);
-        if refers && rng.chance(10) {
+        if refers && random.chance(10) {
             // Longer than what is kept beside the manifests.
             annotations.insert("long".to_owned(), "x".repeat(5000));
         }
@@ -177,22 +177,22 @@ impl Contents {
         let artifact_type =
             artifact_type.or_else(|| Some("application/vnd.test.config".to_owned()));
         let shape = Shape { media_type, references, subject, artifact_type, annotations };
-        self.add(rng, bytes.into_bytes(), Some(shape))
+        self.add(random, bytes.into_bytes(), Some(shape))
     }
 
-    fn index(&mut self, rng: &mut Rng, number: usize) -> Digest {
-        let docker = rng.chance(20);
+    fn index(&mut self, random: &mut Random, number: usize) -> Digest {
+        let docker = random.chance(20);
         let media_type = if docker { DOCKER_LIST } else { OCI_INDEX };
         let mut references = Vec::new();
         let mut described = Vec::new();
-        for _ in 0..rng.below(4) {
-            let of = match rng.below(10) {
+        for _ in 0..random.below(4) {
+            let of = match random.below(10) {
                 // As BuildKit's caches do.
                 0..2 => &self.plain,
                 2..4 => &self.indexes,
                 _ => &self.images,
             };
-            let Some(digest) = rng.pick(of).cloned() else { continue };
+            let Some(digest) = random.pick(of).cloned() else { continue };
             let child = self.shape(&digest).map(|shape| shape.media_type);
             let size = self.size(&digest);
             let kind = child.unwrap_or("application/vnd.test.layer");
@@ -201,7 +201,7 @@ impl Contents {
             let is_child = child.is_some();
             references.push(Reference { digest, size, is_child, is_required: true });
         }
-        let subject = rng.pick(&self.images).filter(|_| number % 6 == 5).cloned();
+        let subject = random.pick(&self.images).filter(|_| number % 6 == 5).cloned();
         let mut more = String::new();
         if let Some(subject) = &subject {
             more = format!(
@@ -216,6 +216,6 @@ impl Contents {
             described.join(",")
         );
         let shape = Shape { media_type, references, subject, artifact_type: None, annotations };
-        self.add(rng, bytes.into_bytes(), Some(shape))
+        self.add(random, bytes.into_bytes(), Some(shape))
     }
 }

@@ -6,9 +6,9 @@ use std::rc::Rc;
 use stillage::oci::{Algorithm, Digest};
 
 use super::face::{Pulled, Refused};
-use super::rng::Rng;
 use super::run::{Run, Step, same};
 use super::world::{Session, World};
+use crate::support::random::Random;
 
 /// Where clients push to. Some lie in others' directories.
 pub const REPOS: [&str; 8] = ["a", "a/b", "a/b/c", "busy", "team/x", "team/y", "z", "z-0/z"];
@@ -30,46 +30,48 @@ enum Todo {
 
 impl World {
     /// Mostly one that clients push to, sometimes one that an outsider made.
-    pub fn draw_repo(&self, rng: &mut Rng) -> String {
+    pub fn draw_repo(&self, random: &mut Random) -> String {
         let names = self.names();
-        let drawn = if rng.chance(15) { rng.pick(&names).cloned() } else { None };
-        drawn.unwrap_or_else(|| REPOS[rng.below(REPOS.len())].to_owned())
+        let drawn = if random.chance(15) { random.pick(&names).cloned() } else { None };
+        drawn.unwrap_or_else(|| REPOS[random.below(REPOS.len())].to_owned())
     }
 
-    fn draw_blob(&self, rng: &mut Rng, repo: &str) -> Digest {
+    fn draw_blob(&self, random: &mut Random, repo: &str) -> Digest {
         let there: Vec<&Digest> = self.repo(repo).into_iter().flat_map(|r| &r.blobs).collect();
-        let drawn = if rng.chance(70) { rng.pick(&there).copied() } else { None };
-        drawn.or_else(|| rng.pick(&self.contents.plain)).expect("content").clone()
+        let drawn = if random.chance(70) { random.pick(&there).copied() } else { None };
+        drawn.or_else(|| random.pick(&self.contents.plain)).expect("content").clone()
     }
 
-    pub fn draw_manifest(&self, rng: &mut Rng) -> Digest {
-        let of = match rng.below(10) {
+    pub fn draw_manifest(&self, random: &mut Random) -> Digest {
+        let of = match random.below(10) {
             0..6 => &self.contents.images,
             6..8 => &self.contents.indexes,
             _ => &self.contents.referrers,
         };
-        rng.pick(of).expect("a manifest").clone()
+        random.pick(of).expect("a manifest").clone()
     }
 
     /// One that the repository lists, or any.
-    fn draw_entry(&self, rng: &mut Rng, repo: &str) -> Digest {
+    fn draw_entry(&self, random: &mut Random, repo: &str) -> Digest {
         let listed = self.index(repo).into_iter().flat_map(|index| &index.manifests);
         let listed: Vec<&Digest> = listed.collect();
-        let drawn = if rng.chance(90) { rng.pick(&listed).map(|d| (*d).clone()) } else { None };
-        drawn.unwrap_or_else(|| self.draw_manifest(rng))
+        let drawn =
+            if random.chance(90) { random.pick(&listed).map(|d| (*d).clone()) } else { None };
+        drawn.unwrap_or_else(|| self.draw_manifest(random))
     }
 
-    fn draw_tag(&self, rng: &mut Rng, repo: &str) -> String {
+    fn draw_tag(&self, random: &mut Random, repo: &str) -> String {
         let there = self.index(repo).into_iter().flat_map(|index| index.tags.keys());
         let there: Vec<&String> = there.collect();
-        let drawn = if rng.chance(80) { rng.pick(&there).map(|t| (*t).clone()) } else { None };
-        drawn.unwrap_or_else(|| TAGS[rng.below(TAGS.len())].to_owned())
+        let drawn =
+            if random.chance(80) { random.pick(&there).map(|t| (*t).clone()) } else { None };
+        drawn.unwrap_or_else(|| TAGS[random.below(TAGS.len())].to_owned())
     }
 }
 
-fn draw_tags(rng: &mut Rng) -> Vec<String> {
-    let many = [0, 1, 1, 1, 1, 2, 3][rng.below(7)];
-    let tags: BTreeSet<&str> = (0..many).map(|_| TAGS[rng.below(TAGS.len())]).collect();
+fn draw_tags(random: &mut Random) -> Vec<String> {
+    let many = [0, 1, 1, 1, 1, 2, 3][random.below(7)];
+    let tags: BTreeSet<&str> = (0..many).map(|_| TAGS[random.below(TAGS.len())]).collect();
     tags.into_iter().map(str::to_owned).collect()
 }
 
@@ -93,34 +95,34 @@ impl Run<'_> {
         steps.push_back(Todo::Put(digest.clone(), tags));
     }
 
-    pub(super) fn push(&mut self, rng: &mut Rng) -> Step {
-        let (repo, digest) = (self.world.draw_repo(rng), self.world.draw_manifest(rng));
+    pub(super) fn push(&mut self, random: &mut Random) -> Step {
+        let (repo, digest) = (self.world.draw_repo(random), self.world.draw_manifest(random));
         let mut steps = VecDeque::new();
-        self.todo(&digest, draw_tags(rng), &mut steps);
+        self.todo(&digest, draw_tags(random), &mut steps);
         self.tell(format!("push {} to {repo}", short(&digest)));
-        steps.into_iter().try_for_each(|step| self.push_step(rng, &repo, step))
+        steps.into_iter().try_for_each(|step| self.push_step(random, &repo, step))
     }
 
-    pub(super) fn slow_push(&mut self, rng: &mut Rng) -> Step {
+    pub(super) fn slow_push(&mut self, random: &mut Random) -> Step {
         if self.slow.len() < 6 {
-            let (repo, digest) = (self.world.draw_repo(rng), self.world.draw_manifest(rng));
+            let (repo, digest) = (self.world.draw_repo(random), self.world.draw_manifest(random));
             let mut steps = VecDeque::new();
-            self.todo(&digest, draw_tags(rng), &mut steps);
+            self.todo(&digest, draw_tags(random), &mut steps);
             self.tell(format!("begin to push {} to {repo}", short(&digest)));
             self.slow.push(Slow { repo, steps });
         }
-        self.go_on(rng)
+        self.go_on(random)
     }
 
-    pub(super) fn go_on(&mut self, rng: &mut Rng) -> Step {
+    pub(super) fn go_on(&mut self, random: &mut Random) -> Step {
         if self.slow.is_empty() {
             return Ok(());
         }
-        let at = rng.below(self.slow.len());
+        let at = random.below(self.slow.len());
         let slow = &mut self.slow[at];
         let repo = slow.repo.clone();
         match slow.steps.pop_front() {
-            Some(step) => self.push_step(rng, &repo, step),
+            Some(step) => self.push_step(random, &repo, step),
             None => {
                 self.slow.remove(at);
                 Ok(())
@@ -128,20 +130,20 @@ impl Run<'_> {
         }
     }
 
-    fn push_step(&mut self, rng: &mut Rng, repo: &str, step: Todo) -> Step {
+    fn push_step(&mut self, random: &mut Random, repo: &str, step: Todo) -> Step {
         match step {
-            Todo::Provide(digest) => self.provide(rng, repo, &digest),
-            Todo::Put(digest, tags) => self.put(rng, repo, &digest, tags),
+            Todo::Provide(digest) => self.provide(random, repo, &digest),
+            Todo::Put(digest, tags) => self.put(random, repo, &digest, tags),
         }
     }
 
     /// As clients do: some ask first, some mount, some just send it.
-    fn provide(&mut self, rng: &mut Rng, repo: &str, digest: &Digest) -> Step {
-        let there = match rng.below(10) {
+    fn provide(&mut self, random: &mut Random, repo: &str, digest: &Digest) -> Step {
+        let there = match random.below(10) {
             0..5 => self.head(repo, digest)?,
             5..8 => {
-                let from = self.world.draw_repo(rng);
-                self.mount(repo, digest, (!rng.chance(30)).then_some(from.as_str()))?
+                let from = self.world.draw_repo(random);
+                self.mount(repo, digest, (!random.chance(30)).then_some(from.as_str()))?
             }
             _ => false,
         };
@@ -156,22 +158,22 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn upload_one(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let digest = self.world.draw_blob(rng, &repo);
-        if !rng.chance(10) {
+    pub(super) fn upload_one(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let digest = self.world.draw_blob(random, &repo);
+        if !random.chance(10) {
             return self.upload(&repo, &digest);
         }
         self.tell(format!("upload something else as {} to {repo}", short(&digest)));
-        let answer = self.face.put_blob(&repo, &digest, rng.bytes(20).into());
+        let answer = self.face.put_blob(&repo, &digest, random.bytes(20).into());
         same!(answer, Err(Refused::DigestMismatch), "upload of something else as {digest}");
         self.world.forget_note(&repo, &digest);
         Ok(())
     }
 
-    pub(super) fn head_one(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let digest = self.world.draw_blob(rng, &repo);
+    pub(super) fn head_one(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let digest = self.world.draw_blob(random, &repo);
         self.head(&repo, &digest).map(|_| ())
     }
 
@@ -183,10 +185,10 @@ impl Run<'_> {
         Ok(said.is_ok())
     }
 
-    pub(super) fn mount_one(&mut self, rng: &mut Rng) -> Step {
-        let (repo, from) = (self.world.draw_repo(rng), self.world.draw_repo(rng));
-        let digest = self.world.draw_blob(rng, &from);
-        self.mount(&repo, &digest, (!rng.chance(30)).then_some(from.as_str())).map(|_| ())
+    pub(super) fn mount_one(&mut self, random: &mut Random) -> Step {
+        let (repo, from) = (self.world.draw_repo(random), self.world.draw_repo(random));
+        let digest = self.world.draw_blob(random, &from);
+        self.mount(&repo, &digest, (!random.chance(30)).then_some(from.as_str())).map(|_| ())
     }
 
     fn mount(&mut self, repo: &str, digest: &Digest, from: Option<&str>) -> Result<bool, String> {
@@ -205,13 +207,19 @@ impl Run<'_> {
     }
 
     /// By a tag, by the digest, or by the digest with tags.
-    fn put(&mut self, rng: &mut Rng, repo: &str, digest: &Digest, mut tags: Vec<String>) -> Step {
+    fn put(
+        &mut self,
+        random: &mut Random,
+        repo: &str,
+        digest: &Digest,
+        mut tags: Vec<String>,
+    ) -> Step {
         let contents = Rc::clone(&self.world.contents);
         let shape = contents.shape(digest).ok_or("no manifest")?;
         let named = tags.clone();
         let reference = match tags.last() {
             // A tag stands for the SHA-256.
-            Some(_) if digest.algorithm() == Algorithm::Sha256 && !rng.chance(20) => {
+            Some(_) if digest.algorithm() == Algorithm::Sha256 && !random.chance(20) => {
                 tags.pop().unwrap_or_default()
             }
             _ => digest.to_string(),
@@ -226,40 +234,40 @@ impl Run<'_> {
     }
 
     /// What it needs may be there or not.
-    pub(super) fn bare_put(&mut self, rng: &mut Rng) -> Step {
-        let (repo, digest) = (self.world.draw_repo(rng), self.world.draw_manifest(rng));
-        let tags = draw_tags(rng);
-        self.put(rng, &repo, &digest, tags)
+    pub(super) fn bare_put(&mut self, random: &mut Random) -> Step {
+        let (repo, digest) = (self.world.draw_repo(random), self.world.draw_manifest(random));
+        let tags = draw_tags(random);
+        self.put(random, &repo, &digest, tags)
     }
 
-    pub(super) fn retag(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let (digest, tags) = (self.world.draw_entry(rng, &repo), draw_tags(rng));
-        self.put(rng, &repo, &digest, tags)
+    pub(super) fn retag(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let (digest, tags) = (self.world.draw_entry(random, &repo), draw_tags(random));
+        self.put(random, &repo, &digest, tags)
     }
 
     // --- upload sessions --------------------------------------------------------------------
 
-    pub(super) fn session(&mut self, rng: &mut Rng) -> Step {
+    pub(super) fn session(&mut self, random: &mut Random) -> Step {
         let open = self.world.sessions.len();
-        if open == 0 || (open < 8 && rng.chance(25)) {
-            return self.begin_session(rng);
+        if open == 0 || (open < 8 && random.chance(25)) {
+            return self.begin_session(random);
         }
-        let at = rng.below(open);
-        match rng.below(20) {
+        let at = random.below(open);
+        match random.below(20) {
             0 => self.cancel_session(at),
-            1 => self.session_elsewhere(rng, at),
+            1 => self.session_elsewhere(random, at),
             2..4 => self.session_status(at),
-            4..6 => self.append_in_the_wrong_place(rng, at),
-            6..14 => self.append(rng, at),
-            _ => self.finish_session(rng, at),
+            4..6 => self.append_in_the_wrong_place(random, at),
+            6..14 => self.append(random, at),
+            _ => self.finish_session(random, at),
         }
     }
 
-    fn begin_session(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let target = self.world.draw_blob(rng, &repo);
-        let algorithm = Algorithm::ALL[usize::from(rng.chance(30))];
+    fn begin_session(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let target = self.world.draw_blob(random, &repo);
+        let algorithm = Algorithm::ALL[usize::from(random.chance(30))];
         let begun = self.face.begin(&repo, algorithm);
         let id = begun.map_err(|refused| format!("a session in {repo}: {refused:?}"))?;
         self.tell(format!("begin {id} in {repo}"));
@@ -268,17 +276,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn append(&mut self, rng: &mut Rng, at: usize) -> Step {
+    fn append(&mut self, random: &mut Random, at: usize) -> Step {
         let now = self.world.now;
         let contents = Rc::clone(&self.world.contents);
         let session = &mut self.world.sessions[at];
         let rest = contents.bytes(&session.target).slice(session.received..);
-        let piece = rest.slice(..rng.below(rest.len() + 1));
+        let piece = rest.slice(..random.below(rest.len() + 1));
         // Nothing that arrives is no activity, but some file systems count it as such.
         if piece.is_empty() && session.touched != now {
             return Ok(());
         }
-        let first = rng.chance(50).then_some(session.received as u64);
+        let first = random.chance(50).then_some(session.received as u64);
         let answer = self.face.append(&session.repo, &session.id, first, piece.clone());
         session.received += piece.len();
         session.touched = now;
@@ -288,10 +296,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn append_in_the_wrong_place(&mut self, rng: &mut Rng, at: usize) -> Step {
+    fn append_in_the_wrong_place(&mut self, random: &mut Random, at: usize) -> Step {
         let session = &self.world.sessions[at];
-        let first = Some(session.received as u64 + 1 + rng.below(3) as u64);
-        let answer = self.face.append(&session.repo, &session.id, first, rng.bytes(5).into());
+        let first = Some(session.received as u64 + 1 + random.below(3) as u64);
+        let answer = self.face.append(&session.repo, &session.id, first, random.bytes(5).into());
         same!(answer, Err(Refused::UploadRange), "append in the wrong place to {session:?}");
         Ok(())
     }
@@ -304,9 +312,9 @@ impl Run<'_> {
     }
 
     /// A session is one repository's.
-    fn session_elsewhere(&mut self, rng: &mut Rng, at: usize) -> Step {
+    fn session_elsewhere(&mut self, random: &mut Random, at: usize) -> Step {
         let session = &self.world.sessions[at];
-        let other = REPOS[rng.below(REPOS.len())];
+        let other = REPOS[random.below(REPOS.len())];
         if other != session.repo {
             let answer = self.face.received(other, &session.id);
             same!(answer, Err(Refused::UploadUnknown), "status of {session:?} in {other}");
@@ -323,12 +331,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn finish_session(&mut self, rng: &mut Rng, at: usize) -> Step {
+    fn finish_session(&mut self, random: &mut Random, at: usize) -> Step {
         let session = self.world.sessions.remove(at);
         let Session { id, repo, target, received, .. } = &session;
         self.tell(format!("finish {id} as {} in {repo}", short(target)));
         let mut rest = self.world.contents.bytes(target).slice(*received..);
-        let wrong = rng.chance(10);
+        let wrong = random.chance(10);
         if wrong {
             rest = [&rest[..], b"and more"].concat().into();
         }
@@ -347,27 +355,27 @@ impl Run<'_> {
 
     // --- deleting ---------------------------------------------------------------------------
 
-    pub(super) fn delete_tag(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let tag = self.world.draw_tag(rng, &repo);
+    pub(super) fn delete_tag(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let tag = self.world.draw_tag(random, &repo);
         self.tell(format!("delete {repo}:{tag}"));
         let answer = self.face.delete_manifest(&repo, &tag);
         same!(answer, self.world.delete_tag(&repo, &tag), "delete {repo}:{tag}");
         Ok(())
     }
 
-    pub(super) fn delete_manifest(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let digest = self.world.draw_entry(rng, &repo);
+    pub(super) fn delete_manifest(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let digest = self.world.draw_entry(random, &repo);
         self.tell(format!("delete {repo}@{}", short(&digest)));
         let answer = self.face.delete_manifest(&repo, digest.as_str());
         same!(answer, self.world.delete_manifest(&repo, &digest), "delete {repo}@{digest}");
         Ok(())
     }
 
-    pub(super) fn delete_blob(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let digest = self.world.draw_blob(rng, &repo);
+    pub(super) fn delete_blob(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let digest = self.world.draw_blob(random, &repo);
         self.tell(format!("delete blob {} of {repo}", short(&digest)));
         let answer = self.face.delete_blob(&repo, &digest);
         same!(answer, self.world.delete_blob(&repo, &digest), "delete blob {digest} of {repo}");
@@ -376,10 +384,10 @@ impl Run<'_> {
 
     // --- reading ----------------------------------------------------------------------------
 
-    pub(super) fn list_tags(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let n = [0, 1, 2, 3, 100][rng.below(5)];
-        let mut last = rng.chance(30).then(|| TAGS[rng.below(TAGS.len())].to_owned());
+    pub(super) fn list_tags(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let n = [0, 1, 2, 3, 100][random.below(5)];
+        let mut last = random.chance(30).then(|| TAGS[random.below(TAGS.len())].to_owned());
         // Page by page to the end.
         loop {
             let answer = self.face.tags(&repo, last.as_deref(), n);
@@ -392,11 +400,11 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn list_referrers(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let subject = rng.pick(&self.world.contents.subjects).expect("a subject").clone();
+    pub(super) fn list_referrers(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let subject = random.pick(&self.world.contents.subjects).expect("a subject").clone();
         let of = ["application/vnd.test.0", "application/vnd.test.config", "none"];
-        let artifact_type = rng.chance(50).then(|| of[rng.below(3)]);
+        let artifact_type = random.chance(50).then(|| of[random.below(3)]);
         self.referrers(&repo, &subject, artifact_type)
     }
 
@@ -416,9 +424,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn list_catalog(&mut self, rng: &mut Rng) -> Step {
-        let n = [0, 1, 2, 100][rng.below(4)];
-        let mut last = rng.chance(30).then(|| self.world.draw_repo(rng));
+    pub(super) fn list_catalog(&mut self, random: &mut Random) -> Step {
+        let n = [0, 1, 2, 100][random.below(4)];
+        let mut last = random.chance(30).then(|| self.world.draw_repo(random));
         loop {
             let answer = self.face.catalog(last.as_deref(), n);
             let said = self.world.catalog(last.as_deref(), n);
@@ -430,18 +438,18 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn pull_one(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
+    pub(super) fn pull_one(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
         let contained: Vec<Digest> = self.world.contained(&repo).into_iter().collect();
-        let reference = match rng.below(10) {
-            0..5 => self.world.draw_tag(rng, &repo),
-            5..8 => self.world.draw_entry(rng, &repo).to_string(),
-            8 => rng
+        let reference = match random.below(10) {
+            0..5 => self.world.draw_tag(random, &repo),
+            5..8 => self.world.draw_entry(random, &repo).to_string(),
+            8 => random
                 .pick(&contained)
                 .cloned()
-                .unwrap_or_else(|| self.world.draw_manifest(rng))
+                .unwrap_or_else(|| self.world.draw_manifest(random))
                 .to_string(),
-            _ => self.world.draw_manifest(rng).to_string(),
+            _ => self.world.draw_manifest(random).to_string(),
         };
         let Some(digest) = self.pull(&repo, &reference)? else { return Ok(()) };
         let contents = Rc::clone(&self.world.contents);
@@ -474,9 +482,9 @@ impl Run<'_> {
         Ok(said.ok())
     }
 
-    pub(super) fn pull_blob(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let digest = self.world.draw_blob(rng, &repo);
+    pub(super) fn pull_blob(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let digest = self.world.draw_blob(random, &repo);
         self.blob(&repo, &digest)
     }
 

@@ -12,7 +12,6 @@ mod deeds;
 mod face;
 mod in_process;
 mod outside;
-mod rng;
 mod run;
 pub mod tree;
 mod upkeep;

@@ -3,46 +3,46 @@
 use std::fs;
 
 use super::deeds::REPOS;
-use super::rng::Rng;
 use super::run::{Run, Step};
 use super::tree;
+use crate::support::random::Random;
 
 /// Names that copies and moved directories get, beside those that clients push to.
 const NEW: [&str; 3] = ["copy", "team/copy", "deep/er/copy"];
 
 impl Run<'_> {
-    fn draw_directory(&self, rng: &mut Rng) -> Option<String> {
+    fn draw_directory(&self, random: &mut Random) -> Option<String> {
         let dirs: Vec<&String> = self.world.dirs.iter().collect();
-        rng.pick(&dirs).map(|dir| (*dir).clone())
+        random.pick(&dirs).map(|dir| (*dir).clone())
     }
 
     /// A directory, and a free name that does not lie in it.
-    fn draw_directory_and_name(&self, rng: &mut Rng) -> Option<(String, String)> {
-        let from = self.draw_directory(rng)?;
+    fn draw_directory_and_name(&self, random: &mut Random) -> Option<(String, String)> {
+        let from = self.draw_directory(random)?;
         let names: Vec<&str> = NEW.into_iter().chain(REPOS).collect();
-        let to = *rng.pick(&names)?;
+        let to = *random.pick(&names)?;
         let free = !self.world.dirs.contains(to) && !to.starts_with(&format!("{from}/"));
         free.then(|| (from, to.to_owned()))
     }
 
-    pub(super) fn remove_directory(&mut self, rng: &mut Rng) -> Step {
-        let Some(dir) = self.draw_directory(rng) else { return Ok(()) };
+    pub(super) fn remove_directory(&mut self, random: &mut Random) -> Step {
+        let Some(dir) = self.draw_directory(random) else { return Ok(()) };
         self.tell(format!("rm -rf {dir}"));
         fs::remove_dir_all(self.face.root().join(&dir)).map_err(|error| error.to_string())?;
         self.world.remove(&dir);
         Ok(())
     }
 
-    pub(super) fn copy_directory(&mut self, rng: &mut Rng) -> Step {
-        let Some((from, to)) = self.draw_directory_and_name(rng) else { return Ok(()) };
+    pub(super) fn copy_directory(&mut self, random: &mut Random) -> Step {
+        let Some((from, to)) = self.draw_directory_and_name(random) else { return Ok(()) };
         self.tell(format!("cp -a {from} {to}"));
         tree::cp_a(self.face.root(), &from, &to);
         self.world.copy(&from, &to);
         Ok(())
     }
 
-    pub(super) fn move_directory(&mut self, rng: &mut Rng) -> Step {
-        let Some((from, to)) = self.draw_directory_and_name(rng) else { return Ok(()) };
+    pub(super) fn move_directory(&mut self, random: &mut Random) -> Step {
+        let Some((from, to)) = self.draw_directory_and_name(random) else { return Ok(()) };
         self.tell(format!("mv {from} {to}"));
         tree::mv(self.face.root(), &from, &to);
         self.world.rename(&from, &to);
@@ -50,10 +50,12 @@ impl Run<'_> {
     }
 
     /// Also one that a manifest needs: the next push brings it back.
-    pub(super) fn remove_blob(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
+    pub(super) fn remove_blob(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
         let there: Vec<_> = self.world.repo(&repo).into_iter().flat_map(|r| &r.blobs).collect();
-        let Some(digest) = rng.pick(&there).map(|digest| (*digest).clone()) else { return Ok(()) };
+        let Some(digest) = random.pick(&there).map(|digest| (*digest).clone()) else {
+            return Ok(());
+        };
         self.tell(format!("rm {digest} of {repo}"));
         let path = tree::blob_path(self.face.root(), &repo, &digest);
         fs::remove_file(path).map_err(|error| error.to_string())?;
@@ -61,9 +63,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn write_like_skopeo(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
-        let digest = rng.pick(&self.world.contents.images).expect("an image").clone();
+    pub(super) fn write_like_skopeo(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
+        let digest = random.pick(&self.world.contents.images).expect("an image").clone();
         let shape = self.world.contents.shape(&digest).expect("a manifest");
         // Nobody writes an image whose layers are not what it says.
         let sizes = shape.references.iter();
@@ -106,8 +108,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn lose_facts(&mut self, rng: &mut Rng) -> Step {
-        let repo = self.world.draw_repo(rng);
+    pub(super) fn lose_facts(&mut self, random: &mut Random) -> Step {
+        let repo = self.world.draw_repo(random);
         let facts = self.face.root().join(&repo).join("_referrers");
         if facts.exists() {
             self.tell(format!("rm -rf {repo}/_referrers"));

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use super::contents::Contents;
 use super::deeds::Slow;
 use super::face::Face;
-use super::rng::Rng;
 use super::upkeep::{Collections, Snapshot};
 use super::world::World;
+use crate::support::random::Random;
 
 /// Nothing to say, or what the registry did otherwise than the model.
 pub type Step = Result<(), String>;
@@ -108,11 +108,11 @@ const WEIGHTS: [(What, usize); 30] = [
 
 /// The deeds of a seed; everything is compared after every so many.
 pub fn plan(seed: u64, operations: usize, compare_every: usize) -> Vec<Op> {
-    let mut rng = Rng::new(seed);
+    let mut random = Random::seeded(seed);
     let sum = WEIGHTS.iter().map(|(_, weight)| weight).sum();
     let mut plan = Vec::with_capacity(operations + operations / compare_every + 1);
     for number in 1..=operations {
-        let mut at = rng.below(sum);
+        let mut at = random.below(sum);
         let drawn = WEIGHTS.iter().find(|(_, weight)| match at.checked_sub(*weight) {
             Some(rest) => {
                 at = rest;
@@ -121,7 +121,7 @@ pub fn plan(seed: u64, operations: usize, compare_every: usize) -> Vec<Op> {
             None => true,
         });
         let what = drawn.map_or(What::Compare, |(what, _)| *what);
-        plan.push(Op { what, seed: rng.next() });
+        plan.push(Op { what, seed: random.next() });
         if number % compare_every == 0 || number == operations {
             plan.push(Op { what: What::Compare, seed: 0 });
         }
@@ -204,38 +204,38 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, op: Op) -> Step {
         *self.counts.entry(op.what).or_default() += 1;
-        let rng = &mut Rng::new(op.seed);
+        let random = &mut Random::seeded(op.seed);
         match op.what {
-            What::Push => self.push(rng),
-            What::SlowPush => self.slow_push(rng),
-            What::GoOn => self.go_on(rng),
-            What::Upload => self.upload_one(rng),
-            What::Session => self.session(rng),
-            What::Mount => self.mount_one(rng),
-            What::Head => self.head_one(rng),
-            What::BarePut => self.bare_put(rng),
-            What::Retag => self.retag(rng),
-            What::DeleteTag => self.delete_tag(rng),
-            What::DeleteManifest => self.delete_manifest(rng),
-            What::DeleteBlob => self.delete_blob(rng),
-            What::Tags => self.list_tags(rng),
-            What::Referrers => self.list_referrers(rng),
-            What::Catalog => self.list_catalog(rng),
-            What::Pull => self.pull_one(rng),
-            What::PullBlob => self.pull_blob(rng),
-            What::Collect => self.collect(rng),
-            What::TimePasses => self.time_passes(rng),
+            What::Push => self.push(random),
+            What::SlowPush => self.slow_push(random),
+            What::GoOn => self.go_on(random),
+            What::Upload => self.upload_one(random),
+            What::Session => self.session(random),
+            What::Mount => self.mount_one(random),
+            What::Head => self.head_one(random),
+            What::BarePut => self.bare_put(random),
+            What::Retag => self.retag(random),
+            What::DeleteTag => self.delete_tag(random),
+            What::DeleteManifest => self.delete_manifest(random),
+            What::DeleteBlob => self.delete_blob(random),
+            What::Tags => self.list_tags(random),
+            What::Referrers => self.list_referrers(random),
+            What::Catalog => self.list_catalog(random),
+            What::Pull => self.pull_one(random),
+            What::PullBlob => self.pull_blob(random),
+            What::Collect => self.collect(random),
+            What::TimePasses => self.time_passes(random),
             What::Restart => self.restart(),
-            What::Snapshot => self.snapshot(rng),
+            What::Snapshot => self.snapshot(random),
             What::Repair => self.repair(),
-            What::RemoveDirectory => self.remove_directory(rng),
-            What::CopyDirectory => self.copy_directory(rng),
-            What::MoveDirectory => self.move_directory(rng),
-            What::RemoveBlob => self.remove_blob(rng),
-            What::WriteLikeSkopeo => self.write_like_skopeo(rng),
+            What::RemoveDirectory => self.remove_directory(random),
+            What::CopyDirectory => self.copy_directory(random),
+            What::MoveDirectory => self.move_directory(random),
+            What::RemoveBlob => self.remove_blob(random),
+            What::WriteLikeSkopeo => self.write_like_skopeo(random),
             What::LosePool => self.lose_pool(),
             What::LoseHints => self.lose_hints(),
-            What::LoseFacts => self.lose_facts(rng),
+            What::LoseFacts => self.lose_facts(random),
             What::Compare => self.compare_all(),
         }
     }

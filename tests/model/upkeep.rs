@@ -8,11 +8,11 @@ use std::time::SystemTime;
 use stillage::oci::Digest;
 
 use super::face::Collection;
-use super::rng::Rng;
 use super::run::{Run, Step, same};
 use super::tree::{self, Status};
 use super::world::Repo;
 use crate::support::STILLAGE;
+use crate::support::random::Random;
 
 /// Grace and undo window lie between the model's hours, which pass by six: the real time that a run
 /// takes changes nothing.
@@ -34,8 +34,8 @@ pub struct Snapshot {
 }
 
 impl Run<'_> {
-    pub(super) fn time_passes(&mut self, rng: &mut Rng) -> Step {
-        let hours = HOURS * [1, 1, 1, 2, 2, 3, 5, 8, 30][rng.below(9)];
+    pub(super) fn time_passes(&mut self, random: &mut Random) -> Step {
+        let hours = HOURS * [1, 1, 1, 2, 2, 3, 5, 8, 30][random.below(9)];
         self.tell(format!("{hours} hours pass"));
         tree::age(self.face.root(), hours);
         self.world.now += hours;
@@ -48,13 +48,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn collect(&mut self, rng: &mut Rng) -> Step {
-        let now = rng.chance(10);
-        let only = (now && rng.chance(50)).then(|| self.world.draw_repo(rng));
+    pub(super) fn collect(&mut self, random: &mut Random) -> Step {
+        let now = random.chance(10);
+        let only = (now && random.chance(50)).then(|| self.world.draw_repo(random));
         // One that is not there is an error of its own.
         let only = only.filter(|name| self.world.repos.contains_key(name));
         let collection = Collection { grace: GRACE, undo_window: UNDO, now, only, dry_run: false };
-        if rng.chance(20) {
+        if random.chance(20) {
             self.collect_dry(&collection)?;
         }
         self.tell(format!("{collection:?}"));
@@ -133,9 +133,9 @@ impl Run<'_> {
     }
 
     /// A copy that shares the blobs; it is looked at again as long as it is kept.
-    pub(super) fn snapshot(&mut self, rng: &mut Rng) -> Step {
+    pub(super) fn snapshot(&mut self, random: &mut Random) -> Step {
         if self.snapshots.len() == 3 {
-            let old = self.snapshots.remove(rng.below(3));
+            let old = self.snapshots.remove(random.below(3));
             self.tell(format!("rm -rf {}", old.dir.display()));
             std::fs::remove_dir_all(old.dir).map_err(|error| error.to_string())?;
         }
