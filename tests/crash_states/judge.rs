@@ -115,6 +115,37 @@ impl Expected {
     }
 }
 
+/// Why a state must not be.
+#[derive(Clone, Debug)]
+pub struct Wrong {
+    pub why: String,
+    pub witness: Witness,
+}
+
+/// Who can notice that a state is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Witness {
+    /// Whoever opens what is left, and asks for what was promised.
+    Program,
+    /// Only who knows what there was. Nothing speaks of a key that never was, of a journal's lines that
+    /// are not there, of what lay in quarantine.
+    Memory,
+}
+
+impl Wrong {
+    fn seen(why: impl Into<String>) -> Wrong {
+        Wrong { why: why.into(), witness: Witness::Program }
+    }
+
+    fn remembered(why: impl Into<String>) -> Wrong {
+        Wrong { why: why.into(), witness: Witness::Memory }
+    }
+
+    fn within(self, repo: &str) -> Wrong {
+        Wrong { why: format!("{repo}: {}", self.why), ..self }
+    }
+}
+
 /// What a path is for.
 #[derive(Clone, Debug)]
 enum Role {
@@ -179,7 +210,7 @@ pub struct Judge {
     required: HashMap<Content, Result<Vec<Digest>, String>>,
     right: Quick<(PathId, Content), bool>,
     /// What was found of everything but the room, by what is expected.
-    known: Quick<(u64, u64), Option<String>>,
+    known: Quick<(u64, u64), Option<Wrong>>,
     outsiders: Outsiders,
 }
 
@@ -218,7 +249,7 @@ impl Judge {
         interner: &Interner,
         state: &State,
         expected: &Expected,
-    ) -> Option<String> {
+    ) -> Option<Wrong> {
         let known = self.roles.len();
         self.roles.extend(interner.paths[known..].iter().map(|path| Role::of(path)));
         let mut core = Mix::default();
@@ -232,12 +263,13 @@ impl Judge {
                 let theirs =
                     matches!(role, Role::Blob(_, digest) if self.outsiders.blobs.contains(digest));
                 if !*right && !theirs {
-                    return Some(format!("{} is half-done", interner.paths[entry.path]));
+                    let path = &interner.paths[entry.path];
+                    return Some(Wrong::seen(format!("{path} is half-done")));
                 }
             }
             let version = matches!(role, Role::Version);
             if version && *interner.contents[content] != *path::VERSION_TEXT.as_bytes() {
-                return Some("the version is half-done: nothing would open the tree".to_owned());
+                return Some(Wrong::seen("the version is half-done: nothing would open the tree"));
             }
             if !matches!(role, Role::Pool(_) | Role::Version | Role::Other) {
                 core.write_usize(entry.path);
@@ -261,7 +293,7 @@ impl Judge {
         interner: &Interner,
         state: &State,
         expected: &Expected,
-    ) -> Option<String> {
+    ) -> Option<Wrong> {
         self.read(interner, state);
         let mut repos: BTreeMap<&str, View<'_>> = BTreeMap::new();
         for entry in &state.entries {
@@ -276,9 +308,9 @@ impl Judge {
                 Role::Blob(..) | Role::Pool(_) | Role::Version | Role::Other => {}
             }
         }
-        let unsound = repos.iter().find_map(|(name, view)| {
-            self.unsound(interner, view).map(|why| format!("{name}: {why}"))
-        });
+        let unsound = repos
+            .iter()
+            .find_map(|(name, view)| self.unsound(interner, view).map(|wrong| wrong.within(name)));
         unsound.or_else(|| self.lacks(&repos, expected))
     }
 
@@ -302,62 +334,66 @@ impl Judge {
         }
     }
 
-    fn unsound(&self, interner: &Interner, view: &View<'_>) -> Option<String> {
+    fn unsound(&self, interner: &Interner, view: &View<'_>) -> Option<Wrong> {
         let mut stamps = Vec::new();
         for journal in &view.journals {
             match &self.journals[journal] {
                 Ok(found) => stamps.push(found),
-                Err(why) => return Some(format!("the journal: {why}")),
+                Err(why) => return Some(Wrong::seen(format!("the journal: {why}"))),
             }
         }
         let said = match &self.indexes[&view.index?] {
             Ok(said) => said,
-            Err(why) => return Some(format!("index.json: {why}")),
+            Err(why) => return Some(Wrong::seen(format!("index.json: {why}"))),
         };
         let layout = view.layout.map(|content| &interner.contents[content]);
         if layout.is_none_or(|bytes| **bytes != *path::OCI_LAYOUT_BYTES) {
-            return Some("an index.json without an oci-layout".to_owned());
+            return Some(Wrong::seen("an index.json without an oci-layout"));
         }
         for manifest in &said.repo.manifests {
             let Some(content) = view.blobs.get(manifest) else {
-                return Some(format!("manifest {manifest} is missing"));
+                return Some(Wrong::seen(format!("manifest {manifest} is missing")));
             };
             match &self.required[content] {
-                Err(why) => return Some(format!("manifest {manifest}: {why}")),
+                Err(why) => return Some(Wrong::seen(format!("manifest {manifest}: {why}"))),
                 Ok(required) => {
                     if let Some(missing) = required.iter().find(|d| !view.blobs.contains_key(d)) {
-                        return Some(format!("blob {missing} is missing"));
+                        return Some(Wrong::seen(format!("blob {missing} is missing")));
                     }
                 }
             }
         }
         let known = self.outsiders.indexes.contains(&said.stamp)
             || stamps.iter().any(|found| found.contains(&said.stamp));
-        (!known).then(|| "the journal does not know this index.json".to_owned())
+        // Another tool may have written it, for all that one can see.
+        (!known).then(|| Wrong::remembered("the journal does not know this index.json"))
     }
 
-    fn lacks(&self, repos: &BTreeMap<&str, View<'_>>, expected: &Expected) -> Option<String> {
+    fn lacks(&self, repos: &BTreeMap<&str, View<'_>>, expected: &Expected) -> Option<Wrong> {
         let nothing = Repo::default();
         for (name, may) in &expected.repos {
             let index = repos.get(name.as_str()).and_then(|view| view.index);
             let said = index.and_then(|index| self.indexes[&index].as_ref().ok());
             let is = said.map_or(&nothing, |said| &said.repo);
             if !may.contains(is) {
-                return Some(format!("{name} says {is:?}, may say {may:?}"));
+                return Some(Wrong::seen(format!("{name} says {is:?}, may say {may:?}")));
             }
         }
         for (name, view) in repos {
             if view.index.is_some() && !expected.repos.contains_key(*name) {
-                return Some(format!("{name} has an index.json that nobody asked for"));
+                let why = format!("{name} has an index.json that nobody asked for");
+                return Some(Wrong::seen(why));
             }
         }
         let back = expected.gone.iter().find(|(repo, digest)| {
             repos.get(repo.as_str()).is_some_and(|view| view.blobs.contains_key(digest))
         });
-        back.map(|(repo, digest)| format!("{repo} has {digest} again, which was deleted"))
+        back.map(|(repo, digest)| {
+            Wrong::seen(format!("{repo} has {digest} again, which was deleted"))
+        })
     }
 
-    fn not_kept(&self, interner: &Interner, state: &State, expected: &Expected) -> Option<String> {
+    fn not_kept(&self, interner: &Interner, state: &State, expected: &Expected) -> Option<Wrong> {
         let lost = expected.kept.iter().find(|(path, bytes)| {
             let is = state.entries.iter().find(|entry| interner.paths[entry.path] == *path);
             let is = is.and_then(|entry| entry.content).map(|content| &interner.contents[content]);
@@ -370,8 +406,8 @@ impl Judge {
             })
         };
         let missing = expected.quarantined.iter().find(|bytes| !lies(bytes));
-        lost.map(|(path, _)| format!("{path} is not what it was"))
-            .or_else(|| missing.map(|_| "what was taken out is not what it was".to_owned()))
+        lost.map(|(path, _)| Wrong::remembered(format!("{path} is not what it was")))
+            .or_else(|| missing.map(|_| Wrong::remembered("what was taken out is not what it was")))
     }
 }
 

@@ -18,7 +18,7 @@ pub mod record;
 use std::collections::HashSet;
 use std::fmt;
 
-use judge::{Effect, Expected, Judge, Outsiders};
+use judge::{Effect, Expected, Judge, Outsiders, Witness, Wrong};
 use model::{Interner, Model, State};
 use record::Step;
 
@@ -116,7 +116,7 @@ pub struct Explorer {
 
 /// A state that must not be.
 pub struct Bad {
-    pub why: String,
+    pub wrong: Wrong,
     /// The steps before the crash.
     pub after: usize,
     pub state: State,
@@ -146,8 +146,8 @@ impl Explorer {
             if ends && changed && at > from {
                 changed = false;
                 let bad = self.moment(run, at, &model, &mut interner, &mut judge, &mut seen);
-                if let Some((why, state, expected)) = bad {
-                    return Some(Bad { why, after: at, state, expected, interner, model });
+                if let Some((wrong, state, expected)) = bad {
+                    return Some(Bad { wrong, after: at, state, expected, interner, model });
                 }
             }
             model.take(step, &mut interner);
@@ -156,7 +156,14 @@ impl Explorer {
         let at = run.steps.len();
         let bad = self.moment(run, at, &model, &mut interner, &mut judge, &mut seen);
         self.counts.states += seen.len();
-        bad.map(|(why, state, expected)| Bad { why, after: at, state, expected, interner, model })
+        bad.map(|(wrong, state, expected)| Bad {
+            wrong,
+            after: at,
+            state,
+            expected,
+            interner,
+            model,
+        })
     }
 
     fn moment(
@@ -167,7 +174,7 @@ impl Explorer {
         interner: &mut Interner,
         judge: &mut Judge,
         seen: &mut HashSet<u64>,
-    ) -> Option<(String, State, Expected)> {
+    ) -> Option<(Wrong, State, Expected)> {
         let expected = deeds::expected(&run.steps[..at], &run.effects, &run.finally);
         let mut states: Vec<(u64, State)> = Vec::new();
         let mut met = 0;
@@ -185,15 +192,16 @@ impl Explorer {
         self.counts.aside_drawn += usize::from(!coverage.aside_combined);
         for (hash, state) in states {
             // What is expected changes: a state is judged at every moment.
-            if let Some(why) = judge.wrong(interner, &state, &expected) {
-                return Some((why, state, expected));
+            if let Some(wrong) = judge.wrong(interner, &state, &expected) {
+                return Some((wrong, state, expected));
             }
             let new = seen.insert(hash);
             if new && self.open_one_in > 0 && self.random.below(self.open_one_in) == 0 {
                 self.counts.opened += 1;
                 let judged = real::judge(model, interner, &state, &expected, judge.outsiders());
                 if let Err(why) = judged {
-                    return Some((format!("the program says: {why}"), state, expected));
+                    let why = format!("the program says: {why}");
+                    return Some((Wrong { why, witness: Witness::Program }, state, expected));
                 }
             }
         }
@@ -202,15 +210,19 @@ impl Explorer {
 }
 
 impl Bad {
-    /// Whether the program itself finds fault with the state.
-    pub fn is_seen_by_the_program(&mut self) -> bool {
+    /// Whether the program itself finds fault with the state; `None` where only who knows what there
+    /// was could.
+    pub fn is_seen_by_the_program(&mut self) -> Option<bool> {
+        if self.wrong.witness == Witness::Memory {
+            return None;
+        }
         let Bad { model, interner, state, expected, .. } = self;
-        real::judge(model, interner, state, expected, &Outsiders::default()).is_err()
+        Some(real::judge(model, interner, state, expected, &Outsiders::default()).is_err())
     }
 
     /// What there was to see, for a failure's message.
     pub fn describe(&self, run: &Run) -> String {
-        let mut text = format!("{}\nafter these steps:\n", self.why);
+        let mut text = format!("{}\nafter these steps:\n", self.wrong.why);
         for (at, step) in
             run.steps[..self.after].iter().enumerate().skip(self.after.saturating_sub(60))
         {

@@ -1,10 +1,11 @@
 //! A state of a crash, made of real files, judged by the program itself: `check` finds nothing, the
 //! registry serves what was acknowledged, and takes a push.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use stillage::layout::Account;
 use stillage::oci::{Algorithm, Reference};
@@ -36,7 +37,11 @@ pub fn judge(
         checked(&snapshot, outsiders).map_err(|why| format!("the snapshot: {why}"))?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(serves(&root, expected))?;
+    let runtime = runtime.expect("a runtime");
+    runtime
+        .block_on(has_copies(&snapshot, expected))
+        .map_err(|why| format!("the snapshot: {why}"))?;
+    runtime.block_on(serves(&root, expected))?;
     checked(&root, outsiders).map_err(|why| format!("after a push: {why}"))
 }
 
@@ -96,15 +101,45 @@ fn is_theirs(finding: &Finding, outsiders: &Outsiders) -> bool {
     }
 }
 
-async fn serves(root: &Path, expected: &Expected) -> Result<(), String> {
-    let registry = Registry::open(root, Settings::default()).map_err(|error| error.to_string())?;
-    let own = || expected.repos.iter().filter(|(name, _)| !name.starts_with("../"));
-    for (name, may) in own() {
-        let is = says(&registry, name).await?;
-        if !may.iter().any(|may| may.tags == is.tags) {
+/// A snapshot that was promised is there, and has what was promised.
+async fn has_copies(snapshot: &Path, expected: &Expected) -> Result<(), String> {
+    let beneath = format!("../{}/", deeds::SNAPSHOT);
+    let copies = expected
+        .repos
+        .iter()
+        .filter_map(|(name, may)| name.strip_prefix(&beneath).map(|name| (name.to_owned(), may)));
+    let copies: BTreeMap<String, &BTreeSet<Repo>> = copies.collect();
+    if !snapshot.exists() {
+        let lost = copies.iter().find(|(_, may)| !may.contains(&Repo::default()));
+        return lost.map_or(Ok(()), |(name, _)| Err(format!("{name} is lost with it")));
+    }
+    let registry = Registry::open(snapshot, Settings::default());
+    says_only(&registry.map_err(|error| error.to_string())?, &copies).await
+}
+
+/// Each of these repositories serves what it may, and there is no other.
+async fn says_only(
+    registry: &Registry,
+    repos: &BTreeMap<String, &BTreeSet<Repo>>,
+) -> Result<(), String> {
+    for (name, may) in repos {
+        let is = says(registry, name, may).await?;
+        if !may.contains(&is) {
             return Err(format!("{name} serves {is:?}, may serve {may:?}"));
         }
     }
+    let all = registry
+        .catalog(None, 10_000, Arc::new(|_| Ok(Some(Account::default()))), &Account::default())
+        .await;
+    let all = all.map_err(|error| error.to_string())?;
+    let other = all.items.iter().find(|name| !repos.contains_key(name.as_str()));
+    other.map_or(Ok(()), |name| Err(format!("nobody asked for {name}")))
+}
+
+async fn serves(root: &Path, expected: &Expected) -> Result<(), String> {
+    let registry = Registry::open(root, Settings::default()).map_err(|error| error.to_string())?;
+    let own = || expected.repos.iter().filter(|(name, _)| !name.starts_with("../"));
+    says_only(&registry, &own().map(|(name, may)| (name.clone(), may)).collect()).await?;
     for (name, digest) in &expected.gone {
         let name = deeds::repo(name);
         match registry.stat_blob(&name, digest, &Account::default(), None).await {
@@ -116,22 +151,30 @@ async fn serves(root: &Path, expected: &Expected) -> Result<(), String> {
     for name in own().map(|(name, _)| name.as_str()).chain(["after/crash"]) {
         let pushed = deeds::put(&registry, name, "after", &image, Way::Whole).await;
         pushed.map_err(|error| format!("a push to {name} after it: {error}"))?;
-        if !says(&registry, name).await?.tags.contains_key("after") {
+        if !says(&registry, name, &BTreeSet::new()).await?.tags.contains_key("after") {
             return Err(format!("a push to {name} after it is not there"));
         }
     }
     Ok(())
 }
 
-/// What a repository serves: every tag, whose manifest and blobs are read.
-async fn says(registry: &Registry, name: &str) -> Result<Repo, String> {
+/// What a repository serves: every tag, whose manifest and blobs are read, and which of the manifests
+/// that it may have.
+async fn says(registry: &Registry, name: &str, may: &BTreeSet<Repo>) -> Result<Repo, String> {
     let (repo, account) = (deeds::repo(name), Account::default());
     let tags = match registry.tags(&repo, None, 10_000, &account).await {
         Ok(page) => page.items,
         Err(Error::NameUnknown(_)) => return Ok(Repo::default()),
         Err(error) => return Err(format!("the tags of {name}: {error}")),
     };
-    let mut is = Repo { manifests: BTreeSet::new(), ..Repo::default() };
+    let mut is = Repo::default();
+    for digest in may.iter().flat_map(|may| &may.manifests).collect::<BTreeSet<_>>() {
+        match registry.manifest(&repo, &Reference::Digest(digest.clone()), &account).await {
+            Ok(_) => drop(is.manifests.insert(digest.clone())),
+            Err(Error::ManifestUnknown { .. }) => {}
+            Err(error) => return Err(format!("{name}@{digest}: {error}")),
+        }
+    }
     for tag in tags {
         let reference = Reference::Tag(tag.clone());
         let stored = registry.manifest(&repo, &reference, &account).await;
