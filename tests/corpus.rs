@@ -7,32 +7,82 @@ mod targets;
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// How many variants are tried for each target, of all its files together.
+use targets::FAMILIES;
+
+/// How many variants are tried for each function, of all its files together.
 const VARIANTS: usize = 10_000;
 
 #[test]
 fn what_outsiders_send_breaks_nothing() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut known: BTreeSet<String> = BTreeSet::new();
-    for (name, target) in targets::ALL {
-        known.insert(name.to_owned());
-        let files = read_all(&corpus.join(name));
-        assert!(files.len() >= 3, "{name} has {} files", files.len());
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
-        for (path, bytes) in &files {
-            run(name, path, bytes, target);
-            for _ in 0..VARIANTS / files.len() {
-                let (_, other) = &files[random.below(files.len())];
-                run(name, path, &random.variant(bytes, other), target);
+    for family in FAMILIES {
+        known.insert(family.name.to_owned());
+        let mut files = read_all(&fuzz().join("corpus").join(family.name));
+        for (letter, member, target) in family.members {
+            // The letter stays out of the variants, or they would soon be another function's.
+            let own: Vec<(String, Vec<u8>)> = files
+                .extract_if(.., |(_, bytes)| bytes.first() == Some(letter))
+                .map(|(path, bytes)| (path, bytes[1..].to_vec()))
+                .collect();
+            assert!(own.len() >= 3, "{member} of {} has {} files", family.name, own.len());
+            let mut random = Random(0x9e37_79b9_7f4a_7c15);
+            for (path, bytes) in &own {
+                run(member, path, bytes, *target);
+                for _ in 0..VARIANTS / own.len() {
+                    let (_, other) = &own[random.below(own.len())];
+                    run(member, path, &random.variant(bytes, other), *target);
+                }
             }
         }
+        assert!(files.is_empty(), "for no function of {}: {files:?}", family.name);
     }
-    let there = fs::read_dir(&corpus).expect("the corpus");
-    let there =
-        there.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
-    assert_eq!(there.collect::<BTreeSet<String>>(), known, "corpus and targets");
+    for (directory, ending) in [("corpus", ""), ("dictionaries", ".dict")] {
+        let there = fs::read_dir(fuzz().join(directory)).expect("a directory of fuzz/");
+        let there: BTreeSet<String> = there
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+            .collect();
+        let wanted = known.iter().map(|name| format!("{name}{ending}")).collect();
+        assert_eq!(there, wanted, "{directory} and families");
+    }
+}
+
+#[test]
+fn every_function_has_a_letter_of_its_own_and_no_input_is_lost() {
+    for family in FAMILIES {
+        let letters: BTreeSet<u8> = family.members.iter().map(|(letter, ..)| *letter).collect();
+        assert_eq!(letters.len(), family.members.len(), "{}", family.name);
+        assert!(letters.iter().all(u8::is_ascii_uppercase), "{}", family.name);
+        let reached: BTreeSet<&str> =
+            (0..=255).filter(|byte| !letters.contains(byte)).map(|b| family.member(b).1).collect();
+        assert_eq!(reached.len(), family.members.len(), "{}", family.name);
+        for (letter, name, _) in family.members {
+            assert_eq!(family.member(*letter).1, *name);
+        }
+    }
+}
+
+/// libFuzzer says nothing about words that it does not take.
+#[test]
+fn the_words_of_the_dictionaries_are_short_enough_to_be_used() {
+    for family in FAMILIES {
+        let path = fuzz().join("dictionaries").join(format!("{}.dict", family.name));
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let word = line.strip_prefix('"').and_then(|word| word.strip_suffix('"'));
+            let word = word.unwrap_or_else(|| panic!("{}: {line}", path.display()));
+            let escaped = word.matches("\\x").count() * 3
+                + word.matches("\\\\").count()
+                + word.matches("\\\"").count();
+            let length = word.len() - escaped;
+            assert!((1..=64).contains(&length), "{}: {line} has {length}", path.display());
+        }
+    }
+}
+
+fn fuzz() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
 }
 
 fn run(name: &str, path: &str, bytes: &[u8], target: targets::Target) {

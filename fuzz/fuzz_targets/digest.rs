@@ -1,7 +1,0 @@
-//! Feeds [`targets::digest`] with what libFuzzer makes up.
-#![no_main]
-
-#[path = "../targets.rs"]
-mod targets;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::digest(data));
