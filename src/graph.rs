@@ -112,6 +112,9 @@ pub fn referrer_of_blob(repo: &Dir, index: &Index, digest: &Digest) -> Result<Op
     Ok(None)
 }
 
+/// So many facts of manifests that are gone are no matter.
+const FEW: usize = 64;
+
 /// What is known of a repository's manifests: who refers to whom, and what indexes contain.
 ///
 /// It is brought up to date with an index.json by reading the facts on the disk, and only those
@@ -191,7 +194,17 @@ impl Knowledge {
             }
         }
         self.by_subject.values_mut().for_each(|referrers| referrers.sort_unstable());
+        self.forget_all_but(&seen);
         Ok(found)
+    }
+
+    /// Where most facts are of manifests that are gone, they go too: a repository whose images come and
+    /// go has no more of them than it needs. One that comes back is read again.
+    fn forget_all_but(&mut self, needed: &HashSet<Digest>) {
+        if self.facts.len() > 2 * needed.len() + FEW {
+            self.facts.retain(|digest, _| needed.contains(digest));
+            self.closed.retain(|digest| needed.contains(digest));
+        }
     }
 
     fn fact(

@@ -148,7 +148,7 @@ impl Inner {
         Ok(seen)
     }
 
-    fn knowledge(&self, repo: &RepoName) -> Arc<Mutex<Knowledge>> {
+    pub(super) fn knowledge(&self, repo: &RepoName) -> Arc<Mutex<Knowledge>> {
         let mut known = locked(&self.knowledge);
         if known.len() >= MOST_KNOWN && !known.contains_key(repo) {
             known.clear();

@@ -79,3 +79,19 @@ async fn a_tag_on_a_known_manifest_writes_no_fact() {
     f.push("a", tag("two"), image(b"{}", b"one")).await.unwrap();
     assert_eq!((f.tags("a").await.len(), f.lines().len()), (2, 1));
 }
+
+#[tokio::test]
+async fn of_manifests_that_are_gone_nothing_is_remembered_for_long() {
+    let f = fixture();
+    let stays = f.referrer("x/y", "stays").await;
+    for n in 0..200 {
+        let gone = f.referrer("x/y", &format!("{n}")).await;
+        assert_eq!(f.listed(None, None).await.len(), 2);
+        let by = Reference::Digest(gone);
+        f.registry.delete_manifest(&repo("a"), &by, &Actor::default()).await.unwrap();
+    }
+    assert_eq!(f.listed(None, None).await, [stays]);
+    let knowledge = f.registry.inner.knowledge(&repo("a"));
+    let weight = knowledge.lock().unwrap().weight();
+    assert!(weight < 150_000, "{weight} bytes");
+}
