@@ -258,10 +258,9 @@ fn sums(summary: &Summary, dry_run: bool) -> String {
     let Summary { repositories, looked, noted, waiting, undoable, .. } = *summary;
     let Summary { untagged, removed, pooled, trashed, uploads, leftovers, bytes, .. } = *summary;
     let done = if dry_run { "would remove" } else { "removed" };
-    let back = if dry_run { "which gives back" } else { "which gave back" };
     let mut text = format!(
         "{}, {}: {noted} seen unreferenced for the first time, {waiting} in their grace, {undoable} kept \
-         for undo\n{done} {}, {} from the pool, {} from the trash, {}, {}, {}, {back} {}\n",
+         for undo\n{done} {}, {} from the pool, {} from the trash, {}, {}, {}: {} given back\n",
         many(repositories, "repository", "repositories"),
         many(looked, "blob", "blobs"),
         many(removed, "blob", "blobs"),
@@ -302,10 +301,10 @@ mod tests {
             sums(&one, false),
             "1 repository, 1 blob: 0 seen unreferenced for the first time, 0 in their grace, 0 kept for \
              undo\nremoved 1 blob, 1 name from the pool, 1 file from the trash, 1 untagged manifest, \
-             1 upload, 1 leftover, which gave back 1 byte\nleft for the next collection: 1 repository\n"
+             1 upload, 1 leftover: 1 byte given back\nleft for the next collection: 1 repository\n"
         );
         let none = sums(&Summary::default(), true);
         assert!(none.contains("0 repositories, 0 blobs") && none.contains("would remove 0 blobs"));
-        assert!(none.ends_with("which gives back 0 bytes\n"), "{none}");
+        assert!(none.ends_with("0 leftovers: 0 bytes given back\n"), "{none}");
     }
 }
