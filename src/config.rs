@@ -124,6 +124,23 @@ mod tests {
     }
 
     #[test]
+    fn an_age_of_untagged_manifests_without_them_is_refused() {
+        let gc = |args: &[&str]| {
+            let line = ["stillage", "gc", "/r"].iter().chain(args);
+            match Cli::try_parse_from(line)?.command {
+                Command::Gc(args) => Ok(args.check(None).unwrap().options.untagged),
+                other => panic!("{other:?}"),
+            }
+        };
+        let days = |days: u64| Some(Duration::from_secs(days * 24 * 60 * 60));
+        assert_eq!(gc(&["--untagged", "--older", "7d"]).unwrap(), days(7));
+        assert_eq!(gc(&["--untagged"]).unwrap(), days(30));
+        assert_eq!(gc(&[]).unwrap(), None);
+        let refused: clap::Error = gc(&["--older", "7d"]).unwrap_err();
+        assert!(refused.to_string().contains("--untagged"), "{refused}");
+    }
+
+    #[test]
     fn beyond_loopback_a_second_word_is_needed() {
         let outside = ["--listen", "0.0.0.0:5000"];
         assert!(matches!(serve(&outside), Err(ConfigError::PlainHttp(_))));

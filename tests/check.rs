@@ -359,6 +359,51 @@ fn json_is_one_document() {
     assert_eq!((&report["findings"], output.status.code()), (&serde_json::json!([]), Some(0)));
 }
 
+/// A directory mounted over itself, read-only.
+struct ReadOnly<'a>(&'a Path);
+
+impl ReadOnly<'_> {
+    fn new(path: &Path) -> ReadOnly<'_> {
+        let mount = |args: &[&str]| Command::new("mount").args(args).arg(path).status().unwrap();
+        assert!(mount(&["--bind", path.to_str().unwrap()]).success());
+        let mounted = ReadOnly(path);
+        assert!(mount(&["-o", "remount,bind,ro"]).success());
+        mounted
+    }
+}
+
+impl Drop for ReadOnly<'_> {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg("--lazy").arg(self.0).status();
+        assert!(status.is_ok_and(|status| status.success()), "umount {}", self.0.display());
+    }
+}
+
+/// What a backup is checked on. A repair says at once that it cannot be, whatever there is to repair.
+#[test]
+fn a_tree_that_is_mounted_read_only_is_checked_as_any_other_and_not_repaired() {
+    let samples = ["blob-missing", "tag-doubled", "journal-malformed", "lock-open"];
+    let trees = samples.map(sample).into_iter().chain([disk::place(&valid::written())]);
+    for tree in trees {
+        let text = |output: &Output| String::from_utf8(output.stdout.clone()).unwrap();
+        let arguments: [&[&str]; 4] = [&[], &["--quick"], &["--json"], &["--repair", "-n"]];
+        let told = || arguments.map(|args| stillage(args, tree.path()));
+        let before = told();
+        let there = disk::fingerprint(tree.path());
+        let mounted = ReadOnly::new(tree.path());
+        for ((before, after), args) in before.iter().zip(told()).zip(arguments) {
+            assert_eq!((before.status, text(before)), (after.status, text(&after)), "{args:?}");
+            assert_eq!(after.stderr, b"", "{args:?}");
+        }
+        let refused = stillage(&["--repair"], tree.path());
+        assert_eq!((refused.status.code(), text(&refused).as_str()), (Some(1), ""));
+        let why = String::from_utf8(refused.stderr).unwrap();
+        assert!(why.contains("mounted read-only") && why.contains("remount,rw"), "{why}");
+        drop(mounted);
+        assert_eq!(disk::fingerprint(tree.path()), there);
+    }
+}
+
 #[test]
 fn names_cannot_drive_the_terminal() {
     let temp = disk::place(&valid::image());

@@ -5,16 +5,18 @@ mod layouts;
 mod support;
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use layouts::{disk, findings, valid};
+use rustix::fs::Mode;
 use serde_json::Value;
-use stillage::layout::RealDisk;
+use stillage::layout::{Dir, Disk, RealDisk, Result};
 use stillage::upkeep::snapshot::{Options, snapshot};
 use support::command::{Outcome, run};
 use support::content::{Image, random, sha256};
@@ -541,6 +543,131 @@ fn an_index_that_is_being_written_is_waited_for() {
     assert_eq!(fs::read(beside.at("damaged/team/app/index.json")).unwrap().len(), whole.len() / 2);
 }
 
+/// The file system, and for every file that is made whether gc.lock could be had then.
+#[derive(Debug)]
+struct Watched {
+    lock: PathBuf,
+    made: Mutex<BTreeMap<String, bool>>,
+    /// Done when the first file of `_manifests` is made.
+    meanwhile: Mutex<Option<PathBuf>>,
+}
+
+impl Watched {
+    fn note(&self, name: &str) {
+        let free = File::open(&self.lock).is_ok_and(|lock| lock.try_lock().is_ok());
+        self.made.lock().unwrap().insert(name.to_owned(), free);
+    }
+
+    fn free(&self, name: &str) -> bool {
+        self.made.lock().unwrap()[name]
+    }
+}
+
+impl Disk for Watched {
+    fn make_dir(&self, dir: &Dir, name: &str, mode: Mode) -> Result<()> {
+        RealDisk.make_dir(dir, name, mode)
+    }
+    fn create(&self, dir: &Dir, name: &str, mode: Mode) -> Result<File> {
+        self.note(name);
+        RealDisk.create(dir, name, mode)
+    }
+    fn create_unnamed(&self, dir: &Dir, mode: Mode) -> Result<File> {
+        RealDisk.create_unnamed(dir, mode)
+    }
+    fn open_append(&self, dir: &Dir, name: &str, mode: Mode) -> Result<(File, bool)> {
+        RealDisk.open_append(dir, name, mode)
+    }
+    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        RealDisk.write(file, bytes, offset)
+    }
+    fn set_len(&self, file: &File, len: u64) -> std::io::Result<()> {
+        RealDisk.set_len(file, len)
+    }
+    fn clone_content(&self, from: &File, to: &File) -> std::io::Result<()> {
+        RealDisk.clone_content(from, to)
+    }
+    fn sync(&self, file: &File) -> std::io::Result<()> {
+        RealDisk.sync(file)
+    }
+    fn sync_dir(&self, dir: &Dir) -> Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+    fn rename(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {
+        RealDisk.rename(from, old, to, new)
+    }
+    fn rename_new(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {
+        RealDisk.rename_new(from, old, to, new)
+    }
+    fn link(&self, from: &Dir, old: &str, to: &Dir, new: &str) -> Result<()> {
+        RealDisk.link(from, old, to, new)
+    }
+    fn link_file(&self, file: &File, to: &Dir, new: &str) -> Result<()> {
+        RealDisk.link_file(file, to, new)
+    }
+    fn unlink(&self, dir: &Dir, name: &str) -> Result<()> {
+        RealDisk.unlink(dir, name)
+    }
+    fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()> {
+        RealDisk.remove_dir(dir, name)
+    }
+    fn symlink(&self, target: &CStr, dir: &Dir, name: &str) -> Result<()> {
+        self.note(name);
+        if let Some(index) = &*self.meanwhile.lock().unwrap() {
+            // Another entry's order, or a blank more: the same for all who read it, and not the same.
+            let text = fs::read_to_string(index).unwrap();
+            fs::write(index, text + " ").unwrap();
+        }
+        RealDisk.symlink(target, dir, name)
+    }
+}
+
+/// Whoever deletes or collects waits for what has to be of one moment, and for nothing else.
+#[test]
+fn the_lock_is_held_for_what_is_of_one_moment_only() {
+    let beside = Beside::new();
+    sh(
+        &beside,
+        "cd registry/team/app
+         cp _log.jsonl _log.3.jsonl
+         mkdir _manifests
+         ln -s ../blobs/sha256/00 _manifests/1.8.oci-image
+         echo '{}' > _tags.json",
+    )
+    .ok();
+    let (root, index) = (beside.at("registry"), beside.at("registry/team/app/index.json"));
+    let made = |name: &str, meanwhile| {
+        let disk = Arc::new(Watched {
+            lock: root.join(".stillage/gc.lock"),
+            made: Mutex::default(),
+            meanwhile: Mutex::new(meanwhile),
+        });
+        let to = beside.at(name);
+        let watched = Arc::clone(&disk) as Arc<dyn Disk>;
+        let made = snapshot(&root, &to, &Options::default(), watched, &mut |_, _| {}).unwrap();
+        assert!(made.is_whole(), "{:?}", made.warnings);
+        (disk, made)
+    };
+    let (disk, told) = made("copy", None);
+    assert_eq!(told.warnings, []);
+    for name in ["index.json", "_log.jsonl"] {
+        assert!(!disk.free(name), "{name} is of one moment with the blobs");
+    }
+    for name in ["_log.3.jsonl", "1.8.oci-image", "_tags.json", "facts.jsonl"] {
+        assert!(disk.free(name), "everybody waited for {name}");
+    }
+    for name in ["_log.3.jsonl", "_manifests/1.8.oci-image", "_tags.json"] {
+        assert!(beside.at("copy/team/app").join(name).symlink_metadata().is_ok(), "{name}");
+    }
+
+    // Views of an index.json that never rests are left out: they would be of another one.
+    let (_, told) = made("restless", Some(index));
+    let [warning] = &told.warnings[..] else { panic!("{:?}", told.warnings) };
+    assert!(warning.message.contains("views"), "{warning:?}");
+    let there = |name| beside.at("restless/team/app").join(name).symlink_metadata().is_ok();
+    assert!(!there("_manifests") && !there("_tags.json"));
+    assert!(there("_log.3.jsonl") && there("_referrers/facts.jsonl"));
+}
+
 /// A repository that moves from where the walk has not been to where it was is not missed.
 #[test]
 fn what_is_moved_meanwhile_is_found() {
@@ -679,7 +806,8 @@ fn the_lock_is_held_for_the_repositorys_own_only() {
         .args(["-e", "trace=flock,close,openat2", STILLAGE, "snapshot", "registry", "copy"]))
     .ok();
     let theirs = ["_big", "file", "within", "beside", "_manifests", "_log.x.jsonl"];
-    let own = ["_log.1.jsonl", "_log.jsonl", "facts.jsonl", "index.json"];
+    let own = ["_log.jsonl", "index.json"];
+    let later = ["_log.1.jsonl", "facts.jsonl"];
     let (mut held, mut seen) = (false, Vec::new());
     for call in fs::read_to_string(&trace).unwrap().lines() {
         match call {
@@ -687,7 +815,7 @@ fn the_lock_is_held_for_the_repositorys_own_only() {
             _ if call.contains(" close(") && call.contains("gc.lock>") => held = false,
             _ if call.contains("O_RDONLY") => {
                 let named = |name: &&&str| call.contains(&format!("\"{name}\""));
-                assert!(!held || !theirs.iter().any(|name| named(&name)), "{call}");
+                assert!(!held || !theirs.iter().chain(&later).any(|name| named(&name)), "{call}");
                 seen.extend(own.iter().filter(|name| held && named(name)));
             }
             _ => {}
@@ -696,6 +824,8 @@ fn the_lock_is_held_for_the_repositorys_own_only() {
     for name in own {
         assert!(seen.contains(&name), "{name} is read under the lock: {seen:?}");
     }
+    let facts = beside.at("copy/team/app/_referrers/facts.jsonl");
+    assert!(facts.exists() && beside.at("copy/team/app/_log.1.jsonl").exists());
     for name in ["_big", "_z/file", "_tags.json/within", "_referrers/beside", "_manifests"] {
         let copied = fs::read_to_string(beside.at("copy/team/app").join(name)).unwrap();
         assert_eq!(copied, "theirs\n", "{name}");

@@ -31,7 +31,7 @@ pub struct GcArgs {
     untagged: bool,
     /// With --untagged: how long ago
     #[arg(long, env = "STILLAGE_OLDER", hide_env = true, value_name = "TIME")]
-    #[arg(default_value = "30d", value_parser = units::duration_or_none)]
+    #[arg(default_value = "30d", requires = "untagged", value_parser = units::duration_or_none)]
     older: Duration,
     /// No grace and no undo: for a full disk, or for content that has to go
     #[arg(long, env = "STILLAGE_NOW", hide_env = true, value_parser = FalseyValueParser::new())]

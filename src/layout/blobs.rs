@@ -43,13 +43,6 @@ pub enum Presence {
     Foreign,
 }
 
-/// Errors of link(2) for which a copy takes its place.
-pub fn wants_copy(error: &Error) -> bool {
-    // ENOTSUP and EOPNOTSUPP are one number on Linux; FUSE file systems answer ENOSYS.
-    let kinds = [Errno::XDEV, Errno::PERM, Errno::NOTSUP, Errno::MLINK, Errno::NOSYS];
-    error.errno().is_some_and(|errno| kinds.contains(&errno))
-}
-
 /// What lies in a repository under a digest's name, judged by its status alone.
 pub fn presence(tree: &Tree, repo: &Dir, digest: &Digest, size: u64) -> Result<Presence> {
     let Some(stat) = stat(repo, digest)? else {
@@ -289,7 +282,7 @@ fn link_from_pool(tree: &Tree, blobs: &Dir, digest: &Digest) -> Result<bool> {
     match linked {
         Ok(()) => Ok(true),
         Err(error) if error.is_absent() => Ok(false),
-        Err(error) if !wants_copy(&error) => Err(error),
+        Err(error) if !error.wants_copy() => Err(error),
         Err(error) => {
             let Some(file) = pool.file(hex).or_absent()? else {
                 return Ok(false);
@@ -334,7 +327,7 @@ pub(super) fn copy_instead(
     size: u64,
     refused: Error,
 ) -> Result<()> {
-    if !wants_copy(&refused) {
+    if !refused.wants_copy() {
         return Err(refused);
     }
     if refused.errno() == Some(Errno::MLINK) {
@@ -384,7 +377,7 @@ pub(super) fn pool_file(tree: &Tree, file: &File, digest: &Digest) {
     match pooled {
         Ok(()) => {}
         // Silently, where the file system knows no links at all.
-        Err(error) if wants_copy(&error) => tracing::debug!(%error, "not pooled"),
+        Err(error) if error.wants_copy() => tracing::debug!(%error, "not pooled"),
         Err(error) => tracing::warn!(%error, "a blob was not pooled"),
     }
 }

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
+use rustix::fs::{
+    self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfsMountFlags, StatxFlags,
+};
 use rustix::io::Errno;
 
 use super::error::{At, Error, Result};
+use super::listing::{Listed, Listing};
 
 /// An open directory and the path it was opened by, for messages.
 #[derive(Clone, Debug)]
@@ -135,8 +138,7 @@ impl Dir {
     /// The same, one name at a time, for directories of a million. What comes and goes meanwhile may
     /// be among them or not; everything else comes once.
     pub fn entries(&self) -> Result<Entries> {
-        let stream = fs::Dir::read_from(&self.fd).at(|| self.path.to_path_buf())?;
-        Ok(Entries { dir: self.clone(), stream })
+        Listing::of(self).map(Entries)
     }
 
     /// The same, to a closure.
@@ -181,6 +183,12 @@ impl Dir {
         Ok(DirId { inode: self.inode()?, born })
     }
 
+    /// Whether nothing can be written there, for the way that it is mounted.
+    pub fn is_read_only(&self) -> Result<bool> {
+        let flags = fs::fstatvfs(&self.fd).at(|| self.path().to_owned())?.f_flag;
+        Ok(flags.contains(StatVfsMountFlags::RDONLY))
+    }
+
     /// Its identity, as long as it is open.
     pub fn inode(&self) -> Result<Inode> {
         Ok(Inode::of(&self.stat()?))
@@ -189,41 +197,17 @@ impl Dir {
 
 /// The names in a directory, see [`Dir::entries`].
 #[derive(Debug)]
-pub struct Entries {
-    dir: Dir,
-    stream: fs::Dir,
-}
-
-impl Entries {
-    fn named(&self, entry: &fs::DirEntry) -> Result<Option<(String, FileType)>> {
-        let name = match entry.file_name().to_str() {
-            Ok("." | "..") | Err(_) => return Ok(None),
-            Ok(name) => name,
-        };
-        let kind = match entry.file_type() {
-            FileType::Unknown => match self.dir.stat_name(name)? {
-                Some(stat) => FileType::from_raw_mode(stat.st_mode),
-                None => return Ok(None),
-            },
-            known => known,
-        };
-        Ok(Some((name.to_owned(), kind)))
-    }
-}
+pub struct Entries(Listing);
 
 impl Iterator for Entries {
     type Item = Result<(String, FileType)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let taken = match self.stream.next()? {
-                Ok(entry) => self.named(&entry),
-                Err(error) => Err(error).at(|| self.dir.path.to_path_buf()),
-            };
-            if let Some(found) = taken.transpose() {
-                return Some(found);
-            }
-        }
+        self.0.find_map(|listed| match listed {
+            Ok(Listed::Entry(entry)) => Some(Ok((entry.name, entry.kind))),
+            Ok(Listed::Foreign(_)) => None,
+            Err(error) => Some(Err(error)),
+        })
     }
 }
 

@@ -61,6 +61,13 @@ impl Error {
         Error::Damaged { path: path.into(), why: why.to_string() }
     }
 
+    /// Whether it is one of link(2) or rename(2) for which a copy takes their place.
+    pub fn wants_copy(&self) -> bool {
+        // ENOTSUP and EOPNOTSUPP are one number on Linux; FUSE file systems answer ENOSYS.
+        let kinds = [Errno::XDEV, Errno::PERM, Errno::NOTSUP, Errno::MLINK, Errno::NOSYS];
+        self.errno().is_some_and(|errno| kinds.contains(&errno))
+    }
+
     /// An ACL of a form that Linux does not have.
     pub(super) fn unreadable_acl(path: &Path) -> Error {
         Error::damaged(path, "has an ACL that cannot be read")

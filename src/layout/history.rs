@@ -23,6 +23,12 @@ const MAX_LINE: u64 = 32 * 1024 * 1024;
 /// A journal that names more digests is not kept in memory.
 const MAX_DIGESTS: usize = 1_000_000;
 
+/// No tag is longer (the distribution specification says so).
+const MAX_TAG: usize = 128;
+
+/// No media type is longer: two names of 127 characters (RFC 6838), and room for parameters.
+const MAX_MEDIA_TYPE: usize = 1024;
+
 /// So often the journal may be set aside while it is being looked for.
 const TRIES: usize = 100;
 
@@ -42,14 +48,40 @@ impl Record {
 /// How much of a journal has been read.
 #[derive(Debug, Default)]
 pub struct Reading {
+    last: Option<Last>,
+}
+
+/// The journal, and where its last whole line ended.
+#[derive(Debug)]
+struct Last {
     /// Held open, so that the inode's number cannot be given to another file.
-    last: Option<(File, Inode, u64)>,
+    _file: File,
+    inode: Inode,
+    end: End,
+}
+
+/// The end of a line: behind so many bytes and so many lines.
+#[derive(Clone, Copy, Debug, Default)]
+struct End {
+    bytes: u64,
+    lines: u64,
+}
+
+/// The newest line that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// When it was written, as it says.
+    pub time: SystemTime,
+    /// The part of the journal that it stands in.
+    pub part: String,
+    /// Which line of it, from 1.
+    pub line: u64,
 }
 
 /// What the journal named last, and when.
 #[derive(Clone, Debug)]
 pub struct Named {
-    /// The whole descriptor.
+    /// What it was, without what is only written beside it: annotations and the like.
     pub descriptor: Descriptor,
     /// When it was named last.
     pub time: SystemTime,
@@ -66,8 +98,8 @@ pub struct Recent {
     pub named: Vec<Named>,
     /// Digests in lines that nobody can read.
     pub spelled: Vec<Digest>,
-    /// The time of the newest line, of those that were read.
-    pub newest: Option<SystemTime>,
+    /// The newest line, of those that were read.
+    pub newest: Option<Newest>,
     /// How far that was.
     pub reading: Reading,
 }
@@ -87,13 +119,13 @@ impl Recent {
         between: impl FnOnce(),
     ) -> Result<Recent> {
         let mut found = Found::new(since);
-        let last = read_part(repo, path::JOURNAL, 0, |line| found.take(line))?;
+        let last = found.part(repo, path::JOURNAL, End::default())?;
         between();
         for part in old_parts(repo)? {
             // A part is no younger than its last line.
             let Some(since) = since else { continue };
             if last_line(repo, &part)?.is_none_or(|time| time >= since) {
-                read_part(repo, &part, 0, |line| found.take(line))?;
+                found.part(repo, &part, End::default())?;
             }
         }
         Ok(found.recent(Reading { last }))
@@ -109,10 +141,10 @@ impl Recent {
         let now = repo.stat_name(path::JOURNAL)?;
         let begin = match (&before.last, &now) {
             (None, None) => return Ok(None),
-            (Some((_, inode, end)), Some(stat)) if *inode == Inode::of(stat) => {
+            (Some(Last { inode, end, .. }), Some(stat)) if *inode == Inode::of(stat) => {
                 match dir::size_of(stat) {
-                    len if len == *end => return Ok(None),
-                    len if len > *end => *end,
+                    len if len == end.bytes => return Ok(None),
+                    len if len > end.bytes => *end,
                     _ => return Recent::read(repo, since).map(Some),
                 }
             }
@@ -120,8 +152,8 @@ impl Recent {
             _ => return Recent::read(repo, since).map(Some),
         };
         let mut found = Found::new(since);
-        let last = read_part(repo, path::JOURNAL, begin, |line| found.take(line))?;
-        if last.as_ref().map(|(_, inode, _)| *inode) != now.as_ref().map(Inode::of) {
+        let last = found.part(repo, path::JOURNAL, begin)?;
+        if last.as_ref().map(|last| last.inode) != now.as_ref().map(Inode::of) {
             // Without the lock that may happen after the look, too.
             return Recent::read(repo, since).map(Some);
         }
@@ -133,7 +165,7 @@ struct Found {
     since: Option<SystemTime>,
     named: HashMap<Digest, Named>,
     spelled: Vec<Digest>,
-    newest: Option<SystemTime>,
+    newest: Option<Newest>,
 }
 
 impl Found {
@@ -141,7 +173,12 @@ impl Found {
         Found { since, named: HashMap::new(), spelled: Vec::new(), newest: None }
     }
 
-    fn take(&mut self, line: Line<'_>) -> Taken {
+    /// Reads what comes after `begin` in a part.
+    fn part(&mut self, repo: &Dir, part: &str, begin: End) -> Result<Option<Last>> {
+        read_part(repo, part, begin, |line, number| self.take(line, part, number))
+    }
+
+    fn take(&mut self, line: Line<'_>, part: &str, number: u64) -> Taken {
         let record = match line {
             Ok(record) => record,
             Err(bytes) if self.since.is_some() => {
@@ -153,13 +190,19 @@ impl Found {
         };
         // What has no time that can be read has just happened, for all that is known.
         let time = record.when();
-        self.newest = self.newest.max(time);
+        if let Some(time) = time
+            && self.newest.as_ref().is_none_or(|newest| newest.time < time)
+        {
+            self.newest = Some(Newest { time, part: part.to_owned(), line: number });
+        }
         let time = time.unwrap_or_else(SystemTime::now);
         if self.since.is_none_or(|since| time < since) {
             return Ok(());
         }
         let Record { what, tag, before, after, .. } = record;
+        let tag = tag.filter(|tag| tag.len() <= MAX_TAG);
         for descriptor in [before, after].into_iter().flatten() {
+            let descriptor = bare(descriptor);
             let named = Named { descriptor, time, what, tag: tag.clone() };
             match self.named.get_mut(&named.descriptor.digest) {
                 Some(known) if known.time > time => {}
@@ -184,6 +227,15 @@ impl Found {
         named.sort_by_key(|named| std::cmp::Reverse(named.time));
         Recent { named, spelled: self.spelled, newest: self.newest, reading }
     }
+}
+
+/// What is needed of a descriptor to find what it refers to. A line may be as long as a line can be,
+/// and a million of them held would be the memory's end. A type that is none may stand for anything:
+/// whatever the content spells counts then.
+fn bare(descriptor: Descriptor) -> Descriptor {
+    let Descriptor { media_type, digest, size, .. } = descriptor;
+    let media_type = Some(media_type).filter(|text| text.len() <= MAX_MEDIA_TYPE);
+    Descriptor::new(media_type.as_deref().unwrap_or("application/json"), digest, size)
 }
 
 /// Whether the journal proves that there was an index.json: a change was made from one. The first
@@ -224,7 +276,7 @@ fn each_beside(
     mut between: impl FnMut(),
     mut take: impl FnMut(Line<'_>),
 ) -> Result<()> {
-    let mut take = |line: Line<'_>| {
+    let mut take = |line: Line<'_>, _| {
         take(line);
         Ok(())
     };
@@ -241,10 +293,10 @@ fn each_beside(
         }
         between();
         for part in &parts {
-            read_part(repo, part, 0, &mut take)?;
+            read_part(repo, part, End::default(), &mut take)?;
         }
         if let Some((file, _)) = &journal {
-            read_lines(file, 0, || repo.at(path::JOURNAL), &mut take)?;
+            read_lines(file, End::default(), || repo.at(path::JOURNAL), &mut take)?;
         }
         return Ok(());
     }
@@ -284,29 +336,29 @@ pub(super) fn last_line(repo: &Dir, part: &str) -> Result<Option<SystemTime>> {
     Ok(None)
 }
 
-/// Gives each whole line of a part that comes after `begin`; gives the file and where the last one
-/// ends, if there is such a part.
+/// Gives each whole line of a part that comes after `begin`, with its number; gives the file and where
+/// the last one ends, if there is such a part.
 fn read_part(
     repo: &Dir,
     part: &str,
-    begin: u64,
-    take: impl FnMut(Line<'_>) -> Taken,
-) -> Result<Option<(File, Inode, u64)>> {
+    begin: End,
+    take: impl FnMut(Line<'_>, u64) -> Taken,
+) -> Result<Option<Last>> {
     let Some((file, stat)) = repo.file_stat(part).or_absent()? else {
         return Ok(None);
     };
     let end = read_lines(&file, begin, || repo.at(part), take)?;
-    Ok(Some((file, Inode::of(&stat), end)))
+    Ok(Some(Last { inode: Inode::of(&stat), end, _file: file }))
 }
 
 /// The same of an open file; gives where the last line ends.
 fn read_lines(
     mut file: &File,
-    begin: u64,
+    begin: End,
     at: impl Fn() -> PathBuf + Copy,
-    mut take: impl FnMut(Line<'_>) -> Taken,
-) -> Result<u64> {
-    file.seek(SeekFrom::Start(begin)).at(at)?;
+    mut take: impl FnMut(Line<'_>, u64) -> Taken,
+) -> Result<End> {
+    file.seek(SeekFrom::Start(begin.bytes)).at(at)?;
     let mut reader = BufReader::with_capacity(1 << 16, file);
     let (mut line, mut end) = (Vec::new(), begin);
     loop {
@@ -318,9 +370,10 @@ fn read_lines(
         if line.pop() != Some(b'\n') {
             break;
         }
-        end += line.len() as u64 + 1;
+        end.bytes += line.len() as u64 + 1;
+        end.lines += 1;
         if !line.is_empty() {
-            take(serde_json::from_slice::<Record>(&line).map_err(|_| &line[..]))
+            take(serde_json::from_slice::<Record>(&line).map_err(|_| &line[..]), end.lines)
                 .map_err(|why| Error::damaged(at(), why))?;
         }
     }
@@ -387,6 +440,55 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_of_a_line_does_not_grow_with_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let repo = Dir::open_root(temp.path()).unwrap();
+        let long = "x".repeat(1 << 20);
+        let digest = |text: &[u8]| Digest::of(Algorithm::Sha256, text);
+        let descriptor = |media_type: &str, of: &[u8]| {
+            let mut descriptor = Descriptor::new(media_type, digest(of), 7);
+            descriptor.annotations.insert("note".into(), long.clone());
+            descriptor.extra.insert("data".into(), long.clone().into());
+            descriptor.urls.push(long.clone());
+            Some(descriptor)
+        };
+        let (before, after) = (descriptor("a/b", b"1"), descriptor(&long, b"2"));
+        let change = Change { what: What::Tag, tag: None, before, after };
+        let record = Record::now(change, None, None, Stamp::nothing(), Stamp::of(b"x"));
+        let record = Record { tag: Some(long), ..record };
+        journal::append(&RealDisk, &repo, &[record]).unwrap();
+        let recent = Recent::read(&repo, an_hour()).unwrap();
+        let mut held: Vec<Descriptor> = recent.named.into_iter().map(|n| n.descriptor).collect();
+        held.sort_by_key(|descriptor| descriptor.digest != digest(b"1"));
+        let bare = |media_type, of: &[u8]| Descriptor::new(media_type, digest(of), 7);
+        assert_eq!(held, [bare("a/b", b"1"), bare("application/json", b"2")]);
+        let recent = Recent::read(&repo, an_hour()).unwrap();
+        assert!(recent.named.iter().all(|named| named.tag.is_none()));
+    }
+
+    #[test]
+    fn the_newest_line_is_told_by_part_and_number() {
+        let temp = tempfile::tempdir().unwrap();
+        let repo = Dir::open_root(temp.path()).unwrap();
+        append(&repo, "1");
+        append(&repo, "2");
+        let text = fs::read_to_string(temp.path().join("_log.jsonl")).unwrap();
+        let year = text[..20].rsplit_once('-').unwrap().0.rsplit('"').next().unwrap().to_owned();
+        let future = text.lines().next().unwrap().replace(&year, "9998-11");
+        let read = || Recent::read(&repo, an_hour()).unwrap();
+        let newest = |recent: Recent| recent.newest.map(|newest| (newest.part, newest.line));
+        assert_eq!(newest(read()), Some(("_log.jsonl".into(), 2)));
+        let before = read().reading;
+        // Empty lines count, as they do for sed.
+        fs::write(temp.path().join("_log.jsonl"), format!("{text}\n{future}\n")).unwrap();
+        let since = Recent::since(&repo, &before, an_hour()).unwrap().unwrap();
+        assert_eq!(newest(since), Some(("_log.jsonl".into(), 4)));
+        fs::write(temp.path().join("_log.7.jsonl"), format!("{future}\n")).unwrap();
+        fs::write(temp.path().join("_log.jsonl"), &text).unwrap();
+        assert_eq!(newest(read()), Some(("_log.7.jsonl".into(), 1)));
+    }
+
+    #[test]
     fn a_journal_that_names_a_million_digests_is_not_read_on() {
         let temp = tempfile::tempdir().unwrap();
         let repo = Dir::open_root(temp.path()).unwrap();
@@ -395,7 +497,7 @@ mod tests {
         let read = |known| {
             let mut found = Found::new(an_hour());
             found.spelled = vec![digest.clone(); known];
-            read_part(&repo, path::JOURNAL, 0, |line| found.take(line)).map(|_| found)
+            found.part(&repo, path::JOURNAL, End::default()).map(|_| found)
         };
         assert_eq!(read(MAX_DIGESTS - 1).unwrap().spelled.len(), MAX_DIGESTS);
         assert!(read(MAX_DIGESTS).is_err());

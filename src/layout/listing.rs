@@ -20,6 +20,7 @@ pub struct Entry {
 
 /// The names in a directory, `.` and `..` left out, in the file system's order. What comes or goes
 /// meanwhile may be met or not; what stays is met once.
+#[derive(Debug)]
 pub struct Listing {
     dir: Dir,
     read: fs::Dir,

@@ -16,6 +16,13 @@ use super::path;
 /// How long a request waits for a repository's lock.
 pub const REQUEST_WAIT: Duration = Duration::from_secs(30);
 
+/// How often a lock that is to be had exclusively is looked for: its holder is another process, and
+/// there is nothing to be woken by.
+const POLL: Duration = Duration::from_millis(10);
+
+/// How long a lock stays free between two turns, so that whoever looks for it meets it free once.
+pub const LEAVE_FREE: Duration = Duration::from_millis(11);
+
 /// A lock that is held; dropping it releases it.
 #[derive(Debug)]
 pub struct Held {
@@ -144,8 +151,7 @@ pub fn exclusive_within(dir: &Dir, name: &str, wait: Duration) -> Result<Option<
                 }
             }
             Err(TryLockError::WouldBlock) if Instant::now() >= end => return Ok(None),
-            // The holder is another process: there is nothing to be woken by.
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(POLL),
             Err(TryLockError::Error(error)) => return Err(error).at(|| dir.at(name)),
         }
     }
@@ -282,27 +288,34 @@ fn create(dir: &Dir, name: &str) -> Result<File> {
 
 /// Opens a lock file that is there. flock(1) makes it as the shell's umask says: what is wider than
 /// it may be is narrowed, and one that its maker alone may write is locked through a descriptor for
-/// reading. A file that has another name too may be anybody's: it is not touched.
+/// reading. Nobody gets a right by it: the file may be another that was moved here. One that has
+/// another name too may be anybody's, and is not touched.
 fn open_existing(dir: &Dir, name: &str) -> Result<Option<File>> {
     let open = |access| dir.regular(name, access | OFlags::NONBLOCK, Mode::empty()).or_absent();
     let file = match open(OFlags::RDWR) {
         Err(error) if error.errno() == Some(Errno::ACCESS) => open(OFlags::RDONLY)?,
         opened => opened?,
     };
-    if let Some(file) = &file {
-        let stat = stat_file(file, || dir.at(name))?;
-        let mode = if stat.st_nlink == 1 { stat.st_mode } else { 0 };
-        let group = mode & 0o060 != 0 && dir.stat()?.st_mode & 0o020 == 0;
-        let narrowed = if mode & 0o007 != 0 || group {
-            inherit::apply(dir, file, Purpose::Lock)
-        } else {
-            Ok(())
-        };
-        if let Err(error) = narrowed {
-            tracing::warn!(%error, "a lock file can be held by whoever may read it: chmod o= it");
-        }
+    if let Some(file) = &file
+        && let Err(error) = narrow(dir, name, file)
+    {
+        tracing::warn!(%error, "a lock file can be held by whoever may read it: chmod o= it");
     }
     Ok(file)
+}
+
+/// Most locks are as they should be, and cost no more than their status.
+fn narrow(dir: &Dir, name: &str, file: &File) -> Result<()> {
+    let stat = stat_file(file, || dir.at(name))?;
+    if stat.st_nlink != 1 || stat.st_mode & 0o067 == 0 {
+        return Ok(());
+    }
+    let outer = dir.stat()?;
+    let group = outer.st_mode & 0o020 == 0 || outer.st_gid != stat.st_gid;
+    if stat.st_mode & 0o007 != 0 || group {
+        inherit::narrow_only(dir, file, Purpose::Lock)?;
+    }
+    Ok(())
 }
 
 /// The lock counts only if the path still names the locked file.
@@ -323,6 +336,8 @@ fn confirmed(dir: &Dir, name: &str, file: File) -> Result<Option<Held>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -365,13 +380,42 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = Dir::open_root(temp.path()).unwrap();
         let mode = || dir.stat_name(".lock").unwrap().unwrap().st_mode & 0o777;
-        for (directory, expected) in [(0o755, 0o600), (0o2775, 0o660)] {
+        // What it has not is not given: the group locks it by reading.
+        for (directory, expected) in [(0o755, 0o600), (0o2775, 0o640)] {
             rustix::fs::fchmod(&dir, Mode::from_raw_mode(directory)).unwrap();
             std::fs::write(temp.path().join(".lock"), "").unwrap();
             assert_ne!(mode(), expected);
             repository(&dir).unwrap();
             assert_eq!(mode(), expected, "in a directory of mode {directory:o}");
             std::fs::remove_file(temp.path().join(".lock")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_moved_here_gives_nobody_a_right_that_it_did_not_have() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        std::os::unix::fs::chown(temp.path(), None, Some(4711)).unwrap();
+        let named = temp.path().join(".lock");
+        // The file's mode, its group, the directory's mode; and what the file's mode is then.
+        for (mode, group, directory, expected) in [
+            (0o644, 0, 0o2775, 0o600),
+            (0o664, 0, 0o2775, 0o600),
+            (0o604, 4711, 0o2775, 0o600),
+            (0o646, 4711, 0o2775, 0o640),
+            (0o660, 4711, 0o2775, 0o660),
+            (0o660, 4711, 0o2755, 0o600),
+            (0o404, 4711, 0o2775, 0o400),
+        ] {
+            rustix::fs::fchmod(&dir, Mode::from_raw_mode(directory)).unwrap();
+            std::fs::write(&named, "root's").unwrap();
+            std::os::unix::fs::chown(&named, None, Some(group)).unwrap();
+            std::fs::set_permissions(&named, PermissionsExt::from_mode(mode)).unwrap();
+            repository(&dir).unwrap();
+            let stat = dir.stat_name(".lock").unwrap().unwrap();
+            let found = (stat.st_mode & 0o7777, stat.st_gid);
+            assert_eq!(found, (expected, group), "{mode:o} in a directory of {directory:o}");
+            std::fs::remove_file(&named).unwrap();
         }
     }
 

@@ -135,7 +135,7 @@ impl Quarantine {
             How::Move => self.disk.rename(from, name, to, last),
             How::Link => self.disk.link(from, name, to, last),
             How::Copy if takes_long(from, name)? => {
-                self.disk.link(from, name, to, last).map_err(|error| match wants_copy(&error) {
+                self.disk.link(from, name, to, last).map_err(|error| match error.wants_copy() {
                     true => Error::damaged(from.at(name), "is too large to be kept as a copy"),
                     false => error,
                 })
@@ -143,7 +143,7 @@ impl Quarantine {
             How::Copy => self.copy_file(from, name, to, last),
         };
         match brought {
-            Err(error) if how != How::Copy && wants_copy(&error) => {
+            Err(error) if how != How::Copy && error.wants_copy() => {
                 self.copy_file(from, name, to, last)?;
                 self.disk.sync_dir(to)?;
                 if how == How::Move {
@@ -202,12 +202,6 @@ impl Quarantine {
 fn takes_long(dir: &Dir, name: &str) -> Result<bool> {
     let stat = dir.file_stat(name)?.1;
     Ok(u64::try_from(stat.st_blocks).unwrap_or(0) > MAX_COPY / 512)
-}
-
-/// Errors for which a copy takes the place of a rename or a link.
-fn wants_copy(error: &Error) -> bool {
-    let kinds = [Errno::XDEV, Errno::NOTSUP, Errno::MLINK, Errno::NOSYS, Errno::PERM];
-    error.errno().is_some_and(|errno| kinds.contains(&errno))
 }
 
 /// Whether a name is still what was looked at: nobody replaced or wrote it meanwhile.

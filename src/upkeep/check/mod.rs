@@ -159,7 +159,7 @@ impl Run<'_> {
     /// Hands on what was found.
     fn hand_on(&mut self, findings: Findings) {
         for finding in findings.into_vec() {
-            self.summary.count(finding.rule.severity());
+            self.summary.count(&finding);
             (self.report)(Told::Found(finding));
         }
     }

@@ -70,6 +70,12 @@ struct Line<'a> {
     repository: &'a str,
     path: std::borrow::Cow<'a, str>,
     message: &'a str,
+    #[serde(skip_serializing_if = "is_one")]
+    count: u64,
+}
+
+fn is_one(count: &u64) -> bool {
+    *count == 1
 }
 
 #[derive(Serialize)]
@@ -125,6 +131,7 @@ impl Writer<'_> {
             repository: &finding.repository,
             path: finding.path.to_string_lossy(),
             message: &finding.message,
+            count: finding.count,
         };
         match self.format {
             Format::Text => {

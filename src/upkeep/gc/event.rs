@@ -1,5 +1,6 @@
 //! What a collection tells of, and the sums.
 
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -165,8 +166,18 @@ pub enum Why {
     #[error("it was moved or replaced meanwhile")]
     Moved,
     /// The journal is from the future.
-    #[error("its journal has a line of {0}, and the clock is behind that")]
-    ClockBehind(String),
+    #[error(
+        "line {line} of {} is of {time}, and the clock is behind that: set the clock, or, where that \
+         is right, take the line out: {}", .part.display(), out(.part, .line)
+    )]
+    ClockBehind {
+        /// What the line says.
+        time: String,
+        /// The part of the journal that it stands in.
+        part: PathBuf,
+        /// Which line of it.
+        line: u64,
+    },
     /// Its index.json is being written all the time.
     #[error("its {} is being written by another tool", path::INDEX)]
     BeingWritten,
@@ -187,6 +198,13 @@ impl From<layout::Error> for Why {
     fn from(error: layout::Error) -> Why {
         Why::Unreadable(error)
     }
+}
+
+/// The command that takes a line out of a journal, beside servers and collections.
+fn out(part: &Path, line: &u64) -> String {
+    let lock = part.with_file_name(path::LOCK);
+    let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
+    format!("flock {} sed -i {line}d {}", quoted(&lock), quoted(part))
 }
 
 fn by(holders: &[Holder]) -> String {

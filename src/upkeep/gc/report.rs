@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Options;
 use super::event::{Event, Fate, Summary, Tidied, written};
 use crate::oci::What;
-use crate::upkeep::words::printable;
+use crate::upkeep::words::{many, printable};
 
 /// How to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,10 +125,15 @@ impl<'a> Writer<'a> {
                 format!("{repository} {digest}: stays in index.json: {why}")
             }
             Event::Pool { digest, bytes } if self.verbose => {
-                format!("pool {digest}: {goes}: no repository has it, {bytes} bytes")
+                let bytes = many(*bytes, "byte", "bytes");
+                format!("pool {digest}: {goes}: no repository has it, {bytes}")
             }
             Event::Trash { hour, files, bytes } if self.verbose => {
-                format!("trash {hour}: {goes}: {files} files, {bytes} bytes")
+                format!(
+                    "trash {hour}: {goes}: {}, {}",
+                    many(*files, "file", "files"),
+                    many(*bytes, "byte", "bytes")
+                )
             }
             _ => return None,
         };
@@ -159,9 +164,11 @@ impl<'a> Writer<'a> {
                 let mut text =
                     format!("{}: unreferenced{}", self.goes(), since.unwrap_or_default());
                 match others {
-                    0 => text.push_str(&format!(", {bytes} bytes")),
-                    1 => text.push_str("; the content has 1 other name"),
-                    _ => text.push_str(&format!("; the content has {others} other names")),
+                    0 => text.push_str(&format!(", {}", many(*bytes, "byte", "bytes"))),
+                    _ => {
+                        let others = many(*others, "other name", "other names");
+                        text.push_str(&format!("; the content has {others}"));
+                    }
                 }
                 if !elsewhere.is_empty() {
                     let names: Vec<_> = elsewhere.iter().map(|name| name.as_str()).collect();
@@ -240,25 +247,64 @@ fn tidied(what: Tidied<'_>) -> String {
 fn said(what: What, tag: Option<&str>) -> String {
     let tag = tag.unwrap_or("?");
     match what {
-        What::Push => "a push of it".to_owned(),
-        What::Tag => format!("the tag {tag} given"),
-        What::Untag => format!("the tag {tag} taken away"),
-        What::Delete => "it deleted".to_owned(),
+        What::Push => "its push".to_owned(),
+        What::Tag => format!("the move of tag {tag}"),
+        What::Untag => format!("the deletion of tag {tag}"),
+        What::Delete => "its deletion".to_owned(),
     }
 }
 
 fn sums(summary: &Summary, dry_run: bool) -> String {
-    let Summary { repositories, looked, noted, waiting, undoable, .. } = summary;
-    let Summary { untagged, removed, pooled, trashed, uploads, leftovers, bytes, .. } = summary;
+    let Summary { repositories, looked, noted, waiting, undoable, .. } = *summary;
+    let Summary { untagged, removed, pooled, trashed, uploads, leftovers, bytes, .. } = *summary;
     let done = if dry_run { "would remove" } else { "removed" };
     let mut text = format!(
-        "{repositories} repositories, {looked} blobs: {noted} seen unreferenced for the first time, \
-         {waiting} in their grace, {undoable} kept for undo\n{done} {removed} blobs, {pooled} names \
-         from the pool, {trashed} files from the trash, {untagged} untagged manifests, {uploads} \
-         uploads, {leftovers} leftovers: {bytes} bytes given back\n"
+        "{}, {}: {noted} seen unreferenced for the first time, {waiting} in their grace, {undoable} kept \
+         for undo\n{done} {}, {} from the pool, {} from the trash, {}, {}, {}: {} given back\n",
+        many(repositories, "repository", "repositories"),
+        many(looked, "blob", "blobs"),
+        many(removed, "blob", "blobs"),
+        many(pooled, "name", "names"),
+        many(trashed, "file", "files"),
+        many(untagged, "untagged manifest", "untagged manifests"),
+        many(uploads, "upload", "uploads"),
+        many(leftovers, "leftover", "leftovers"),
+        many(bytes, "byte", "bytes"),
     );
     if summary.left > 0 {
-        text.push_str(&format!("left as they are: {} repositories\n", summary.left));
+        let left = many(summary.left, "repository", "repositories");
+        text.push_str(&format!("left for the next collection: {left}\n"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sums_have_the_right_number() {
+        let one = Summary {
+            repositories: 1,
+            looked: 1,
+            removed: 1,
+            pooled: 1,
+            trashed: 1,
+            untagged: 1,
+            uploads: 1,
+            leftovers: 1,
+            bytes: 1,
+            left: 1,
+            ..Summary::default()
+        };
+        assert_eq!(
+            sums(&one, false),
+            "1 repository, 1 blob: 0 seen unreferenced for the first time, 0 in their grace, 0 kept for \
+             undo\nremoved 1 blob, 1 name from the pool, 1 file from the trash, 1 untagged manifest, \
+             1 upload, 1 leftover: 1 byte given back\nleft for the next collection: 1 repository\n"
+        );
+        let none = sums(&Summary::default(), true);
+        assert!(none.contains("0 repositories, 0 blobs") && none.contains("would remove 0 blobs"));
+        assert!(none.ends_with("0 leftovers: 0 bytes given back\n"), "{none}");
+    }
 }

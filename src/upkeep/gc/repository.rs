@@ -168,9 +168,10 @@ impl<'r> Repo<'r> {
         self.would_be_undoable(run)?;
         let Some(recent) = recent else { return Ok(()) };
         if let Some(newest) =
-            recent.newest.filter(|newest| *newest > run.begun_or_now() + TOLERANCE)
+            recent.newest.filter(|newest| newest.time > run.begun_or_now() + TOLERANCE)
         {
-            return Err(Why::ClockBehind(written(newest)));
+            let (time, part) = (written(newest.time), self.dir.at(&newest.part));
+            return Err(Why::ClockBehind { time, part, line: newest.line });
         }
         for named in &recent.named {
             let cause = self.cause(KeptBy::line(named));

@@ -1,20 +1,16 @@
 //! The room: the pool, the trash, and uploads that nobody goes on with.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use rustix::fs::Stat;
 
 use super::event::Event;
-use super::turn::held;
+use super::turn::{TURN, held};
 use super::{Run, repository};
 use crate::layout::notes::Notes;
 use crate::layout::trash::{self, Removed};
 use crate::layout::{OrAbsent, Result, Walk, lock, path, pool, sweep};
 use crate::oci::Algorithm;
-
-/// As in a repository's turn.
-const TURN: Duration = Duration::from_millis(50);
-const LEAVE_FREE: Duration = Duration::from_millis(11);
 
 impl Run<'_> {
     /// Whatever goes wrong is told, and keeps nothing else from being done.
@@ -90,7 +86,7 @@ impl Run<'_> {
                 break;
             }
             drop(_gc);
-            std::thread::sleep(LEAVE_FREE);
+            std::thread::sleep(lock::LEAVE_FREE);
         }
         Ok(())
     }

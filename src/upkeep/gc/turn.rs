@@ -17,10 +17,7 @@ use crate::layout::{
 use crate::oci::{Digest, RepoName};
 
 /// A turn holds everybody up for no longer than this.
-const TURN: Duration = Duration::from_millis(50);
-
-/// How long the locks stay free after a turn: whoever polls for them looks every 10 ms.
-const LEAVE_FREE: Duration = Duration::from_millis(11);
+pub(super) const TURN: Duration = Duration::from_millis(50);
 
 /// How long a repository's lock is waited for while gc.lock is held.
 pub(super) const SHORTLY: Duration = Duration::from_millis(100);
@@ -47,7 +44,7 @@ impl Repo<'_> {
             let Some(locks) = self.lock(run)? else { break };
             rest = self.turn(run, blobs, rest)?;
             drop(locks);
-            std::thread::sleep(LEAVE_FREE);
+            std::thread::sleep(lock::LEAVE_FREE);
         }
         Ok(())
     }
@@ -84,7 +81,7 @@ impl Repo<'_> {
             }
             drop(gc);
             // Whoever copies the tree comes in between.
-            std::thread::sleep(LEAVE_FREE);
+            std::thread::sleep(lock::LEAVE_FREE);
         }
     }
 

@@ -4,7 +4,7 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::{Pair, Run, SnapshotError, files, walk};
-use crate::layout::{self, Entry, Inode, Listed, Listing, blobs, path};
+use crate::layout::{self, Entry, Inode, Listed, Listing, path};
 use crate::oci::Algorithm;
 
 type Result<T> = std::result::Result<T, SnapshotError>;
@@ -176,7 +176,7 @@ fn link(run: &mut Run<'_>, pair: &Pair, name: &str) -> Result<()> {
         // A directory that changes while it is read may tell a name twice.
         Err(error) if error.errno() == Some(Errno::EXIST) => Ok(()),
         Err(error) if error.is_absent() && pair.from.stat_name(name)?.is_none() => Ok(()),
-        Err(error) if blobs::wants_copy(&error) => copy(run, pair, name),
+        Err(error) if error.wants_copy() => copy(run, pair, name),
         Err(error) => Err(error.into()),
     }
 }
@@ -195,7 +195,7 @@ fn copy(run: &mut Run<'_>, pair: &Pair, name: &str) -> Result<()> {
         let dir = top.dir(&dir)?;
         match run.disk.link(&dir, &other, &to, name) {
             Ok(()) => return Ok(()),
-            Err(error) if blobs::wants_copy(&error) => {}
+            Err(error) if error.wants_copy() => {}
             Err(error) => return Err(error.into()),
         }
     }

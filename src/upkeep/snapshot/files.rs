@@ -6,7 +6,7 @@ use rustix::fs::Mode;
 
 use super::{Pair, Run, SnapshotError};
 use crate::layout::copy::{self, CopyError};
-use crate::layout::{self, At, Attributes, Inode, OrAbsent, blobs, path};
+use crate::layout::{self, At, Attributes, Inode, OrAbsent, path};
 
 type Result<T> = std::result::Result<T, SnapshotError>;
 
@@ -133,7 +133,7 @@ pub(super) fn link_earlier(
             run.summary.from_previous += 1;
             Ok(true)
         }
-        Err(error) if blobs::wants_copy(&error) => Ok(false),
+        Err(error) if error.wants_copy() => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -1,4 +1,6 @@
-//! What names blobs: index.json, the journal, facts and views, all of one moment.
+//! What names blobs. index.json and the journal are of one moment, under gc.lock. What follows from
+//! index.json (views), is true at any time (facts) or never changes (older parts of the journal) is
+//! copied when nobody waits any more: it may be long, and names nothing that must be there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,12 +22,10 @@ const ATTEMPTS: u32 = 3;
 /// So long the repository's lock is waited for then: gc.lock is held meanwhile.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 
-/// How a repository was found.
-pub(super) enum Settled {
-    /// What was copied belongs together.
-    AtRest,
-    /// Another tool is in the middle of writing index.json: come again.
-    BeingWritten,
+/// What a repository had at one moment.
+pub(super) struct Moment {
+    names: BTreeMap<String, Entry>,
+    truth: Truth,
 }
 
 /// What names blobs, or belongs to them, but for older parts of the journal.
@@ -42,13 +42,24 @@ fn is_directory(name: &str) -> bool {
     name == path::MANIFESTS || name == path::REFERRERS
 }
 
-/// Copies them. index.json is read first, and its bytes are what the snapshot has: what it names was
-/// there when it was read, and stays as long as gc.lock is held.
+/// Whether it may be copied later than index.json.
+fn can_wait(name: &str) -> bool {
+    is_view(name) || name == path::REFERRERS || path::old_journal(name).is_some()
+}
+
+/// Whether a name is one of what is made from index.json, and from nothing else.
+fn is_view(name: &str) -> bool {
+    name == path::MANIFESTS || name == path::TAGS
+}
+
+/// Copies what cannot wait; `None` if another tool is in the middle of writing index.json: come again.
+/// index.json is read first, and its bytes are what the snapshot has: what it names was there when it
+/// was read, and stays as long as gc.lock is held.
 ///
-/// The journal and the views belong to it if index.json and their names are afterwards what they were
-/// before. Where that never comes to rest, the repository's lock is taken, shared. If even that is not
-/// to be had, they are copied as they are: the journal may then know of more than index.json does.
-pub(super) fn settle(run: &mut Run<'_>, pair: &Pair, as_it_is: bool) -> Result<Settled> {
+/// The journal belongs to it if index.json and the parts' names are afterwards what they were before.
+/// Where that never comes to rest, the repository's lock is taken, shared. If even that is not to be
+/// had, they are copied as they are: the journal may then know of more than index.json does.
+pub(super) fn settle(run: &mut Run<'_>, pair: &Pair, as_it_is: bool) -> Result<Option<Moment>> {
     let counted = run.summary.clone();
     for attempt in 1u32.. {
         // A lock that cannot be had does not stop the copy: it is the best there is.
@@ -56,27 +67,48 @@ pub(super) fn settle(run: &mut Run<'_>, pair: &Pair, as_it_is: bool) -> Result<S
         let held = wanted.then(|| lock::shared_in_turn(&pair.from, path::LOCK, LOCK_WAIT));
         let names = own_names(&pair.from)?;
         let truth = match Truth::read(run, pair) {
-            Truth::BeingWritten(..) if !as_it_is => return Ok(Settled::BeingWritten),
+            Truth::BeingWritten(..) if !as_it_is => return Ok(None),
             truth => truth,
         };
         truth.write(run, pair)?;
-        for entry in names.values() {
+        for entry in names.values().filter(|entry| !can_wait(&entry.name)) {
             copy(run, pair, entry)?;
         }
         if own_names(&pair.from)? == names && truth.is_still(&pair.from) {
-            return Ok(Settled::AtRest);
+            return Ok(Some(Moment { names, truth }));
         }
         if attempt > ATTEMPTS + 1 {
             let message = "changed all the while it was copied, and its lock was not to be had: its \
                            journal may name what its index.json does not know yet";
             run.notes(pair.name.clone(), message);
-            return Ok(Settled::AtRest);
+            return Ok(Some(Moment { names, truth }));
         }
         drop(held);
         run.summary = counted.clone();
         clear(run, pair)?;
     }
-    Ok(Settled::AtRest)
+    Ok(None)
+}
+
+/// Copies what could wait, as far as it was there at that moment: parts that came since have newer
+/// lines than index.json. `false` if index.json is another one by now and there are views, which then
+/// may be of that one.
+pub(super) fn rest(run: &mut Run<'_>, pair: &Pair, moment: &Moment) -> Result<bool> {
+    let waiting = moment.names.values().filter(|entry| can_wait(&entry.name));
+    let mut views = false;
+    for entry in waiting {
+        views |= is_view(&entry.name);
+        copy(run, pair, entry)?;
+    }
+    Ok(!views || moment.truth.is_still(&pair.from))
+}
+
+/// Leaves the views out: whoever serves the snapshot makes them anew.
+pub(super) fn without_views(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
+    let message = "index.json changed all the while its views were copied: they are left out, and are \
+                   made from it again";
+    run.notes(pair.name.clone(), message);
+    remove(run, pair, is_view)
 }
 
 fn own_names(dir: &Dir) -> layout::Result<BTreeMap<String, Entry>> {
@@ -151,10 +183,14 @@ fn other(run: &mut Run<'_>, pair: &Pair, entry: &Entry) -> Result<()> {
 
 /// Takes back what an attempt wrote.
 pub(super) fn clear(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
+    remove(run, pair, is_own)
+}
+
+fn remove(run: &mut Run<'_>, pair: &Pair, which: fn(&str) -> bool) -> Result<()> {
     let Some(to) = &pair.to else { return Ok(()) };
     for (name, kind) in to.names()? {
         match kind {
-            _ if !is_own(&name) => {}
+            _ if !which(&name) => {}
             FileType::Directory => layout::remove_all(&*run.disk, to, &name)?,
             _ => run.disk.unlink(to, &name)?,
         }

@@ -3,7 +3,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::names::Settled;
 use super::{Pair, Run, SnapshotError, blobs, names};
 use crate::layout::path;
 
@@ -21,13 +20,17 @@ pub(super) fn is_own(name: &str) -> bool {
     names::is_own(name) || name == path::BLOBS
 }
 
-/// Copies a repository: its blobs without the lock first, then, under the lock, what names them, and
-/// the blobs that came meanwhile.
+/// So often index.json may change while its views are copied.
+const ATTEMPTS: usize = 3;
+
+/// Copies a repository: its blobs without the lock first, then, under the lock, what names them and the
+/// blobs that came meanwhile, and without the lock again what need not be of that moment.
 pub(super) fn copy(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
     let begun = Instant::now();
     if pair.to.is_some() {
         blobs::bring(run, pair)?;
     }
+    let mut attempts = 0;
     loop {
         let counted = run.summary.clone();
         run.lease.take()?;
@@ -38,9 +41,18 @@ pub(super) fn copy(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
         });
         let sound = run.lease.release()?;
         match settled? {
-            Settled::AtRest if sound => break,
-            Settled::AtRest => {}
-            Settled::BeingWritten => thread::sleep(PAUSE),
+            Some(moment) if sound => {
+                attempts += 1;
+                if names::rest(run, pair, &moment)? {
+                    break;
+                }
+                if attempts == ATTEMPTS {
+                    names::without_views(run, pair)?;
+                    break;
+                }
+            }
+            Some(_) => {}
+            None => thread::sleep(PAUSE),
         }
         run.summary = counted;
         names::clear(run, pair)?;

@@ -37,9 +37,6 @@ pub(super) const ROUNDS: u32 = 6;
 /// So long a repository's lock is waited for while gc.lock is held; then that is let go of.
 const SHORTLY: Duration = Duration::from_millis(100);
 
-/// How long gc.lock then stays free: whoever polls for it looks every 10 ms.
-const LEAVE_FREE: Duration = Duration::from_millis(11);
-
 /// How to repair.
 #[derive(Clone, Debug)]
 pub struct Repairs {
@@ -110,7 +107,8 @@ pub(super) struct Mender {
 
 impl Mender {
     /// # Errors
-    /// The room is another account's: what this one made there nobody could use.
+    /// The room is another account's: what this one made there nobody could use. Or nothing can be made
+    /// there at all.
     pub(super) fn new(repairs: Repairs, root: &Dir) -> layout::Result<Mender> {
         let own = rustix::process::geteuid().as_raw();
         let stat = root.stat_name(path::ROOM)?;
@@ -120,6 +118,11 @@ impl Mender {
                 "belongs to uid {owner}, and this is uid {own}: repair it as that account (sudo -u '#{owner}' …)"
             );
             return Err(Error::damaged(root.at(path::ROOM), why));
+        }
+        if !repairs.dry_run && root.is_read_only()? {
+            let why = "is mounted read-only, so nothing can be repaired: remount it (mount -o \
+                       remount,rw), or leave out --repair";
+            return Err(Error::damaged(root.path().to_owned(), why));
         }
         let root = root.clone();
         let room = root.dir(path::ROOM);
@@ -344,7 +347,7 @@ impl Work<'_> {
             }
             drop(gc);
             // Whoever deletes elsewhere or copies the tree comes in between.
-            std::thread::sleep(LEAVE_FREE);
+            std::thread::sleep(lock::LEAVE_FREE);
         }
     }
 }
