@@ -142,12 +142,8 @@ impl Dir {
     }
 
     /// The same, to a closure.
-    pub fn each_name(&self, mut each: impl FnMut(&str, FileType)) -> Result<()> {
-        self.entries()?.try_for_each(|entry| {
-            let (name, kind) = entry?;
-            each(&name, kind);
-            Ok(())
-        })
+    pub fn each_name(&self, each: impl FnMut(&str, FileType)) -> Result<()> {
+        Listing::of(self)?.each(each)
     }
 
     /// The path of something beneath, for messages.
@@ -256,14 +252,53 @@ pub fn stat_file(file: &File, path: impl FnOnce() -> PathBuf) -> Result<Stat> {
 /// # Errors
 /// A larger one is not what it has to be: damage, as if its content were wrong.
 pub fn read_all(file: &File, limit: u64, path: impl Fn() -> PathBuf) -> Result<Vec<u8>> {
-    use std::io::Read;
     let stat = stat_file(file, &path)?;
-    let mut bytes = Vec::with_capacity(usize::try_from(size_of(&stat).min(limit)).unwrap_or(0) + 1);
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).at(&path)?;
+    read_known(file, &stat, limit, path)
+}
+
+/// The same where the file's status is known.
+///
+/// # Errors
+/// As above.
+pub fn read_known(
+    file: &File,
+    stat: &Stat,
+    limit: u64,
+    path: impl Fn() -> PathBuf,
+) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let size = usize::try_from(size_of(stat).min(limit)).unwrap_or(0);
+    // A byte more: where nothing comes for it, that was all, and nobody needs to ask again.
+    let mut bytes = vec![0; size + 1];
+    let mut len = 0;
+    while let read @ 1.. = read_some(file, &mut bytes[len..]).at(&path)? {
+        len += read;
+        if len == size {
+            break;
+        }
+        if len == bytes.len() {
+            // It has grown.
+            bytes.truncate(len);
+            file.take(limit.saturating_sub(len as u64) + 1).read_to_end(&mut bytes).at(&path)?;
+            len = bytes.len();
+            break;
+        }
+    }
+    bytes.truncate(len);
     if bytes.len() as u64 > limit {
         return Err(Error::damaged(path(), format!("is larger than {limit} bytes")));
     }
     Ok(bytes)
+}
+
+fn read_some(mut file: &File, bytes: &mut [u8]) -> std::io::Result<usize> {
+    use std::io::Read;
+    loop {
+        match file.read(bytes) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -287,5 +322,27 @@ mod tests {
         assert_eq!(root.dir("d").unwrap().file("../d/f").unwrap_err().errno(), Some(Errno::XDEV));
         assert!(root.file("none").unwrap_err().is_absent());
         assert!(root.file("d/f").is_ok_and(|f| read_all(&f, 0, PathBuf::new).is_err()));
+    }
+
+    #[test]
+    fn a_file_is_read_whole_whatever_was_known_of_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Dir::open_root(temp.path()).unwrap();
+        for known in [0usize, 1, 5, 100, 5000] {
+            for len in [0usize, 1, 4, 5, 6, 99, 101, 70_000] {
+                let bytes = vec![7; len];
+                std::fs::write(temp.path().join("f"), vec![1; known]).unwrap();
+                let (_, stat) = root.file_stat("f").unwrap();
+                std::fs::write(temp.path().join("f"), &bytes).unwrap();
+                let read =
+                    |limit| read_known(&root.file("f").unwrap(), &stat, limit, PathBuf::new).ok();
+                let whole = Some(bytes.clone());
+                assert_eq!(read(70_000), whole, "{len} bytes, known as {known}");
+                assert_eq!(read(len as u64), whole, "{len} bytes, known as {known}");
+                if len > 0 {
+                    assert_eq!(read(len as u64 - 1), None, "{len} bytes, known as {known}");
+                }
+            }
+        }
     }
 }

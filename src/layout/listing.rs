@@ -33,21 +33,39 @@ impl Listing {
         Ok(Listing { dir: dir.clone(), read })
     }
 
+    /// Gives each name that is UTF-8 to a closure, with what it is the name of: nothing is allocated
+    /// for one.
+    pub(super) fn each(mut self, mut each: impl FnMut(&str, FileType)) -> Result<()> {
+        while let Some(entry) = self.read.next() {
+            let entry = entry.at(|| self.dir.path().to_owned())?;
+            if let Ok(name) = entry.file_name().to_str()
+                && let Some(kind) = self.kind(name, &entry)?
+            {
+                each(name, kind);
+            }
+        }
+        Ok(())
+    }
+
     fn typed(&self, entry: &fs::DirEntry) -> Result<Option<Listed>> {
         let Ok(name) = entry.file_name().to_str() else {
             return Ok(Some(Listed::Foreign(entry.file_name().to_owned())));
         };
+        let kind = self.kind(name, entry)?;
+        Ok(kind.map(|kind| Listed::Entry(Entry { name: name.to_owned(), kind, ino: entry.ino() })))
+    }
+
+    /// What a name is the name of; `None` for the directory itself, the one above, and what went.
+    fn kind(&self, name: &str, entry: &fs::DirEntry) -> Result<Option<FileType>> {
         if name == "." || name == ".." {
             return Ok(None);
         }
-        let kind = match entry.file_type() {
-            FileType::Unknown => match self.dir.stat_name(name)? {
-                Some(stat) => FileType::from_raw_mode(stat.st_mode),
-                None => return Ok(None),
-            },
-            known => known,
-        };
-        Ok(Some(Listed::Entry(Entry { name: name.to_owned(), kind, ino: entry.ino() })))
+        Ok(match entry.file_type() {
+            FileType::Unknown => {
+                self.dir.stat_name(name)?.map(|stat| FileType::from_raw_mode(stat.st_mode))
+            }
+            known => Some(known),
+        })
     }
 }
 

@@ -60,7 +60,8 @@ pub use attributes::Attributes;
 pub use blob::Blob;
 pub use collected::Collected;
 pub use dir::{
-    Dir, DirId, Entries, Inode, changed, is_regular, modified, read_all, size_of, stat_file,
+    Dir, DirId, Entries, Inode, changed, is_regular, modified, read_all, read_known, size_of,
+    stat_file,
 };
 pub use disk::{Disk, RealDisk};
 pub use error::{At, Error, OrAbsent, Result};

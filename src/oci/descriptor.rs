@@ -1,6 +1,5 @@
 //! Descriptors (image-spec, descriptor.md).
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -9,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::Digest;
+use super::json::Text;
 
 /// Annotations, in the order of their keys.
 pub type Annotations = BTreeMap<String, String>;
@@ -79,7 +79,7 @@ impl<'de> Visitor<'de> for Fields {
         let mut notes = None;
         let mut artifact_type = None;
         let mut extra = Map::new();
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+        while let Some(Text(key)) = map.next_key()? {
             match key.as_ref() {
                 "mediaType" => once(&mut media_type, "mediaType", map.next_value::<String>()?)?,
                 "digest" => once(&mut digest, "digest", map.next_value::<Digest>()?)?,

@@ -7,6 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Digest as _;
 use thiserror::Error;
 
+use super::json::Text;
+
 /// A hash algorithm that a digest may name (image-spec, descriptor.md, "Registered Algorithms").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
@@ -57,8 +59,8 @@ impl FromStr for Algorithm {
 
 /// `algorithm:hex`, known to be well-formed.
 ///
-/// Only [`Digest::parse`] and [`Hasher::finish`] make one, deserialising included; so a `Digest`
-/// is always safe as part of a path.
+/// Only [`Digest::parse`], [`Digest::of_hash`] and [`Hasher::finish`] make one, deserialising
+/// included; so a `Digest` is always safe as part of a path.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
@@ -109,6 +111,22 @@ impl Digest {
         hasher.finish()
     }
 
+    /// The digest that has these bytes; `None` if the algorithm's have another length.
+    pub fn of_hash(algorithm: Algorithm, bytes: &[u8]) -> Option<Digest> {
+        (bytes.len() * 2 == algorithm.hex_len()).then(|| Digest::spelled(algorithm, bytes))
+    }
+
+    fn spelled(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+        let mut text = String::with_capacity(algorithm.as_str().len() + 1 + bytes.len() * 2);
+        text.push_str(algorithm.as_str());
+        text.push(':');
+        for byte in bytes {
+            text.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
+            text.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
+        }
+        Digest { algorithm, text: text.into() }
+    }
+
     /// Every digest that stands anywhere in a text, of whatever form the text is.
     pub fn all_in(text: &[u8]) -> impl Iterator<Item = Digest> + '_ {
         Algorithm::ALL.into_iter().flat_map(move |algorithm| {
@@ -118,6 +136,22 @@ impl Digest {
                 let found = found.starts_with(&begin).then(|| std::str::from_utf8(found).ok());
                 found.flatten().and_then(|found| Digest::parse(found).ok())
             })
+        })
+    }
+
+    /// The bytes of the hash; `None` if those are not so many.
+    pub fn hash<const N: usize>(&self) -> Option<[u8; N]> {
+        let digit = |character: u8| match character {
+            b'0'..=b'9' => character - b'0',
+            _ => character - b'a' + 10,
+        };
+        let (pairs, _) = self.hex().as_bytes().as_chunks::<2>();
+        let mut bytes = [0; N];
+        (pairs.len() == N).then(|| {
+            for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+                *byte = digit(*high) << 4 | digit(*low);
+            }
+            bytes
         })
     }
 
@@ -165,7 +199,7 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let Text(text) = Text::deserialize(deserializer)?;
         Digest::parse(&text).map_err(serde::de::Error::custom)
     }
 }
@@ -206,18 +240,10 @@ impl Hasher {
 
     /// The digest of all bytes taken.
     pub fn finish(self) -> Digest {
-        let (algorithm, bytes) = match self {
-            Hasher::Sha256(state) => (Algorithm::Sha256, state.finalize().to_vec()),
-            Hasher::Sha512(state) => (Algorithm::Sha512, state.finalize().to_vec()),
-        };
-        let mut text = String::with_capacity(8 + bytes.len() * 2);
-        text.push_str(algorithm.as_str());
-        text.push(':');
-        for byte in bytes {
-            text.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
-            text.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
+        match self {
+            Hasher::Sha256(state) => Digest::spelled(Algorithm::Sha256, &state.finalize()),
+            Hasher::Sha512(state) => Digest::spelled(Algorithm::Sha512, &state.finalize()),
         }
-        Digest { algorithm, text: text.into() }
     }
 }
 

@@ -20,8 +20,12 @@ impl<V> Default for DigestMap<V> {
 impl<V> DigestMap<V> {
     /// Puts a value, unless the digest has one already; whether it was put.
     pub fn put_new(&mut self, digest: &Digest, value: V) -> bool {
-        fn put<const N: usize, V>(map: &mut HashMap<[u8; N], V>, hex: &str, value: V) -> bool {
-            let Some(key) = bytes(hex) else { return false };
+        fn put<const N: usize, V>(
+            map: &mut HashMap<[u8; N], V>,
+            digest: &Digest,
+            value: V,
+        ) -> bool {
+            let Some(key) = digest.hash() else { return false };
             let mut new = false;
             map.entry(key).or_insert_with(|| {
                 new = true;
@@ -30,16 +34,16 @@ impl<V> DigestMap<V> {
             new
         }
         match digest.algorithm() {
-            Algorithm::Sha256 => put(&mut self.sha256, digest.hex(), value),
-            Algorithm::Sha512 => put(&mut self.sha512, digest.hex(), value),
+            Algorithm::Sha256 => put(&mut self.sha256, digest, value),
+            Algorithm::Sha512 => put(&mut self.sha512, digest, value),
         }
     }
 
     /// The value of a digest.
     pub fn get(&self, digest: &Digest) -> Option<&V> {
         match digest.algorithm() {
-            Algorithm::Sha256 => self.sha256.get(&bytes(digest.hex())?),
-            Algorithm::Sha512 => self.sha512.get(&bytes(digest.hex())?),
+            Algorithm::Sha256 => self.sha256.get(&digest.hash()?),
+            Algorithm::Sha512 => self.sha512.get(&digest.hash()?),
         }
     }
 
@@ -56,27 +60,6 @@ impl<V> DigestMap<V> {
     /// Whether none has.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-/// The bytes that so many digits mean; a digest's digits always are as many, and lower-case.
-fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    let digits = hex.as_bytes();
-    if digits.len() != 2 * N {
-        return None;
-    }
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
-}
-
-fn digit(character: u8) -> Option<u8> {
-    match character {
-        b'0'..=b'9' => Some(character - b'0'),
-        b'a'..=b'f' => Some(character - b'a' + 10),
-        _ => None,
     }
 }
 

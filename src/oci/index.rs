@@ -1,6 +1,5 @@
 //! index.json: the one truth about a repository (image-spec, image-layout.md).
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Bound;
@@ -12,6 +11,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::descriptor::once;
+use super::json::Text;
 use super::{Descriptor, Digest, Kind, ManifestError, Tag, essence};
 
 /// The annotation that makes a descriptor of index.json a tag.
@@ -84,7 +84,7 @@ impl<'de> Visitor<'de> for Fields {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
         let (mut schema_version, mut media_type, mut manifests) = (None, None, None);
         let mut extra = Map::new();
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+        while let Some(Text(key)) = map.next_key()? {
             match key.as_ref() {
                 "schemaVersion" => once(&mut schema_version, "schemaVersion", map.next_value()?)?,
                 "mediaType" => once(&mut media_type, "mediaType", map.next_value::<Option<_>>()?)?,

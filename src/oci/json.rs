@@ -1,8 +1,10 @@
 //! Reading JSON from outsiders strictly: one body must have one meaning.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use thiserror::Error;
 
@@ -67,22 +69,88 @@ impl<'de> Visitor<'de> for Unambiguous {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut seen = HashSet::new();
-        while let Some(key) = map.next_key::<String>()? {
-            if seen.contains(&key) {
+        let mut seen = Seen::default();
+        while let Some(Text(key)) = map.next_key()? {
+            if let Some(key) = seen.again(key) {
                 let shown: String = key.chars().take(80).collect();
                 return Err(serde::de::Error::custom(format!("the key {shown:?} stands twice")));
             }
-            seen.insert(key);
             map.next_value_seed(Unambiguous)?;
         }
         Ok(())
     }
 }
 
+/// A string, borrowed where it stands as it is. serde's own `Cow` is always a copy.
+pub(super) struct Text<'de>(pub(super) Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Borrowing;
+
+        impl<'de> Visitor<'de> for Borrowing {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_string<E>(self, text: String) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text)))
+            }
+        }
+
+        deserializer.deserialize_str(Borrowing)
+    }
+}
+
+/// So many keys are compared one by one.
+const FEW: usize = 16;
+
+/// The keys of one object. Almost all have few.
+#[derive(Default)]
+struct Seen<'de> {
+    few: Vec<Cow<'de, str>>,
+    many: HashSet<Cow<'de, str>>,
+}
+
+impl<'de> Seen<'de> {
+    /// Takes a key; gives it back if it was there.
+    fn again(&mut self, key: Cow<'de, str>) -> Option<Cow<'de, str>> {
+        if self.few.contains(&key) || self.many.contains(&key) {
+            return Some(key);
+        }
+        if self.few.len() < FEW {
+            self.few.push(key);
+        } else {
+            self.many.insert(key);
+        }
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_stands_twice_among_few_or_many() {
+        for (count, again) in [(1, 0), (16, 15), (17, 0), (17, 16), (40, 3), (40, 39)] {
+            let keys: Vec<String> = (0..count).map(|n| format!(r#""k{n}":{n}"#)).collect();
+            assert!(check(format!("{{{}}}", keys.join(",")).as_bytes()).is_ok(), "{count}");
+            let text = format!(r#"{{{},"\u006b{again}":0}}"#, keys.join(","));
+            let why = check(text.as_bytes()).unwrap_err().to_string();
+            assert!(why.contains("stands twice"), "{count}, {again}: {why}");
+        }
+    }
 
     #[test]
     fn ambiguous_deep_and_broken_texts_are_refused() {

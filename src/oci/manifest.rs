@@ -1,6 +1,5 @@
 //! Manifests: what a push says an image, an index or an artifact consists of.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
@@ -9,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use super::descriptor::{Notes, once};
-use super::json::{self, StrictJsonError};
+use super::json::{self, StrictJsonError, Text};
 use super::{Annotations, Descriptor, Kind, essence};
 
 /// The largest manifest that is taken, in bytes: 4 MiB, which the distribution specification asks
@@ -138,7 +137,7 @@ impl<'de> Visitor<'de> for Fields {
         let (mut layers, mut manifests) = (None, None);
         let mut notes = None;
         let mut others = HashSet::new();
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+        while let Some(Text(key)) = map.next_key()? {
             match key.as_ref() {
                 "schemaVersion" => once(&mut schema_version, "schemaVersion", map.next_value()?)?,
                 "mediaType" => once(&mut media_type, "mediaType", map.next_value::<Option<_>>()?)?,

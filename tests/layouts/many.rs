@@ -5,14 +5,26 @@ use std::io::Write as _;
 use std::path::Path;
 
 use super::disk;
-use super::repo::Repo;
+use super::repo::{self, Repo};
 
 /// So many images has a repository, but for one.
 const IMAGES: usize = 100;
 
-/// Makes a tree of `blobs` blobs beneath `root`, each with its name in the pool: a quarter of them
-/// in one repository, the others in many. Gives how many repositories there are.
-pub fn make(root: &Path, blobs: usize) -> usize {
+/// Of so many images one has a blob more, to which nothing refers.
+const GARBAGE: usize = 33;
+
+/// What was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Made {
+    pub repositories: usize,
+    pub images: usize,
+    pub blobs: usize,
+    pub garbage: usize,
+}
+
+/// Makes a tree of about `blobs` blobs beneath `root`, each with its name in the pool: a quarter of
+/// them in one repository, the others in many.
+pub fn make(root: &Path, blobs: usize) -> Made {
     let images = blobs / 3;
     let large = images / 4;
     let small = (images - large).div_ceil(IMAGES);
@@ -31,7 +43,8 @@ pub fn make(root: &Path, blobs: usize) -> usize {
         }
     });
     disk::set_mode(&root.join(".stillage"), 0o700);
-    small + 1
+    let garbage = images.div_ceil(GARBAGE);
+    Made { repositories: small + 1, images, blobs: 3 * images + garbage, garbage }
 }
 
 fn repository(root: &Path, name: &str, begin: usize, images: usize) {
@@ -42,6 +55,9 @@ fn repository(root: &Path, name: &str, begin: usize, images: usize) {
         let mut made = Repo::new("");
         let image = made.image(&number.to_string());
         made.tag(&image, &format!("t{number}"));
+        if number % GARBAGE == 0 {
+            made.blob(repo::LAYER, format!("garbage {number}").as_bytes());
+        }
         for (path, bytes) in &made.files {
             let Some(hex) = path.strip_prefix("blobs/sha256/") else { continue };
             let blob = dir.join(path);

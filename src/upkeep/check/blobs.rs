@@ -2,16 +2,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FileType, Stat};
 
 use super::finding::Findings;
-use super::names::{Name, Names};
+use super::hands;
+use super::mend::Mender;
+use super::names::{Name, Names, Part};
 use super::probe::{self, Seen};
 use super::rule::Rule;
-use super::{Run, closed, rights};
+use super::{Look, closed, rights};
 use crate::layout::rights::Level;
-use crate::layout::{Dir, Inode, path};
+use crate::layout::{Dir, Inode, path, size_of};
 use crate::oci::{Algorithm, Digest};
 
 /// What came of it.
@@ -21,20 +24,54 @@ pub(super) struct Blobs {
     pub(super) bad: HashSet<Digest>,
     /// How many there are.
     pub(super) count: u64,
+    /// How many sound ones the pool had lost and has again, or would have.
+    pub(super) pooled: u64,
+    /// Of each algorithm, how long the files are: [`UNKNOWN`] is what is none.
+    sizes: Vec<(Names, Vec<u64>)>,
 }
 
-/// Checks every name in `blobs/`.
-pub(super) fn check(run: &mut Run<'_>, repo: &Dir, findings: &mut Findings) -> Blobs {
+/// No file is so long.
+const UNKNOWN: u64 = u64::MAX;
+
+impl Blobs {
+    fn append(&mut self, more: Blobs) {
+        self.bad.extend(more.bad);
+        self.count += more.count;
+        self.pooled += more.pooled;
+        self.sizes.extend(more.sizes);
+    }
+
+    /// How long a blob was a moment ago; `None` if that is not known. Where content is hashed nothing
+    /// is, for that takes longer than a moment.
+    pub(super) fn size(&self, digest: &Digest) -> Option<u64> {
+        let found = |(names, sizes): &(Names, Vec<u64>)| {
+            names.position(digest).and_then(|at| sizes.get(at).copied())
+        };
+        self.sizes.iter().find_map(found).filter(|size| *size != UNKNOWN)
+    }
+}
+
+/// So many names one thread looks at without asking what the others do.
+const PART: usize = 1 << 12;
+
+/// Checks every name in `blobs/`. A repair gives the sound ones to the pool meanwhile.
+pub(super) fn check(
+    look: &Look<'_>,
+    mut mender: Option<&mut Mender>,
+    repo: &Dir,
+    findings: &mut Findings,
+) -> Blobs {
     let mut blobs = Blobs::default();
     let Some(dir) = probe::dir(repo, path::BLOBS, findings).there() else {
         return blobs;
     };
-    let mut shared = Shared::of(&dir);
+    let shared = Shared::of(&dir);
     let level = Level::of(repo).ok();
+    let own = rustix::process::geteuid().as_raw();
     for algorithm in Algorithm::ALL {
         if let Some(dir) = probe::dir(&dir, algorithm.as_str(), findings).there() {
-            let place = Place { dir: &dir, algorithm, repo: level.as_ref() };
-            of_algorithm(run, place, &mut blobs, &mut shared, findings);
+            let place = Place { dir: &dir, algorithm, repo: level.as_ref(), shared: &shared, own };
+            blobs.append(place.check(look, mender.as_deref_mut(), findings));
         }
     }
     for (name, kind) in probe::names(&dir, findings) {
@@ -53,56 +90,105 @@ struct Place<'a> {
     dir: &'a Dir,
     algorithm: Algorithm,
     repo: Option<&'a Level>,
+    shared: &'a Shared,
+    /// This account.
+    own: u32,
 }
 
-fn of_algorithm(
-    run: &mut Run<'_>,
-    place: Place<'_>,
-    blobs: &mut Blobs,
-    shared: &mut Shared,
-    findings: &mut Findings,
-) {
-    let Place { dir, algorithm, .. } = place;
-    let names = probe::blobs(dir, algorithm, findings);
-    for name in names.iter().flat_map(Names::iter) {
-        let digest = match name {
-            Name::Of(digest) => digest,
-            Name::Other(name) => {
-                let message = format!("is not the digits of a {algorithm} digest");
-                findings.add(Rule::BlobNameMalformed, &dir.at(&name), message);
-                continue;
-            }
+impl Place<'_> {
+    /// Checks all names here. Only one thread can repair meanwhile.
+    fn check(self, look: &Look<'_>, mender: Option<&mut Mender>, findings: &mut Findings) -> Blobs {
+        let Some(names) = probe::blobs(self.dir, self.algorithm, findings) else {
+            return Blobs::default();
         };
-        run.options.progress.named();
-        blobs.count += 1;
-        match content(run, place, &digest, findings) {
-            Seen::There((file, stat)) => {
-                let twice = shared.meet(dir, &digest, &stat, findings);
-                if let Some(file) = file.filter(|_| !twice && !run.hashes.are_blind()) {
-                    pool(run, &file, &stat, &digest);
-                }
-            }
-            Seen::Bad => {
-                blobs.bad.insert(digest);
-            }
-            // Gone since the names were read.
-            Seen::Absent => blobs.count -= 1,
+        if mender.is_some() && !look.hashes.are_blind() {
+            return self.part(look, mender, names.whole(), &mut Vec::new(), findings);
         }
+        let done = hands::each(look.hands, &names.parts(PART), |part| {
+            let (mut found, mut sizes) = (findings.fresh(), Vec::new());
+            (self.part(look, None, *part, &mut sizes, &mut found), sizes, found)
+        });
+        let (mut blobs, mut sizes) = (Blobs::default(), Vec::new());
+        for (more, some, found) in done {
+            blobs.append(more);
+            sizes.extend(some);
+            findings.append(found);
+        }
+        if look.hashes.are_blind() {
+            blobs.sizes.push((names, sizes));
+        }
+        blobs
+    }
+
+    fn part(
+        self,
+        look: &Look<'_>,
+        mut mender: Option<&mut Mender>,
+        part: Part<'_>,
+        sizes: &mut Vec<u64>,
+        findings: &mut Findings,
+    ) -> Blobs {
+        let mut blobs = Blobs::default();
+        for name in part.into_iter() {
+            let digest = match name {
+                Name::Of(digest) => digest,
+                Name::Other(name) => {
+                    let message = format!("is not the digits of a {} digest", self.algorithm);
+                    findings.add(Rule::BlobNameMalformed, &self.dir.at(&name), message);
+                    continue;
+                }
+            };
+            look.options.progress.named();
+            let seen = content(look, self, &digest, findings);
+            sizes.push(match &seen {
+                Seen::There((_, stat)) => size_of(stat),
+                Seen::Absent | Seen::Bad => UNKNOWN,
+            });
+            match seen {
+                Seen::There((file, stat)) => {
+                    blobs.count += 1;
+                    let twice = self.shared.meet(self.dir, &digest, &stat, findings);
+                    if let (Some(file), Some(mender), false) = (file, mender.as_deref_mut(), twice)
+                        && self.is_poolable(&file, &stat)
+                        && mender.pool(&file, &stat, &digest)
+                    {
+                        blobs.pooled += 1;
+                    }
+                }
+                Seen::Bad => {
+                    blobs.count += 1;
+                    blobs.bad.insert(digest);
+                }
+                // Gone since the names were read.
+                Seen::Absent => {}
+            }
+        }
+        blobs
+    }
+
+    /// Whether it is a file of this account's that everybody may read.
+    fn is_sealed(&self, stat: &Stat) -> bool {
+        stat.st_mode & 0o444 == 0o444 && stat.st_uid == self.own
+    }
+
+    /// Whether a sound blob may go into the pool.
+    fn is_poolable(&self, file: &File, stat: &Stat) -> bool {
+        self.is_sealed(stat) && stat.st_mode & 0o222 == 0 && !rights::has_acl(file)
     }
 }
 
 /// Hashes one blob. A file that changes meanwhile is read again: it may be just being copied.
 fn content(
-    run: &Run<'_>,
+    look: &Look<'_>,
     place: Place<'_>,
     digest: &Digest,
     findings: &mut Findings,
 ) -> Seen<(Option<File>, Stat)> {
     let dir = place.dir;
-    if run.hashes.are_blind() {
+    if look.hashes.are_blind() {
         // What the checker sealed itself it can read.
         match probe::status(dir, digest.hex(), FileType::RegularFile, findings) {
-            Seen::There(stat) if is_sealed(&stat) => return Seen::There((None, stat)),
+            Seen::There(stat) if place.is_sealed(&stat) => return Seen::There((None, stat)),
             Seen::There(_) => {}
             Seen::Absent => return Seen::Absent,
             Seen::Bad => return Seen::Bad,
@@ -114,8 +200,8 @@ fn content(
             Seen::Absent => return Seen::Absent,
             Seen::Bad => return Seen::Bad,
         };
-        let known = run.is_known(&dir.at(digest.hex()));
-        match if known { Ok(true) } else { run.hashes.agrees(&file, &stat, digest) } {
+        let known = look.is_known(|| dir.at(digest.hex()));
+        match if known { Ok(true) } else { look.hashes.agrees(&file, &stat, digest) } {
             Ok(true) => {
                 if let Some(repo) = place.repo {
                     closed::readers(repo, &file, &stat, &dir.at(digest.hex()), findings);
@@ -138,20 +224,6 @@ fn content(
     Seen::Bad
 }
 
-/// Gives a repair a sound blob that the pool may have lost.
-fn pool(run: &mut Run<'_>, file: &File, stat: &Stat, digest: &Digest) {
-    let Some(mender) = &mut run.mender else { return };
-    let is_ours = is_sealed(stat) && stat.st_mode & 0o222 == 0 && !rights::has_acl(file);
-    if is_ours && mender.pool(file, stat, digest) {
-        run.summary.pooled_again += 1;
-    }
-}
-
-/// Whether it is a file of this account's that everybody may read.
-fn is_sealed(stat: &Stat) -> bool {
-    stat.st_mode & 0o444 == 0o444 && stat.st_uid == rustix::process::geteuid().as_raw()
-}
-
 fn moved(dir: &Dir, digest: &Digest, before: &Stat) -> bool {
     let key = |stat: &Stat| (Inode::of(stat), stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
     match dir.stat_name(digest.hex()) {
@@ -164,7 +236,7 @@ fn moved(dir: &Dir, digest: &Digest, before: &Stat) -> bool {
 /// Inodes with a name under sha512, of which there are few if any; whether they have met one under
 /// sha256.
 struct Shared {
-    inodes: HashMap<Inode, bool>,
+    inodes: HashMap<Inode, AtomicBool>,
 }
 
 impl Shared {
@@ -177,7 +249,7 @@ impl Shared {
                     && let Ok(Some(stat)) = dir.stat_name(digest.hex())
                     && stat.st_nlink > 1
                 {
-                    inodes.insert(Inode::of(&stat), false);
+                    inodes.insert(Inode::of(&stat), AtomicBool::new(false));
                 }
             }
         }
@@ -185,16 +257,17 @@ impl Shared {
     }
 
     /// sha256 comes first. Gives whether it is a second name, under sha512.
-    fn meet(&mut self, dir: &Dir, digest: &Digest, stat: &Stat, findings: &mut Findings) -> bool {
-        let Some(met) = self.inodes.get_mut(&Inode::of(stat)) else { return false };
+    fn meet(&self, dir: &Dir, digest: &Digest, stat: &Stat, findings: &mut Findings) -> bool {
+        let Some(met) = self.inodes.get(&Inode::of(stat)) else { return false };
         if digest.algorithm() == Algorithm::Sha256 {
-            *met = true;
+            met.store(true, Ordering::Relaxed);
             return false;
         }
-        if *met {
+        let met = met.load(Ordering::Relaxed);
+        if met {
             let message = "its inode has a name under sha256 too";
             findings.add(Rule::InodeTwoAlgorithms, &dir.at(digest.hex()), message);
         }
-        *met
+        met
     }
 }

@@ -2,15 +2,20 @@
 
 use super::blobs::Blobs;
 use super::finding::Findings;
-use super::lines;
-use super::probe;
 use super::rule::Rule;
+use super::{Look, hands, lines, probe};
 use crate::layout::facts::Fact;
 use crate::layout::{self, Dir, path};
 use crate::oci::{MAX_MANIFEST, Manifest, ManifestError};
 
+/// So many lines are compared together.
+const TOGETHER: usize = 1 << 12;
+
+/// Or as many as take so many bytes of memory.
+const WEIGHT: usize = 4 << 20;
+
 /// Checks every line that parses against the manifest, if that is there and sound.
-pub(super) fn check(repo: &Dir, blobs: &Blobs, findings: &mut Findings) {
+pub(super) fn check(look: &Look<'_>, repo: &Dir, blobs: &Blobs, findings: &mut Findings) {
     let Some(dir) = probe::dir(repo, path::REFERRERS, findings).there() else {
         return;
     };
@@ -18,17 +23,31 @@ pub(super) fn check(repo: &Dir, blobs: &Blobs, findings: &mut Findings) {
         return;
     };
     let at = dir.at(path::FACTS);
+    let mut some: Vec<(u64, Fact)> = Vec::new();
+    let mut weight = 0;
+    let mut compare = |some: &mut Vec<(u64, Fact)>| {
+        let wrong = hands::each(look.hands, some, |(_, fact)| {
+            truth(repo, fact).is_some_and(|truth| truth != *fact)
+        });
+        for ((number, fact), _) in some.drain(..).zip(wrong).filter(|(_, wrong)| *wrong) {
+            let message = format!("line {number} is not what manifest {} says", fact.digest);
+            findings.add(Rule::FactsWrong, &at, message);
+        }
+    };
     let read = lines::each(&file, |number, line| {
         let Some(fact) = line.and_then(Fact::parse) else {
             return;
         };
-        if !blobs.bad.contains(&fact.digest)
-            && let Some(true) = truth(repo, &fact).map(|truth| truth != fact)
-        {
-            let message = format!("line {number} is not what manifest {} says", fact.digest);
-            findings.add(Rule::FactsWrong, &at, message);
+        if !blobs.bad.contains(&fact.digest) {
+            weight += fact.weight();
+            some.push((number, fact));
+        }
+        if some.len() >= TOGETHER || weight >= WEIGHT {
+            compare(&mut some);
+            weight = 0;
         }
     });
+    compare(&mut some);
     if let Err(error) = read {
         findings.add(Rule::Unreadable, &at, format!("cannot be read: {error}"));
     }

@@ -92,6 +92,16 @@ impl Findings {
         }
     }
 
+    /// Findings about the same place, and none so far.
+    pub(super) fn fresh(&self) -> Findings {
+        Findings::new(&self.root, &self.repository)
+    }
+
+    /// Adds all of another list.
+    pub(super) fn append(&mut self, more: Findings) {
+        self.found.extend(more.found);
+    }
+
     /// Adds one; `path` is as a [`Dir`](crate::layout::Dir) gives it.
     pub(super) fn add(&mut self, rule: Rule, path: &Path, message: impl Into<String>) {
         let path = path.strip_prefix(&self.root).unwrap_or(path);

@@ -1,40 +1,47 @@
 //! index.json and everything that it reaches.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, RandomState};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use rustix::fs::Stat;
 
 use super::blobs::Blobs;
 use super::finding::Findings;
-use super::probe;
 use super::rule::Rule;
+use super::{Look, hands, probe};
 use crate::layout::{self, Dir, path, size_of};
 use crate::oci::{
     Algorithm, Descriptor, Digest, Index, Kind, MAX_MANIFEST, Manifest, ManifestError, REF_NAME,
     tag_of_ref_name,
 };
 
+/// So many manifests are read together, unless they have more bytes than that.
+const TOGETHER: usize = 1 << 12;
+const TOGETHER_BYTES: u64 = 4 << 20;
+
+/// Fewer are read one by one.
+const FEW: usize = 64;
+
 /// Checks the entries of an index.json, the manifests that they name, and what those need. Gives
 /// how many manifests there are.
 pub(super) fn check(
+    look: &Look<'_>,
     repo: &Dir,
     index: &Index,
     blobs: &Blobs,
-    sparse: bool,
     findings: &mut Findings,
 ) -> u64 {
     let dirs = Algorithm::ALL.map(|algorithm| repo.dir(&path::blobs(algorithm)).ok());
     let mut graph = Graph {
+        look,
+        manifests: Manifests { repo, dirs },
         repo,
-        dirs,
         blobs,
-        sparse,
         findings,
         asked: Marks::default(),
         read: Marks::default(),
+        ahead: HashMap::new(),
         todo: Vec::new(),
     };
     graph.entries(index);
@@ -52,23 +59,84 @@ struct Marks {
 impl Marks {
     /// Whether it is met the first time.
     fn insert(&mut self, what: impl Hash) -> bool {
-        self.seen.insert((self.keys.0.hash_one(&what), self.keys.1.hash_one(&what)))
+        self.seen.insert(self.mark(what))
+    }
+
+    fn has(&self, what: impl Hash) -> bool {
+        self.seen.contains(&self.mark(what))
+    }
+
+    fn mark(&self, what: impl Hash) -> (u64, u64) {
+        (self.keys.0.hash_one(&what), self.keys.1.hash_one(&what))
+    }
+}
+
+/// A manifest by its digest and the type that was said.
+type Called = (Digest, String);
+
+/// The manifests of a repository, to be read by many threads.
+struct Manifests<'a> {
+    repo: &'a Dir,
+    /// The directories of blobs, as they were when this began.
+    dirs: [Option<Dir>; 2],
+}
+
+/// Why nothing is known of what a manifest needs.
+enum Unknown {
+    Oversized,
+    Unreadable(layout::Error),
+    Wrong(ManifestError),
+}
+
+impl Manifests<'_> {
+    fn dir(&self, digest: &Digest) -> Option<&Dir> {
+        let at = Algorithm::ALL.iter().position(|known| *known == digest.algorithm())?;
+        self.dirs[at].as_ref()
+    }
+
+    fn read(&self, digest: &Digest, media_type: &str) -> Result<Manifest, Unknown> {
+        let bytes = self.bytes(digest).map_err(Unknown::Unreadable)?.ok_or(Unknown::Oversized)?;
+        let said = Some(media_type).filter(|said| !said.is_empty());
+        Manifest::parse(&bytes, said).map_err(Unknown::Wrong)
+    }
+
+    /// A manifest's bytes, unless there are too many.
+    fn bytes(&self, digest: &Digest) -> layout::Result<Option<Vec<u8>>> {
+        let name = path::blob(digest);
+        let (file, stat) = match self.dir(digest) {
+            Some(dir) => dir.file_stat(digest.hex())?,
+            None => self.repo.file_stat(&name)?,
+        };
+        if size_of(&stat) > MAX_MANIFEST as u64 {
+            return Ok(None);
+        }
+        layout::read_known(&file, &stat, MAX_MANIFEST as u64, || self.repo.at(&name)).map(Some)
     }
 }
 
 struct Graph<'a> {
+    look: &'a Look<'a>,
+    manifests: Manifests<'a>,
     repo: &'a Dir,
-    /// The directories of blobs, as they were when this began.
-    dirs: [Option<Dir>; 2],
     blobs: &'a Blobs,
-    sparse: bool,
     findings: &'a mut Findings,
     /// Descriptors that were compared with what is there: many entries may say the same.
     asked: Marks,
     /// Manifests that were read.
     read: Marks,
+    /// What was read before it is asked for.
+    ahead: HashMap<Called, Result<Manifest, Unknown>>,
     /// Descriptors of manifests beneath an entry that are there and were not read yet.
     todo: Vec<Descriptor>,
+}
+
+/// What has a digest's name.
+enum There {
+    Nothing,
+    /// It was reported with the blobs.
+    NoFile,
+    /// Of so many bytes.
+    File(u64),
 }
 
 /// Where a descriptor stands, for messages.
@@ -93,7 +161,49 @@ impl Graph<'_> {
             let message = format!("the tag {tag} stands on several entries: the first counts");
             self.findings.add(Rule::TagDoubled, &at, message);
         }
-        for entry in index.entries() {
+        let entries: Vec<&Descriptor> = index.entries().collect();
+        let mut rest = entries.as_slice();
+        while !rest.is_empty() {
+            let some;
+            (some, rest) = rest.split_at(self.read_ahead(rest));
+            self.some(some);
+            self.ahead.clear();
+        }
+    }
+
+    /// Reads the manifests of the next entries, on all cores. Gives how many entries those are.
+    fn read_ahead(&mut self, entries: &[&Descriptor]) -> usize {
+        let (mut wanted, mut bytes, mut count) = (HashSet::new(), 0, 0);
+        for entry in entries.iter().take(TOGETHER) {
+            let Descriptor { digest, size, media_type, .. } = entry;
+            bytes += size.min(&TOGETHER_BYTES);
+            if count > 0 && bytes > TOGETHER_BYTES {
+                break;
+            }
+            count += 1;
+            let is_manifest = media_type.is_empty() || Kind::of_media_type(media_type).is_some();
+            if is_manifest && !self.is_asked(entry) && !self.blobs.bad.contains(digest) {
+                wanted.insert((digest, media_type, *size));
+            }
+        }
+        if self.look.hands > 1 && wanted.len() >= FEW {
+            let wanted: Vec<_> = wanted.into_iter().collect();
+            let (manifests, blobs) = (&self.manifests, self.blobs);
+            let read = hands::each(self.look.hands, &wanted, |(digest, media_type, size)| {
+                // What is longer than was said is read when nothing else is held.
+                let there = || manifests.dir(digest)?.stat_name(digest.hex()).ok().flatten();
+                let is = blobs.size(digest).or_else(|| there().as_ref().map(size_of));
+                let called = || ((*digest).clone(), (*media_type).clone());
+                is.filter(|is| is <= size).map(|_| (called(), manifests.read(digest, media_type)))
+            });
+            self.ahead.extend(read.into_iter().flatten());
+        }
+        count
+    }
+
+    fn some(&mut self, entries: &[&Descriptor]) {
+        let at = self.repo.at(path::INDEX);
+        for entry in entries {
             if let Some(name) = entry.annotations.get(REF_NAME)
                 && tag_of_ref_name(name).is_none()
             {
@@ -108,13 +218,13 @@ impl Graph<'_> {
     }
 
     fn entry(&mut self, entry: &Descriptor) {
-        let at = self.repo.at(path::INDEX);
+        let at = || self.repo.at(path::INDEX);
         if entry.media_type.is_empty() {
             let message = format!("the entry of {} has no mediaType", entry.digest);
-            self.findings.add(Rule::IndexEntryUntyped, &at, message);
+            self.findings.add(Rule::IndexEntryUntyped, &at(), message);
         } else if Kind::of_media_type(&entry.media_type).is_none() {
             let message = format!("{} is a {:?}, no manifest", entry.digest, entry.media_type);
-            self.findings.add(Rule::EntryNotAManifest, &at, message);
+            self.findings.add(Rule::EntryNotAManifest, &at(), message);
             return self.blob(entry, &Place::Index, false);
         }
         self.child(entry, &Place::Index, true);
@@ -126,17 +236,15 @@ impl Graph<'_> {
             return;
         }
         self.data(descriptor, place);
-        let at = self.at(&descriptor.digest);
-        match self.stat(&descriptor.digest) {
-            None if required => {
+        match self.there(&descriptor.digest) {
+            There::Nothing if required => {
                 let message = format!("is missing, and named by {place}");
+                let at = self.at(&descriptor.digest);
                 self.findings.add(Rule::ManifestMissing, &at, message);
             }
-            // A name that is no regular file was reported with the blobs.
-            Some(stat) if !layout::is_regular(&stat) => {}
-            None => {}
-            Some(stat) => {
-                self.size(Rule::ManifestSizeMismatch, descriptor, &stat, place);
+            There::Nothing | There::NoFile => {}
+            There::File(size) => {
+                self.size(Rule::ManifestSizeMismatch, descriptor, size, place);
                 self.todo.push(descriptor.clone());
             }
         }
@@ -148,15 +256,14 @@ impl Graph<'_> {
             return;
         }
         self.data(descriptor, place);
-        match self.stat(&descriptor.digest) {
-            None if required => {
+        match self.there(&descriptor.digest) {
+            There::Nothing if required => {
                 let message = format!("is missing, and needed by {place}");
                 let at = self.at(&descriptor.digest);
                 self.findings.add(Rule::BlobMissing, &at, message);
             }
-            Some(stat) if !layout::is_regular(&stat) => {}
-            None => {}
-            Some(stat) => self.size(Rule::BlobSizeMismatch, descriptor, &stat, place),
+            There::Nothing | There::NoFile => {}
+            There::File(size) => self.size(Rule::BlobSizeMismatch, descriptor, size, place),
         }
     }
 
@@ -165,26 +272,26 @@ impl Graph<'_> {
         if self.blobs.bad.contains(digest) {
             return;
         }
-        let at = self.at(digest);
-        let bytes = match self.bytes(digest) {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => {
-                let message = "has more than 4 MiB: what it needs was not checked";
-                return self.findings.add(Rule::ManifestOversized, &at, message);
-            }
-            Err(error) if error.is_absent() => return,
-            Err(error) => return probe::unreadable(&error, self.findings),
+        let at = || self.repo.at(&path::blob(digest));
+        let read = match self.ahead.is_empty() {
+            true => None,
+            false => self.ahead.remove(&(digest.clone(), descriptor.media_type.clone())),
         };
-        let said = Some(descriptor.media_type.as_str()).filter(|said| !said.is_empty());
-        let manifest = match Manifest::parse(&bytes, said) {
+        let read = read.unwrap_or_else(|| self.manifests.read(digest, &descriptor.media_type));
+        let manifest = match read {
             Ok(manifest) => manifest,
-            Err(error @ ManifestError::Disagree { .. }) => {
-                let message = error.to_string().replace("Content-Type", "the descriptor's type");
-                self.findings.add(Rule::ManifestTypeMismatch, &at, message);
-                return;
+            Err(Unknown::Oversized) => {
+                let message = "has more than 4 MiB: what it needs was not checked";
+                return self.findings.add(Rule::ManifestOversized, &at(), message);
             }
-            Err(error) => {
-                return self.findings.add(Rule::ManifestMalformed, &at, error.to_string());
+            Err(Unknown::Unreadable(error)) if error.is_absent() => return,
+            Err(Unknown::Unreadable(error)) => return probe::unreadable(&error, self.findings),
+            Err(Unknown::Wrong(error @ ManifestError::Disagree { .. })) => {
+                let message = error.to_string().replace("Content-Type", "the descriptor's type");
+                return self.findings.add(Rule::ManifestTypeMismatch, &at(), message);
+            }
+            Err(Unknown::Wrong(error)) => {
+                return self.findings.add(Rule::ManifestMalformed, &at(), error.to_string());
             }
         };
         if self.read.insert(digest) {
@@ -194,7 +301,7 @@ impl Graph<'_> {
 
     fn needs(&mut self, digest: &Digest, manifest: &Manifest) {
         let place = Place::Manifest(digest);
-        let required = !self.sparse;
+        let required = !self.look.options.allow_sparse;
         for child in manifest.children() {
             self.child(child, &place, required);
         }
@@ -209,9 +316,9 @@ impl Graph<'_> {
         }
     }
 
-    fn size(&mut self, rule: Rule, descriptor: &Descriptor, stat: &Stat, place: &Place<'_>) {
-        if size_of(stat) != descriptor.size {
-            let (is, said) = (size_of(stat), descriptor.size);
+    fn size(&mut self, rule: Rule, descriptor: &Descriptor, is: u64, place: &Place<'_>) {
+        let said = descriptor.size;
+        if is != said {
             let message = format!("has {is} bytes, and {said} according to {place}");
             let at = self.at(&descriptor.digest);
             self.findings.add(rule, &at, message);
@@ -240,27 +347,22 @@ impl Graph<'_> {
         self.asked.insert((digest, size, media_type))
     }
 
-    fn dir(&self, digest: &Digest) -> Option<&Dir> {
-        let at = Algorithm::ALL.iter().position(|known| *known == digest.algorithm())?;
-        self.dirs[at].as_ref()
+    fn is_asked(&self, descriptor: &Descriptor) -> bool {
+        let Descriptor { digest, size, media_type, .. } = descriptor;
+        self.asked.has((digest, size, media_type))
     }
 
     /// What has the digest's name.
-    fn stat(&self, digest: &Digest) -> Option<Stat> {
-        self.dir(digest)?.stat_name(digest.hex()).ok().flatten()
-    }
-
-    /// A manifest's bytes, unless there are too many.
-    fn bytes(&self, digest: &Digest) -> layout::Result<Option<Vec<u8>>> {
-        let name = path::blob(digest);
-        let (file, stat) = match self.dir(digest) {
-            Some(dir) => dir.file_stat(digest.hex())?,
-            None => self.repo.file_stat(&name)?,
-        };
-        if size_of(&stat) > MAX_MANIFEST as u64 {
-            return Ok(None);
+    fn there(&self, digest: &Digest) -> There {
+        if let Some(size) = self.blobs.size(digest) {
+            return There::File(size);
         }
-        layout::read_all(&file, MAX_MANIFEST as u64, || self.repo.at(&name)).map(Some)
+        let dir = self.manifests.dir(digest);
+        match dir.and_then(|dir| dir.stat_name(digest.hex()).ok().flatten()) {
+            None => There::Nothing,
+            Some(stat) if layout::is_regular(&stat) => There::File(size_of(&stat)),
+            Some(_) => There::NoFile,
+        }
     }
 
     fn at(&self, digest: &Digest) -> std::path::PathBuf {

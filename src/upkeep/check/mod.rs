@@ -2,8 +2,9 @@
 //!
 //! A check never writes, needs no lock to begin with, and runs beside a server: what it found in a
 //! repository is reported only if index.json is afterwards what it was before, and otherwise looked
-//! at again. It goes over the tree in the order of the names and holds no more of it than one
-//! repository's index.json and the names of one directory per level.
+//! at again. It goes over the tree in the order of the names. Threads on all cores look, each at
+//! another of a few small repositories or all at one large; no more of the tree is held than one
+//! large index.json or a small one per thread, and the names of one directory per level.
 //!
 //! Content is hashed once per inode where that matters: what the pool has is hashed there, and
 //! a repository's name for the same inode is not read again. Threads on all cores read ahead.
@@ -15,6 +16,7 @@ mod blobs;
 mod closed;
 mod facts;
 mod finding;
+mod hands;
 mod hashes;
 mod journal;
 mod lines;
@@ -128,7 +130,7 @@ fn run(
         let mut run = Run { root, options, hashes, summary, report, mender, again: None };
         if run.room()? {
             let root = run.root.clone();
-            walk::descend(&mut run, &root, "")?;
+            walk::all(&mut run, &root)?;
         }
         run.summary.blocked = run.mender.is_some_and(|mender| mender.blocked);
         Ok::<_, CheckError>(run.summary)
@@ -150,7 +152,41 @@ struct Run<'a> {
     again: Option<HashSet<PathBuf>>,
 }
 
+/// What all share who look at a place.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    root: &'a Path,
+    options: &'a Options,
+    hashes: &'a Hashes,
+    /// As in [`Run`].
+    again: Option<&'a HashSet<PathBuf>>,
+    /// So many threads look at one place.
+    hands: usize,
+}
+
+impl Look<'_> {
+    /// A list of findings about one repository, or about the tree.
+    fn findings(&self, repository: &str) -> Findings {
+        Findings::new(self.root, repository)
+    }
+
+    /// Whether a file was hashed in an earlier look at this place, and found sound.
+    fn is_known(&self, path: impl FnOnce() -> PathBuf) -> bool {
+        self.again.is_some_and(|again| {
+            let path = path();
+            !again.contains(path.strip_prefix(self.root).unwrap_or(&path))
+        })
+    }
+}
+
 impl Run<'_> {
+    /// To look at a place with so many threads. Who repairs while looking is given apart.
+    fn look(&mut self, hands: usize) -> (Look<'_>, Option<&mut Mender>) {
+        let (root, again) = (self.root.path(), self.again.as_ref());
+        let look = Look { root, options: &self.options, hashes: self.hashes, again, hands };
+        (look, self.mender.as_mut())
+    }
+
     /// A list of findings about one repository, or about the tree.
     fn findings(&self, repository: &str) -> Findings {
         Findings::new(self.root.path(), repository)
@@ -181,21 +217,17 @@ impl Run<'_> {
         changed
     }
 
-    /// Whether a file was hashed in an earlier look at this place, and found sound.
-    fn is_known(&self, path: &Path) -> bool {
-        let path = path.strip_prefix(self.root.path()).unwrap_or(path);
-        self.again.as_ref().is_some_and(|again| !again.contains(path))
-    }
-
     /// Checks the room; whether the rest of the tree can be read by the rules of this version.
     fn room(&mut self) -> layout::Result<bool> {
         for round in 1.. {
             let before = self.summary;
             let mut findings = self.findings("");
-            let known = match probe::dir(&self.root, path::ROOM, &mut findings) {
-                Seen::There(room) => room::check(self, &room, &mut findings)?,
-                Seen::Absent | Seen::Bad => true,
+            let pooled = match probe::dir(&self.root, path::ROOM, &mut findings) {
+                Seen::There(room) => room::check(&self.look(hands::all()).0, &room, &mut findings)?,
+                Seen::Absent | Seen::Bad => Some(0),
             };
+            let known = pooled.is_some();
+            self.summary.pooled += pooled.unwrap_or(0);
             if !known || round > mend::ROUNDS || !self.mend(None, &findings) {
                 self.hand_on(findings);
                 self.again = None;

@@ -8,7 +8,7 @@ use super::finding::Findings;
 use super::mend::{self, Mender};
 use super::probe::{self, Seen};
 use super::rule::Rule;
-use super::{Run, blobs, closed, facts, journal, manifests, rights};
+use super::{Look, Run, blobs, closed, facts, hands, journal, manifests, rights};
 use crate::layout::{self, Dir, Error, IndexFile, Inode, Stamp, lock, path};
 use crate::oci::Algorithm;
 
@@ -64,13 +64,26 @@ impl Truth {
     }
 
     /// What must be equal for two readings to be of one state.
-    fn key(&self) -> (Option<Stamp>, Option<&str>) {
+    fn key(&self) -> Key {
         match self {
             Truth::Read(file) => (Some(file.stamp), None),
-            Truth::Malformed(why) => (None, Some(why)),
+            Truth::Malformed(why) => (None, Some(why.clone())),
             Truth::Absent | Truth::Bad => (None, None),
         }
     }
+}
+
+type Key = (Option<Stamp>, Option<String>);
+
+/// What one look at a repository saw.
+pub(super) struct Glance {
+    /// When names had come or gone last, before the look.
+    before: Vec<Option<(i64, u64)>>,
+    truth: Key,
+    findings: Findings,
+    manifests: u64,
+    blobs: u64,
+    pooled: u64,
 }
 
 /// When names last came or went in the directories that index.json speaks of. `rm -r` takes the
@@ -96,36 +109,38 @@ fn unrest(changed: &[Option<(i64, u64)>]) -> Duration {
     now.checked_sub(last).map_or(Duration::ZERO, |age| QUIET.saturating_sub(age))
 }
 
-/// Checks one repository and hands on what is true of it at rest.
-pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
+/// Checks one repository and hands on what is true of it at rest. It may have been looked at once.
+pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir, mut first: Option<Glance>) {
     let mut dir = dir.clone();
     let begun = Instant::now();
     let mut rounds = 0;
     run.again = None;
     for attempt in 1u32.. {
         let pooled = run.summary.pooled_again;
-        let mut findings = run.findings(name);
         // A lock that cannot be had does not stop the look: it is the best there is.
         let held = (attempt > ATTEMPTS).then(|| lock::shared_within(&dir, path::LOCK, LOCK_WAIT));
         let last = attempt > ATTEMPTS && begun.elapsed() > PATIENCE;
-        let before = changed(&dir);
-        let truth = Truth::read(&dir, &mut findings);
-        let (manifests, blobs) = examine(run, &dir, &truth, &mut findings);
+        let seen = first.take().unwrap_or_else(|| {
+            let (look, mender) = run.look(hands::all());
+            glance(&look, mender, name, &dir)
+        });
+        run.summary.pooled_again += seen.pooled;
         let named = still_named(run, name, &dir);
-        let held_still = || changed(&dir) == before && truth.key() == Truth::now(&dir).key();
+        let Glance { before, findings, .. } = &seen;
+        let held_still = || changed(&dir) == *before && seen.truth == Truth::now(&dir).key();
         if let Named::Same = named
-            && (findings.is_empty() || last || (held_still() && unrest(&before).is_zero()))
+            && (findings.is_empty() || last || (held_still() && unrest(before).is_zero()))
         {
             rounds += 1;
             // Whoever repairs takes it exclusively.
             drop(held);
-            if rounds <= mend::ROUNDS && run.mend(Some((name, &dir)), &findings) {
+            if rounds <= mend::ROUNDS && run.mend(Some((name, &dir)), findings) {
                 continue;
             }
             run.summary.repositories += 1;
-            run.summary.manifests += manifests;
-            run.summary.blobs += blobs;
-            return run.hand_on(findings);
+            run.summary.manifests += seen.manifests;
+            run.summary.blobs += seen.blobs;
+            return run.hand_on(seen.findings);
         }
         if run.mender.as_ref().is_some_and(Mender::is_dry) {
             // The next look counts them again.
@@ -139,7 +154,7 @@ pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
             // after a moment that most copies and removals need no longer than.
             Named::Same => {
                 let pause = Duration::from_millis(20) * 4u32.pow(attempt.min(3));
-                std::thread::sleep(pause.max(unrest(&before)));
+                std::thread::sleep(pause.max(unrest(before)));
             }
         }
     }
@@ -164,27 +179,34 @@ fn still_named(run: &Run<'_>, name: &str, dir: &Dir) -> Named {
     }
 }
 
-/// One look at everything. Gives how many manifests and blobs there were.
-fn examine(run: &mut Run<'_>, dir: &Dir, truth: &Truth, findings: &mut Findings) -> (u64, u64) {
-    oci_layout(dir, truth, findings);
-    rights::check(dir, findings);
-    closed::check(dir, findings);
-    let blobs = blobs::check(run, dir, findings);
-    let manifests = index(run, dir, truth, &blobs, findings);
-    match truth {
-        Truth::Read(file) => journal::check(dir, Some(file.stamp), findings),
-        Truth::Absent => journal::check(dir, None, findings),
-        Truth::Malformed(_) | Truth::Bad => journal::check_lines(dir, findings),
+/// One look at everything. A repair gives sound blobs to the pool meanwhile.
+pub(super) fn glance(
+    look: &Look<'_>,
+    mender: Option<&mut Mender>,
+    name: &str,
+    dir: &Dir,
+) -> Glance {
+    let mut findings = look.findings(name);
+    let before = changed(dir);
+    let truth = Truth::read(dir, &mut findings);
+    oci_layout(dir, &truth, &mut findings);
+    rights::check(dir, &mut findings);
+    closed::check(dir, &mut findings);
+    let blobs = blobs::check(look, mender, dir, &mut findings);
+    let manifests = index(look, dir, &truth, &blobs, &mut findings);
+    match &truth {
+        Truth::Read(file) => journal::check(dir, Some(file.stamp), &mut findings),
+        Truth::Absent => journal::check(dir, None, &mut findings),
+        Truth::Malformed(_) | Truth::Bad => journal::check_lines(dir, &mut findings),
     }
-    facts::check(dir, &blobs, findings);
-    (manifests, blobs.count)
+    facts::check(look, dir, &blobs, &mut findings);
+    let Blobs { count: blobs, pooled, .. } = blobs;
+    Glance { before, truth: truth.key(), findings, manifests, blobs, pooled }
 }
 
-fn index(run: &Run<'_>, dir: &Dir, truth: &Truth, blobs: &Blobs, findings: &mut Findings) -> u64 {
+fn index(look: &Look<'_>, dir: &Dir, truth: &Truth, blobs: &Blobs, findings: &mut Findings) -> u64 {
     match truth {
-        Truth::Read(file) => {
-            manifests::check(dir, &file.index, blobs, run.options.allow_sparse, findings)
-        }
+        Truth::Read(file) => manifests::check(look, dir, &file.index, blobs, findings),
         Truth::Malformed(why) => {
             findings.add(Rule::IndexMalformed, &dir.at(path::INDEX), why.clone());
             0

@@ -5,15 +5,16 @@ use rustix::fs::FileType;
 use super::finding::Findings;
 use super::probe;
 use super::rule::Rule;
-use super::{Run, pool, rights};
+use super::{Look, pool, rights};
 use crate::layout::uploads::{Owner, UploadId};
 use crate::layout::{self, Dir, Result, acl, path, size_of};
 use crate::oci::{Algorithm, Digest, RepoName};
 
-/// Checks the room. `false` if the tree has a version of which nothing is known.
-pub(super) fn check(run: &mut Run<'_>, room: &Dir, findings: &mut Findings) -> Result<bool> {
+/// Checks the room, and gives how many names its pool has. `None` if the tree has a version of which
+/// nothing is known.
+pub(super) fn check(look: &Look<'_>, room: &Dir, findings: &mut Findings) -> Result<Option<u64>> {
     if !version(room, findings) {
-        return Ok(false);
+        return Ok(None);
     }
     open(room, findings);
     token_key(room, findings);
@@ -28,8 +29,7 @@ pub(super) fn check(run: &mut Run<'_>, room: &Dir, findings: &mut Findings) -> R
     for dir in [path::TRASH, path::QUARANTINE] {
         probe::status(room, dir, FileType::Directory, findings);
     }
-    pool::check(run, room, findings)?;
-    Ok(true)
+    pool::check(look, room, findings).map(Some)
 }
 
 fn version(room: &Dir, findings: &mut Findings) -> bool {
