@@ -1,6 +1,7 @@
 //! Quarantine: where a repair puts what it takes out of a tree. Nothing is ever deleted from there.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::Mode;
@@ -158,22 +159,44 @@ impl Quarantine {
         if how == How::Move { self.disk.sync_dir(from) } else { Ok(()) }
     }
 
+    /// Of a copy that a kill cuts short nothing is left, where the file system has nameless files:
+    /// nobody sweeps here.
     fn copy_file(&self, from: &Dir, name: &str, to: &Dir, last: &str) -> Result<()> {
-        let at = || to.at(last);
-        let (source, stat) = from.file_stat(name)?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let nameless = self.disk.create_unnamed(to, mode).and_then(|made| {
+            self.fill(from, name, &made, || to.at(last))?;
+            self.disk.link_file(&made, to, last)
+        });
+        match nameless {
+            Err(error) if wants_name(&error) || error.wants_copy() => {}
+            done => return done,
+        }
         let beside = path::temporary("kept");
-        let made = self.disk.create(to, &beside, Mode::RUSR | Mode::WUSR)?;
-        let copied = copy::content(&*self.disk, &source, &made, dir::size_of(&stat))
-            .or_else(|error| match error {
-                CopyError::Read(error) => Err(error).at(|| from.at(name)),
-                CopyError::Write(error) => Err(error).at(at),
-            })
-            .and_then(|_| self.disk.sync(&made).at(at))
+        let made = self.disk.create(to, &beside, mode)?;
+        let copied = self
+            .fill(from, name, &made, || to.at(last))
             .and_then(|()| self.disk.rename(to, &beside, to, last));
         if copied.is_err() {
             let _ = self.disk.unlink(to, &beside);
         }
         copied
+    }
+
+    /// Copies a file's content, durably.
+    fn fill(
+        &self,
+        from: &Dir,
+        name: &str,
+        to: &File,
+        at: impl Fn() -> PathBuf + Copy,
+    ) -> Result<()> {
+        let (source, stat) = from.file_stat(name)?;
+        let copied = copy::content(&*self.disk, &source, to, dir::size_of(&stat));
+        copied.or_else(|error| match error {
+            CopyError::Read(error) => Err(error).at(|| from.at(name)),
+            CopyError::Write(error) => Err(error).at(at),
+        })?;
+        self.disk.sync(to).at(at)
     }
 
     /// Appends a line to the list, durably.
@@ -202,6 +225,12 @@ impl Quarantine {
 fn takes_long(dir: &Dir, name: &str) -> Result<bool> {
     let stat = dir.file_stat(name)?.1;
     Ok(u64::try_from(stat.st_blocks).unwrap_or(0) > MAX_COPY / 512)
+}
+
+/// Errors of file systems that have no nameless files.
+fn wants_name(error: &Error) -> bool {
+    let kinds = [Errno::ISDIR, Errno::INVAL, Errno::NOENT];
+    error.errno().is_some_and(|errno| kinds.contains(&errno))
 }
 
 /// Whether a name is still what was looked at: nobody replaced or wrote it meanwhile.

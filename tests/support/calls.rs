@@ -31,10 +31,56 @@ pub struct Call {
     pub name: &'static str,
     /// What it touches.
     pub path: PathBuf,
+    /// The same from the root, without what is another each time: see [`Calls::on`].
+    pub place: String,
     /// The inode behind the descriptor, and whether that is a directory, where there is one.
     pub inode: Option<(u64, bool)>,
-    /// How many calls of this name there were since the rule was set, with this one.
+}
+
+/// One call of those that a program makes: the n-th of its name at a place. A number always means the
+/// same call, also where threads take turns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    pub call: &'static str,
+    pub place: String,
     pub nth: usize,
+}
+
+impl std::fmt::Display for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.call, self.place, self.nth)
+    }
+}
+
+/// Where the calls are that were seen, in their order.
+pub fn sites(seen: &[(Call, Answer)]) -> Vec<(Site, Call)> {
+    let mut counts: HashMap<(&str, &str), usize> = HashMap::new();
+    let mut sites = Vec::new();
+    for (call, _) in seen {
+        let nth = counts.entry((call.name, &call.place)).or_default();
+        *nth += 1;
+        let site = Site { call: call.name, place: call.place.clone(), nth: *nth };
+        sites.push((site, call.clone()));
+    }
+    sites
+}
+
+/// Whether an opening makes a file, as far as its name tells.
+pub fn makes(call: &Call) -> bool {
+    let name = call.path.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = name.starts_with('.') && name != ".stillage";
+    hidden || name.ends_with(".jsonl") || name == "data" || name == "owner"
+}
+
+/// How often something happens to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Often {
+    /// To this one.
+    Once,
+    /// To this one and all later ones of its name, wherever.
+    ForGood,
+    /// To this one and so many in all of its name that come next.
+    Times(usize),
 }
 
 /// What becomes of a call.
@@ -58,13 +104,14 @@ pub struct Calls(Arc<Shared>);
 
 struct Shared {
     root: PathBuf,
+    /// The same content lies there each time: digests tell places apart.
+    known: bool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     rule: Option<Rule>,
-    counts: HashMap<&'static str, usize>,
     seen: Vec<(Call, Answer)>,
 }
 
@@ -123,14 +170,49 @@ const HELD: [(libc::c_long, &str, What); 36] = [
 ];
 
 impl Calls {
-    /// Of whatever is started with [`Calls::spawn`] and touches `root`.
+    /// Of whatever is started with [`Calls::spawn`] and touches `root`. Numbers, digests and what is
+    /// drawn by lot are left out of [`Call::place`].
     pub fn on(root: &Path) -> Calls {
-        Calls(Arc::new(Shared { root: root.to_owned(), state: Mutex::default() }))
+        Calls(Arc::new(Shared { root: root.to_owned(), known: false, state: Mutex::default() }))
+    }
+
+    /// The same where each time the same content lies: digests stay in [`Call::place`].
+    pub fn on_known(root: &Path) -> Calls {
+        Calls(Arc::new(Shared { root: root.to_owned(), known: true, state: Mutex::default() }))
     }
 
     /// From now on every call is answered by this rule, and remembered.
     pub fn rule(&self, rule: impl FnMut(&Call) -> Answer + Send + 'static) {
         *self.0.state() = State { rule: Some(Box::new(rule)), ..State::default() };
+    }
+
+    /// From now on this becomes of the call at a site, and all are remembered.
+    pub fn answer_at(&self, site: &Site, answer: Answer, often: Often) {
+        let site = site.clone();
+        let (mut count, mut more) = (0, 0);
+        self.rule(move |call| {
+            if call.name != site.call {
+                return Answer::Go;
+            }
+            if count < site.nth {
+                count += usize::from(call.place == site.place);
+                if count < site.nth {
+                    return Answer::Go;
+                }
+                more = match often {
+                    Often::Once => 1,
+                    Often::ForGood => usize::MAX,
+                    Often::Times(times) => times,
+                };
+            }
+            match more.checked_sub(1) {
+                Some(left) => {
+                    more = left;
+                    answer
+                }
+                None => Answer::Go,
+            }
+        });
     }
 
     /// Only remembers.
@@ -210,9 +292,7 @@ impl Shared {
         let Some(mut call) = call(notice, &self.root) else {
             return Answer::Go;
         };
-        let count = state.counts.entry(call.name).or_default();
-        *count += 1;
-        call.nth = *count;
+        call.place = place(call.path.strip_prefix(&self.root).unwrap_or(&call.path), self.known);
         let answer = state.rule.as_mut().map_or(Answer::Go, |rule| rule(&call));
         state.seen.push((call, answer));
         answer
@@ -228,7 +308,10 @@ fn call(notice: &libc::seccomp_notif, root: &Path) -> Option<Call> {
     // A descriptor is the lower half, with its sign: AT_FDCWD is negative.
     let fd = |arg: usize| u32::try_from(args[arg] & 0xffff_ffff).map_or(-1, u32::cast_signed);
     let (path, inode) = match *what {
-        What::Socket => return Some(Call { name, path: "a socket".into(), inode: None, nth: 0 }),
+        What::Socket => {
+            let (path, place) = ("a socket".into(), String::new());
+            return Some(Call { name, path, place, inode: None });
+        }
         What::Only(command) if args[1] != command => return None,
         What::Fd | What::Only(_) => {
             let link = format!("/proc/{pid}/fd/{}", fd(0));
@@ -250,7 +333,53 @@ fn call(notice: &libc::seccomp_notif, root: &Path) -> Option<Call> {
             (if name.is_empty() { dir } else { dir.join(name) }, None)
         }
     };
-    path.starts_with(root).then_some(Call { name, path, inode, nth: 0 })
+    path.starts_with(root).then_some(Call { name, path, place: String::new(), inode })
+}
+
+/// A path without what is another each time: numbers, what is drawn by lot, and, unless the content
+/// is `known`, digests.
+fn place(path: &Path, known: bool) -> String {
+    let is_hex =
+        |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let mut place = String::new();
+    let mut above = "";
+    for part in path.iter().map(|part| part.to_str().unwrap_or_default()) {
+        let digest = part.strip_prefix("sha256:").unwrap_or(part);
+        // The pool's directories and those of hints are called by the beginning of digests.
+        let shelf = matches!(part.len(), 2 | 3) && matches!(above, "sha256" | "sha512");
+        if !place.is_empty() {
+            place.push('/');
+        }
+        if is_hex(digest) && (shelf || digest.len() >= 64) {
+            place.push_str(if known { part } else { "*" });
+        } else if is_hex(digest) && digest.len() >= 32 {
+            place.push('*');
+        } else if matches!(part, "sha256" | "sha512") {
+            place.push_str(part);
+        } else {
+            place.push_str(&without_numbers(part, &is_hex));
+        }
+        above = part;
+    }
+    place
+}
+
+/// A name without numbers, and without the random digits of one that is not finished.
+fn without_numbers(name: &str, is_hex: &dyn Fn(&str) -> bool) -> String {
+    let name = name.trim_end_matches(" (deleted)");
+    let name = match name.rsplit_once('.') {
+        Some((name, random)) if random.len() == 16 && is_hex(random) => name,
+        _ => name,
+    };
+    let mut text = String::new();
+    for letter in name.chars() {
+        match letter.is_ascii_digit() {
+            true if text.ends_with('#') => {}
+            true => text.push('#'),
+            false => text.push(letter),
+        }
+    }
+    text
 }
 
 /// A C string in another process.

@@ -49,6 +49,17 @@ pub fn long() -> bool {
     std::env::var_os("STILLAGE_TEST_LONG").is_some_and(|value| value == "1")
 }
 
+/// Of a long run that is done in parts the part that is wanted: `STILLAGE_TEST_PART=2/4` is the second
+/// quarter, everything without it. Neighbours go to different parts, which take the same time.
+pub fn part<T>(all: Vec<T>) -> Vec<T> {
+    let Ok(part) = std::env::var("STILLAGE_TEST_PART") else { return all };
+    let numbers =
+        part.split_once('/').and_then(|(at, of)| Some((at.parse().ok()?, of.parse().ok()?)));
+    let of: Option<(usize, usize)> = numbers.filter(|(at, of)| (1..=*of).contains(at));
+    let (at, of) = of.unwrap_or_else(|| panic!("STILLAGE_TEST_PART is {part:?}, not such as 2/4"));
+    all.into_iter().skip(at - 1).step_by(of).collect()
+}
+
 /// A figure that docs/measured.md states; `tests/run` prints it.
 pub fn measured(text: impl std::fmt::Display) {
     eprintln!("measured: {text}");

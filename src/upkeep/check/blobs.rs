@@ -65,8 +65,8 @@ pub(super) fn check(
     let Some(dir) = probe::dir(repo, path::BLOBS, findings).there() else {
         return blobs;
     };
-    let shared = Shared::of(&dir);
-    let level = Level::of(repo).ok();
+    let shared = Shared::of(&dir, findings);
+    let level = probe::look(Level::of(repo), findings);
     let own = rustix::process::geteuid().as_raw();
     for algorithm in Algorithm::ALL {
         if let Some(dir) = probe::dir(&dir, algorithm.as_str(), findings).there() {
@@ -149,7 +149,7 @@ impl Place<'_> {
                     blobs.count += 1;
                     let twice = self.shared.meet(self.dir, &digest, &stat, findings);
                     if let (Some(file), Some(mender), false) = (file, mender.as_deref_mut(), twice)
-                        && self.is_poolable(&file, &stat)
+                        && self.is_poolable(&file, &stat, &digest, findings)
                         && mender.pool(&file, &stat, &digest)
                     {
                         blobs.pooled += 1;
@@ -172,8 +172,16 @@ impl Place<'_> {
     }
 
     /// Whether a sound blob may go into the pool.
-    fn is_poolable(&self, file: &File, stat: &Stat) -> bool {
-        self.is_sealed(stat) && stat.st_mode & 0o222 == 0 && !rights::has_acl(file)
+    fn is_poolable(
+        &self,
+        file: &File,
+        stat: &Stat,
+        digest: &Digest,
+        findings: &mut Findings,
+    ) -> bool {
+        self.is_sealed(stat)
+            && stat.st_mode & 0o222 == 0
+            && !rights::has_acl(file, &self.dir.at(digest.hex()), findings)
     }
 }
 
@@ -240,13 +248,13 @@ struct Shared {
 }
 
 impl Shared {
-    fn of(blobs: &Dir) -> Shared {
+    fn of(blobs: &Dir, findings: &mut Findings) -> Shared {
         let mut inodes = HashMap::new();
-        if let Ok(dir) = blobs.dir(Algorithm::Sha512.as_str()) {
-            let names = Names::read(&dir, Algorithm::Sha512);
+        if let Some(dir) = probe::look(blobs.dir(Algorithm::Sha512.as_str()), findings) {
+            let names = probe::look(Names::read(&dir, Algorithm::Sha512), findings);
             for name in names.iter().flat_map(Names::iter) {
                 if let Name::Of(digest) = name
-                    && let Ok(Some(stat)) = dir.stat_name(digest.hex())
+                    && let Some(Some(stat)) = probe::look(dir.stat_name(digest.hex()), findings)
                     && stat.st_nlink > 1
                 {
                     inodes.insert(Inode::of(&stat), AtomicBool::new(false));

@@ -26,12 +26,14 @@ pub(super) fn check(look: &Look<'_>, repo: &Dir, blobs: &Blobs, findings: &mut F
     let mut some: Vec<(u64, Fact)> = Vec::new();
     let mut weight = 0;
     let mut compare = |some: &mut Vec<(u64, Fact)>| {
-        let wrong = hands::each(look.hands, some, |(_, fact)| {
-            truth(repo, fact).is_some_and(|truth| truth != *fact)
-        });
-        for ((number, fact), _) in some.drain(..).zip(wrong).filter(|(_, wrong)| *wrong) {
-            let message = format!("line {number} is not what manifest {} says", fact.digest);
-            findings.add(Rule::FactsWrong, &at, message);
+        let truths = hands::each(look.hands, some, |(_, fact)| truth(repo, fact));
+        for ((number, fact), truth) in some.drain(..).zip(truths) {
+            if let Some(Some(truth)) = probe::look(truth, findings)
+                && truth != fact
+            {
+                let message = format!("line {number} is not what manifest {} says", fact.digest);
+                findings.add(Rule::FactsWrong, &at, message);
+            }
         }
     };
     let read = lines::each(&file, |number, line| {
@@ -53,13 +55,15 @@ pub(super) fn check(look: &Look<'_>, repo: &Dir, blobs: &Blobs, findings: &mut F
     }
 }
 
-/// What the manifest itself says.
-pub(super) fn truth(repo: &Dir, fact: &Fact) -> Option<Fact> {
-    let file = repo.file(&path::blob(&fact.digest)).ok()?;
-    let bytes = layout::read_all(&file, MAX_MANIFEST as u64, Default::default).ok()?;
+/// What the manifest itself says; `None` if it is none.
+pub(super) fn truth(repo: &Dir, fact: &Fact) -> layout::Result<Option<Fact>> {
+    let name = path::blob(&fact.digest);
+    let file = repo.file(&name)?;
+    let bytes = layout::read_all(&file, MAX_MANIFEST as u64, || repo.at(&name))?;
     let manifest = match Manifest::parse(&bytes, None) {
         Err(ManifestError::Untyped) => Manifest::parse(&bytes, Some(&fact.media_type)),
         parsed => parsed,
     };
-    Some(Fact::of(fact.digest.clone(), bytes.len() as u64, &manifest.ok()?))
+    let manifest = manifest.ok();
+    Ok(manifest.map(|of| Fact::of(fact.digest.clone(), bytes.len() as u64, &of)))
 }

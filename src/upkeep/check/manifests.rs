@@ -32,7 +32,16 @@ pub(super) fn check(
     blobs: &Blobs,
     findings: &mut Findings,
 ) -> u64 {
-    let dirs = Algorithm::ALL.map(|algorithm| repo.dir(&path::blobs(algorithm)).ok());
+    let mut unknown = false;
+    let dirs = Algorithm::ALL.map(|algorithm| {
+        let dir = repo.dir(&path::blobs(algorithm));
+        unknown |= dir.as_ref().is_err_and(probe::is_trouble);
+        probe::look(dir, findings)
+    });
+    if unknown {
+        // Nothing can be said to be missing.
+        return 0;
+    }
     let mut graph = Graph {
         look,
         manifests: Manifests { repo, dirs },
@@ -353,15 +362,19 @@ impl Graph<'_> {
     }
 
     /// What has the digest's name.
-    fn there(&self, digest: &Digest) -> There {
+    fn there(&mut self, digest: &Digest) -> There {
         if let Some(size) = self.blobs.size(digest) {
             return There::File(size);
         }
-        let dir = self.manifests.dir(digest);
-        match dir.and_then(|dir| dir.stat_name(digest.hex()).ok().flatten()) {
-            None => There::Nothing,
-            Some(stat) if layout::is_regular(&stat) => There::File(size_of(&stat)),
-            Some(_) => There::NoFile,
+        let Some(dir) = self.manifests.dir(digest) else { return There::Nothing };
+        match dir.stat_name(digest.hex()) {
+            Ok(Some(stat)) if layout::is_regular(&stat) => There::File(size_of(&stat)),
+            Err(error) if probe::is_trouble(&error) => {
+                probe::unreadable(&error, self.findings);
+                There::NoFile
+            }
+            Ok(Some(_)) => There::NoFile,
+            Ok(None) | Err(_) => There::Nothing,
         }
     }
 

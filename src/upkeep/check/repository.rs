@@ -120,12 +120,12 @@ pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir, mut first: Option<
         // A lock that cannot be had does not stop the look: it is the best there is.
         let held = (attempt > ATTEMPTS).then(|| lock::shared_within(&dir, path::LOCK, LOCK_WAIT));
         let last = attempt > ATTEMPTS && begun.elapsed() > PATIENCE;
-        let seen = first.take().unwrap_or_else(|| {
+        let mut seen = first.take().unwrap_or_else(|| {
             let (look, mender) = run.look(hands::all());
             glance(&look, mender, name, &dir)
         });
         run.summary.pooled_again += seen.pooled;
-        let named = still_named(run, name, &dir);
+        let named = still_named(run, name, &dir, &mut seen.findings);
         let Glance { before, findings, .. } = &seen;
         let held_still = || changed(&dir) == *before && seen.truth == Truth::now(&dir).key();
         if let Named::Same = named
@@ -167,7 +167,7 @@ enum Named {
     Gone,
 }
 
-fn still_named(run: &Run<'_>, name: &str, dir: &Dir) -> Named {
+fn still_named(run: &Run<'_>, name: &str, dir: &Dir, findings: &mut Findings) -> Named {
     let inode = |dir: &Dir| -> layout::Result<Inode> { dir.inode() };
     if name.is_empty() {
         return Named::Same;
@@ -175,6 +175,11 @@ fn still_named(run: &Run<'_>, name: &str, dir: &Dir) -> Named {
     match run.root.dir(name) {
         Ok(now) if inode(&now).ok() == inode(dir).ok() => Named::Same,
         Ok(now) => Named::Another(now),
+        // It is there, and what was found stands.
+        Err(error) if probe::is_trouble(&error) => {
+            probe::unreadable(&error, findings);
+            Named::Same
+        }
         Err(_) => Named::Gone,
     }
 }

@@ -52,8 +52,9 @@ impl Walk<'_, '_> {
             }
             _ => probe::names(dir, &mut findings),
         };
+        let is_repository = is_repository(dir, &names, &mut findings);
         self.found(findings);
-        if is_repository(dir, &names) {
+        if is_repository {
             self.repository(name, dir);
         }
         for (child, kind) in names {
@@ -142,9 +143,11 @@ fn is_large(dir: &Dir) -> bool {
 
 /// Whether a directory is a repository, was one (its index.json may be lost), or has content that
 /// waits for its first manifest.
-fn is_repository(dir: &Dir, names: &[(String, FileType)]) -> bool {
+fn is_repository(dir: &Dir, names: &[(String, FileType)], findings: &mut Findings) -> bool {
     let has = |wanted| names.iter().any(|(name, _)| name == wanted);
-    let waits = || Algorithm::ALL.iter().any(|alg| dir.dir(&path::blobs(*alg)).is_ok());
+    let blobs = |algorithm| dir.dir(&path::blobs(algorithm));
+    let mut waits =
+        || Algorithm::ALL.into_iter().any(|alg| probe::look(blobs(alg), findings).is_some());
     [path::INDEX, path::OCI_LAYOUT, path::JOURNAL].into_iter().any(has)
         || has(path::BLOBS) && waits()
 }
@@ -152,8 +155,8 @@ fn is_repository(dir: &Dir, names: &[(String, FileType)]) -> bool {
 /// Reports a layout that no client can ask for. What else cannot be part of a repository's name is
 /// not ours: lost+found, editors' files.
 fn unreachable(parent: &Dir, child: &str, whole: &str, findings: &mut Findings) {
-    let Ok(dir) = parent.dir(child) else { return };
-    let has = |name| matches!(dir.stat_name(name), Ok(Some(_)));
+    let Some(dir) = probe::look(parent.dir(child), findings) else { return };
+    let mut has = |name| matches!(probe::look(dir.stat_name(name), findings), Some(Some(_)));
     if has(path::INDEX) && has(path::OCI_LAYOUT) {
         let why = RepoName::parse(whole).err().map(|error| error.to_string());
         findings.add(Rule::NameUnreachable, dir.path(), why.unwrap_or_default());

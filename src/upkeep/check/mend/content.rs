@@ -2,11 +2,11 @@
 
 use rustix::fs::FileType;
 
-use super::{Mender, Work};
+use super::{Mender, Work, there};
 use crate::layout::holders::Holders;
 use crate::layout::readers::Readers;
 use crate::layout::relink::Source;
-use crate::layout::{self, Dir, Inode, OrAbsent, Tree, path};
+use crate::layout::{self, At as _, Dir, Inode, OrAbsent, Tree, path};
 use crate::oci::Digest;
 
 impl Work<'_> {
@@ -39,27 +39,35 @@ impl Work<'_> {
             None => Vec::new(),
         };
         let hinted = given.iter().any(|name| name == self.repository);
+        let (places, looked) = self.mender.places();
         let believed = hinted && is_name_kept(&root, self.repository, repo)?;
         if !believed && !is_owners_alone(repo)? {
             return Ok(None);
         }
+        // One that cannot be looked at now is not one that is not there.
+        let mut trouble = looked.map(|()| None);
+        let mut sound = |name: &str, pooled| {
+            self.sound(&root, name, digest, not, pooled).unwrap_or_else(|error| {
+                trouble = Err(error);
+                None
+            })
+        };
         if tree.is_some() {
             let pooled = format!("{}/{}", path::ROOM, path::pool(digest));
-            if let Some(found) = self.sound(&root, &pooled, digest, not, true) {
+            if let Some(found) = sound(&pooled, true) {
                 return Ok(Some((found, "the pool".to_owned())));
             }
         }
-        let places = self.mender.places().to_vec();
         for place in given.into_iter().chain(places) {
             let name = match place.as_str() {
                 "" => path::blob(digest),
                 _ => format!("{place}/{}", path::blob(digest)),
             };
-            if let Some(found) = self.sound(&root, &name, digest, not, false) {
+            if let Some(found) = sound(&name, false) {
                 return Ok(Some((found, place)));
             }
         }
-        Ok(None)
+        trouble
     }
 
     /// A file, if it has the digest and everybody may read it who comes to it.
@@ -70,15 +78,15 @@ impl Work<'_> {
         digest: &Digest,
         not: Option<Inode>,
         pooled: bool,
-    ) -> Option<Source> {
-        let (file, stat) = root.file_stat(name).ok()?;
+    ) -> layout::Result<Option<Source>> {
+        let Some((file, stat)) = there(root.file_stat(name))? else { return Ok(None) };
         let ours = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o222 == 0;
-        let readers = Readers::of(&file, &stat, &root.at(name)).ok()?;
-        if not == Some(Inode::of(&stat)) || readers != Readers::Everybody || pooled && !ours {
-            return None;
+        let readers = there(Readers::of(&file, &stat, &root.at(name)))?;
+        if not == Some(Inode::of(&stat)) || readers != Some(Readers::Everybody) || pooled && !ours {
+            return Ok(None);
         }
-        let found = self.hashes.digest(&file, &stat, digest.algorithm()).ok()?;
-        (found == *digest).then_some(Source { file, stat })
+        let found = self.hashes.digest(&file, &stat, digest.algorithm()).at(|| root.at(name))?;
+        Ok((found == *digest).then_some(Source { file, stat }))
     }
 }
 
@@ -121,30 +129,38 @@ fn is_owners_alone(repo: &Dir) -> layout::Result<bool> {
 }
 
 impl Mender {
-    /// The directories that have `blobs/`, in the tree and in its trash.
-    fn places(&mut self) -> &[String] {
-        if self.places.is_none() {
-            let mut found = Vec::new();
-            gather(&self.root, "", &mut found);
-            let trash = format!("{}/{}", path::ROOM, path::TRASH);
-            if let Ok(dir) = self.root.dir(&trash) {
-                gather(&dir, &trash, &mut found);
-            }
-            self.places = Some(found);
+    /// The directories that have `blobs/`, in the tree and in its trash; and what went wrong where some
+    /// could not be looked at.
+    fn places(&mut self) -> (Vec<String>, layout::Result<()>) {
+        if let Some(places) = &self.places {
+            return (places.clone(), Ok(()));
         }
-        self.places.as_deref().unwrap_or_default()
+        let (mut found, mut looked) = (Vec::new(), Ok(()));
+        gather(&self.root, "", &mut found, &mut looked);
+        let trash = format!("{}/{}", path::ROOM, path::TRASH);
+        match there(self.root.dir(&trash)) {
+            Ok(Some(dir)) => gather(&dir, &trash, &mut found, &mut looked),
+            Ok(None) => {}
+            Err(error) => looked = Err(error),
+        }
+        if looked.is_ok() {
+            self.places = Some(found.clone());
+        }
+        (found, looked)
     }
 }
 
-fn gather(dir: &Dir, name: &str, found: &mut Vec<String>) {
+fn gather(dir: &Dir, name: &str, found: &mut Vec<String>, looked: &mut layout::Result<()>) {
     let mut children = Vec::new();
     let read = dir.each_name(|child, kind| {
         if kind == FileType::Directory && !child.starts_with(['.', '_']) {
             children.push(child.to_owned());
         }
     });
-    if read.is_err() {
-        return;
+    match there(read) {
+        Ok(Some(())) => {}
+        Ok(None) => return,
+        Err(error) => return *looked = Err(error),
     }
     children.sort_unstable();
     if children.iter().any(|child| child == path::BLOBS) {
@@ -152,8 +168,10 @@ fn gather(dir: &Dir, name: &str, found: &mut Vec<String>) {
     }
     for child in children.iter().filter(|child| *child != path::BLOBS) {
         let whole = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
-        if let Ok(dir) = dir.dir(child) {
-            gather(&dir, &whole, found);
+        match there(dir.dir(child)) {
+            Ok(Some(dir)) => gather(&dir, &whole, found, looked),
+            Ok(None) => {}
+            Err(error) => *looked = Err(error),
         }
     }
 }
