@@ -150,25 +150,75 @@ fn a_push_stopped_over_collections_succeeds_when_continued() {
     let source = format!("oci:{}:v1", layout.display());
     let mut skopeo = home.command("skopeo");
     let args = ["copy", "--dest-tls-verify=false", "--preserve-digests", &source, &target];
-    let mut child = skopeo.args(args).spawn().expect("skopeo starts");
-    let small = blob(&registry, "stopped/push", &sha256(&image.layers[0]));
+    let small = sha256(&image.layers[0]);
+    stopped_over_collections(&registry, skopeo.args(args), Some(&small));
+    registry.client().assert_pulls("stopped/push", "v1", &image);
+}
+
+/// The same by podman, which compresses on its way: what it sends is known when it is there.
+#[test]
+fn a_push_by_podman_stopped_over_collections_succeeds_when_continued() {
+    let registry = Registry::start(&["--auth", "none"]);
+    let home = Containers::new();
+    let layout = home.path().join("layout");
+    write_layout(&layout, &Image::of(tars(&home), ""));
+    // From where podman runs: a name of the image is made of the path.
+    home.podman(&["pull", "--quiet", "oci:layout:v1"]).ok();
+    let listed = home.podman(&["images", "--quiet", "--no-trunc"]).ok();
+    let image = listed.stdout.trim();
+    let target = format!("{}/stopped/push:v1", localhost(registry.addr()));
+    let mut podman = home.command("podman");
+    let args = ["push", "--quiet", "--tls-verify=false", image, &target];
+    stopped_over_collections(&registry, podman.args(args), None);
+    home.podman(&["rmi", "--all", "--force"]).ok();
+    home.podman(&["pull", "--quiet", "--tls-verify=false", &target]).ok();
+    let pulled = home.podman(&["images", "--quiet", "--no-trunc"]).ok();
+    assert_eq!(pulled.stdout.trim(), image, "it is another one");
+}
+
+/// Two layers, the small one there long before the large one, as a root file system's archives.
+fn tars(home: &Containers) -> Vec<Vec<u8>> {
+    let layer = |(name, len): (&str, usize)| {
+        let at = home.path().join(name);
+        fs::write(&at, random(len)).expect("a file");
+        let mut tar = Command::new("tar");
+        run(tar.current_dir(home.path()).args(["-cf", "layer.tar", name])).ok();
+        fs::remove_file(at).expect("the file");
+        fs::read(home.path().join("layer.tar")).expect("the archive")
+    };
+    [("small", 1_000), ("large", 96 * 1024 * 1024)].map(layer).into()
+}
+
+/// Starts a push to `stopped/push`, stops it once its small layer is there, collects, continues it.
+fn stopped_over_collections(registry: &Registry, push: &mut Command, small: Option<&str>) {
+    let mut child = push.spawn().expect("the client starts");
+    let blobs = registry.root().join("stopped/push/blobs/sha256");
+    let first = || {
+        let there = fs::read_dir(&blobs).into_iter().flatten().flatten();
+        let names = there.map(|entry| entry.file_name().into_string().expect("a digest"));
+        let whole =
+            names.filter(|name| !name.starts_with('.')).map(|name| format!("sha256:{name}"));
+        whole.into_iter().find(|name| small.is_none_or(|small| small == *name))
+    };
     let until = Instant::now() + Duration::from_secs(60);
-    while !small.exists() {
-        assert!(Instant::now() < until, "the small layer does not come");
-        std::thread::yield_now();
-    }
     let pid = Pid::from_child(&child);
-    kill_process(pid, Signal::STOP).expect("skopeo runs still");
+    let first = loop {
+        assert!(Instant::now() < until, "the small layer does not come");
+        if let Some(first) = first() {
+            break first;
+        }
+        std::thread::yield_now();
+    };
+    kill_process(pid, Signal::STOP).expect("the client runs still");
     assert!(!registry.root().join("stopped/push/index.json").exists(), "it was stopped too late");
     for _ in 0..3 {
         gc(registry.root(), &["-v"]).ok();
     }
     let note = registry.root().join(".stillage/unreferenced/stopped/push");
-    assert!(note.join(sha256(&image.layers[0])).exists(), "collection has seen it");
-    kill_process(pid, Signal::CONT).expect("skopeo is there still");
+    assert!(note.join(first).exists(), "collection has seen it");
+    kill_process(pid, Signal::CONT).expect("the client is there still");
     assert!(child.wait().expect("its end").success());
     gc(registry.root(), &[]).ok();
-    registry.client().assert_pulls("stopped/push", "v1", &image);
 }
 
 fn write_layout(layout: &Path, image: &Image) {
