@@ -222,7 +222,7 @@ pub fn append<'a>(
 
 /// Rewrites the file without the facts of manifests that are gone, if those are more than half of it;
 /// whether they are. Call it under the repository's lock, or without `really` to know whether that is
-/// worth while. Durable on return.
+/// worth while. The new file's name is not synced: after a crash the old one is as true.
 pub fn compact(
     tree: &Tree,
     repo: &Dir,
@@ -256,7 +256,6 @@ pub fn compact(
     let worth = 2 * kept < all;
     if worth && really {
         durable::replace(&*tree.disk, &dir, path::FACTS, &lines, Purpose::Public)?;
-        tree.disk.sync_dir(&dir)?;
     }
     Ok(worth)
 }

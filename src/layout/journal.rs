@@ -76,10 +76,11 @@ fn timestamp() -> String {
 ///
 /// A tail without a newline, which a crash left there, is cut off first. The journal's name is
 /// durable once the caller has synced `dir`. A file that has another name too, anywhere, is not
-/// written to: it becomes an older part of the journal, and a new one begins.
-pub fn append(disk: &dyn Disk, dir: &Dir, records: &[Record]) -> Result<()> {
+/// written to: it becomes an older part of the journal, and a new one begins. Whether the journal
+/// begins here, and so has a new name.
+pub fn append(disk: &dyn Disk, dir: &Dir, records: &[Record]) -> Result<bool> {
     let at = || dir.at(path::JOURNAL);
-    let (file, end) = open(disk, dir)?;
+    let (file, end, made) = open(disk, dir)?;
     let end = cut_torn_tail(disk, &file, end).at(at)?;
     let mut lines = Vec::new();
     for record in records {
@@ -92,11 +93,11 @@ pub fn append(disk: &dyn Disk, dir: &Dir, records: &[Record]) -> Result<()> {
         // written anew.
         let _ = disk.set_len(&file, end);
     }
-    written.at(at)
+    written.at(at).map(|()| made)
 }
 
-/// The journal, open for appending, and its length.
-fn open(disk: &dyn Disk, dir: &Dir) -> Result<(File, u64)> {
+/// The journal, open for appending, its length, and whether it was made.
+fn open(disk: &dyn Disk, dir: &Dir) -> Result<(File, u64, bool)> {
     loop {
         let (file, made) = disk.open_append(dir, path::JOURNAL, Mode::RUSR | Mode::WUSR)?;
         if made && let Err(error) = inherit::apply(dir, &file, Purpose::Journal) {
@@ -106,7 +107,7 @@ fn open(disk: &dyn Disk, dir: &Dir) -> Result<(File, u64)> {
         }
         let stat = dir::stat_file(&file, || dir.at(path::JOURNAL))?;
         if stat.st_nlink == 1 {
-            return Ok((file, dir::size_of(&stat)));
+            return Ok((file, dir::size_of(&stat), made));
         }
         set_aside(disk, dir)?;
     }

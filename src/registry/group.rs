@@ -244,9 +244,13 @@ impl<'a> Group<'a> {
             Record::now(change.clone(), actor.who.clone(), actor.from, base, stamp)
         };
         let records: Vec<Record> = self.changes.iter().map(record).collect();
-        journal::append(disk, self.dir, &records)?;
+        let begins = journal::append(disk, self.dir, &records)?;
         self.layout_file(state, dir)?;
         let blobs = self.sync_names(state, dir)?;
+        if begins && state.durable.as_ref().is_some_and(|durable| durable.dir == dir) {
+            // The last journal was set aside since: an index.json must not outlive its own lines.
+            disk.sync_dir(self.dir)?;
+        }
         let file = durable::replace(disk, self.dir, path::INDEX, &bytes, Purpose::Public)?;
         let index = Arc::clone(&self.index);
         Ok((Arc::new(IndexFile::written(self.dir, index, stamp, file)?), blobs))

@@ -1,20 +1,21 @@
 //! What is done to a registry while the disk records: pushes, mounts, tags, deletions, one after the
 //! other or several at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream;
-use rustix::fs::Mode;
-use stillage::layout::{Account, Dir, Disk, OwnCertificate, Stamp, Tree, path};
-use stillage::oci::{Algorithm, ContentRange, Digest, Index, Kind, Reference, RepoName, Tag};
+use stillage::layout::{Account, Dir, Disk, OwnCertificate, Tree, path};
+use stillage::oci::{Algorithm, ContentRange, Digest, Reference, RepoName, Tag};
 use stillage::registry::{Actor, KeyNeed, MountFrom, Push, Registry, Result, Settings};
 
 use stillage::upkeep::{check, gc, snapshot};
 
-use super::judge::{Effect, Expected, Outsiders};
+pub use super::image::Image;
+use super::judge::Outsiders;
+use super::promises::Effect;
 use super::record::{Recorder, Step};
 
 /// The repository that is there from the beginning, with two images and two blobs that nobody needs.
@@ -70,52 +71,15 @@ impl Deed {
     ];
 }
 
-/// An image: config, layer, manifest.
-#[derive(Clone, Debug)]
-pub struct Image {
-    pub config: Vec<u8>,
-    pub layer: Vec<u8>,
-    pub manifest: Vec<u8>,
-    pub digest: Digest,
-}
-
-impl Image {
-    /// The same for the same number. Every second one shares its config with others.
-    pub fn numbered(number: usize) -> Image {
-        let config = match number % 2 {
-            0 => b"{}".to_vec(),
-            _ => format!(r#"{{"config":{number}}}"#).into_bytes(),
-        };
-        let layer = format!("the layer of image {number}, which has a few more bytes").into_bytes();
-        Image::of(config, layer, Algorithm::Sha256)
-    }
-
-    pub fn of(config: Vec<u8>, layer: Vec<u8>, algorithm: Algorithm) -> Image {
-        let described = |media_type: &str, bytes: &[u8]| {
-            let digest = Digest::of(algorithm, bytes);
-            format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{}}}"#, bytes.len())
-        };
-        let manifest = format!(
-            r#"{{"schemaVersion":2,"mediaType":"{}","config":{},"layers":[{}]}}"#,
-            Kind::OciImage.media_type(),
-            described("application/vnd.oci.image.config.v1+json", &config),
-            described("application/vnd.oci.image.layer.v1.tar", &layer),
-        )
-        .into_bytes();
-        let digest = Digest::of(Algorithm::Sha256, &manifest);
-        Image { config, layer, manifest, digest }
-    }
-}
-
 pub fn repo(name: &str) -> RepoName {
     RepoName::parse(name).expect("a name")
 }
 
-fn tag(text: &str) -> Tag {
+pub(super) fn tag(text: &str) -> Tag {
     Tag::parse(text).expect("a tag")
 }
 
-fn sha256(bytes: &[u8]) -> Digest {
+pub(super) fn sha256(bytes: &[u8]) -> Digest {
     Digest::of(Algorithm::Sha256, bytes)
 }
 
@@ -133,7 +97,7 @@ pub struct World {
     /// What another tool has put there.
     pub outsiders: Outsiders,
     /// Tags by repository, as the deeds leave them when all are acknowledged.
-    tags: BTreeMap<(String, String), usize>,
+    pub(super) tags: BTreeMap<(String, String), usize>,
     free: Vec<Vec<u8>>,
     images: usize,
 }
@@ -237,7 +201,7 @@ impl World {
                 Ok(())
             }
             Deed::Repair => {
-                self.repair(Effect::Nothing);
+                self.repair();
                 Ok(())
             }
         })
@@ -292,11 +256,15 @@ impl World {
     }
 
     pub async fn unlink(&mut self, of: &str, bytes: &[u8]) -> Result<()> {
-        let digest = sha256(bytes);
-        let deed = self.begin(Effect::Gone(of.to_owned(), digest.clone()));
-        self.registry.delete_blob(&repo(of), &digest, &Actor::default()).await?;
+        let deed = self.begin(Effect::Gone(of.to_owned(), sha256(bytes)));
+        self.delete(of, bytes).await?;
         self.recorder.acknowledge(deed);
         Ok(())
+    }
+
+    /// DELETE of a blob, whatever comes of it.
+    pub async fn delete(&self, of: &str, bytes: &[u8]) -> Result<()> {
+        self.registry.delete_blob(&repo(of), &sha256(bytes), &Actor::default()).await
     }
 
     /// Several pushes at once, whose commits gather while somebody holds the repository's lock.
@@ -355,9 +323,41 @@ impl World {
         self.recorder.acknowledge(deed);
     }
 
-    /// A repair, after which nothing is wrong.
-    pub fn repair(&mut self, effect: Effect) {
-        let deed = self.begin(effect);
+    /// A repair of what is sound.
+    pub fn repair(&mut self) {
+        let deed = self.begin(Effect::Nothing);
+        self.run_repair();
+        self.recorder.acknowledge(deed);
+    }
+
+    /// Something is about to be damaged: until it is repaired nobody may expect a sound tree.
+    pub fn damage(&mut self) -> usize {
+        self.begin(Effect::Mends(Vec::new()))
+    }
+
+    /// It is damaged now, and a repair is to promise this: all deeds of it.
+    pub fn damaged(&mut self, damage: usize, promises: Vec<Effect>) -> Vec<usize> {
+        let index = std::fs::read(self.root.join(OLD).join(path::INDEX)).ok();
+        self.effects[damage] = Effect::Mends(index.into_iter().collect());
+        let begun = promises.into_iter().map(|effect| self.begin(effect));
+        let mut deeds: Vec<usize> = begun.collect();
+        deeds.push(damage);
+        deeds
+    }
+
+    /// The repair of what was damaged.
+    pub fn mend(&self, deeds: &[usize]) {
+        self.run_repair();
+        deeds.iter().for_each(|deed| self.recorder.acknowledge(*deed));
+    }
+
+    /// What is in a file.
+    pub fn read(&self, path: &str) -> Vec<u8> {
+        std::fs::read(self.root.join(path)).expect("a file")
+    }
+
+    /// After which nothing is wrong.
+    fn run_repair(&self) {
         let disk: Arc<dyn Disk> = self.recorder.clone();
         let wait = std::time::Duration::from_secs(60);
         let repairs = check::Repairs { dry_run: false, wait, disk };
@@ -366,23 +366,6 @@ impl World {
         let repaired = check::repair(&self.root, options, repairs, &mut |one| told.push(one));
         let summary = repaired.expect("a repair");
         assert!(!summary.is_damaged() && !summary.blocked, "{told:#?}");
-        self.recorder.acknowledge(deed);
-    }
-
-    /// Somebody removes a file.
-    pub fn outsider_removes(&self, path: &str) {
-        let root = Dir::open_root(&self.root).expect("ROOT");
-        let (above, name) = path.rsplit_once('/').expect("a path in a repository");
-        let dir = root.dir(above).expect("a directory");
-        self.recorder.unlink(&dir, name).expect("a file");
-    }
-
-    /// Somebody removes an empty directory.
-    pub fn outsider_removes_dir(&self, path: &str) {
-        let root = Dir::open_root(&self.root).expect("ROOT");
-        let (above, name) = path.rsplit_once('/').expect("a path in a repository");
-        let dir = root.dir(above).expect("a directory");
-        self.recorder.remove_dir(&dir, name).expect("an empty directory");
     }
 
     /// The blobs of a repository.
@@ -390,12 +373,6 @@ impl World {
         let names = std::fs::read_dir(repo.join("blobs/sha256")).expect("a directory");
         let name = |entry: std::fs::DirEntry| entry.file_name().into_string().expect("UTF-8");
         names.map(|entry| format!("blobs/sha256/{}", name(entry.expect("a name")))).collect()
-    }
-
-    /// Somebody appends to a file.
-    pub fn outsider_appends(&self, path: &str, bytes: &[u8]) {
-        let file = std::fs::File::options().append(true).open(self.root.join(path));
-        self.recorder.write(&file.expect("a file"), bytes, 0).expect("bytes");
     }
 
     /// Of an image that is numbered, what lies under the digests of layer and manifest.
@@ -422,89 +399,6 @@ impl World {
         self.registry.keep_certificate(&made).expect("kept");
         self.recorder.acknowledge(deed);
         self.recorder.acknowledge(key);
-    }
-
-    /// Another tool writes a file, and syncs nothing.
-    pub fn outsider(&self, path: &str, bytes: &[u8], mode: u32) {
-        let mut dir = Dir::open_root(&self.root).expect("ROOT");
-        let (above, name) = path.rsplit_once('/').expect("a path in a repository");
-        for part in above.split('/') {
-            if !dir.path().join(part).exists() {
-                self.recorder.make_dir(&dir, part, Mode::from_raw_mode(0o755)).expect("mkdir");
-            }
-            dir = dir.dir(part).expect("a directory");
-        }
-        let mode = Mode::from_raw_mode(mode);
-        let file = self.recorder.create(&dir, name, mode).expect("a file");
-        self.recorder.write(&file, bytes, 0).expect("bytes");
-    }
-
-    /// Another tool drops an image into a repository.
-    pub fn outsiders_blobs(&mut self, to: &str, image: &Image, mode: u32) {
-        for bytes in [&image.config, &image.layer] {
-            self.outsiders.blobs.insert(sha256(bytes));
-            self.outsider(&format!("{to}/{}", path::blob(&sha256(bytes))), bytes, mode);
-        }
-    }
-
-    fn outsiders_index(name: &str, image: &Image) -> Vec<u8> {
-        format!(
-            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{}","size":{},"annotations":{{"org.opencontainers.image.ref.name":"{name}"}}}}]}}"#,
-            Kind::OciImage.media_type(),
-            image.digest,
-            image.manifest.len()
-        )
-        .into_bytes()
-    }
-
-    /// Another tool makes a whole layout.
-    pub fn outsiders_layout(&mut self, to: &str, name: &str, image: &Image) {
-        self.outsider(&format!("{to}/oci-layout"), path::OCI_LAYOUT_BYTES, 0o644);
-        self.outsiders_blobs(to, image, 0o644);
-        let manifest = format!("{to}/{}", path::blob(&image.digest));
-        self.outsider(&manifest, &image.manifest, 0o644);
-        self.outsiders.blobs.insert(image.digest.clone());
-        let index = World::outsiders_index(name, image);
-        self.outsiders.indexes.insert(Stamp::of(&index));
-        self.outsider(&format!("{to}/index.json"), &index, 0o644);
-    }
-
-    /// Another tool gives a manifest that is there one more tag: it writes an index.json anew, replaces
-    /// it by a rename, and syncs nothing.
-    pub fn outsiders_tag(&mut self, of: &str, name: &str, image: &Image) {
-        let root = Dir::open_root(&self.root).expect("ROOT");
-        let dir = root.dir(of).expect("the repository");
-        let bytes = std::fs::read(dir.at(path::INDEX)).expect("an index.json");
-        let mut index = Index::parse(&bytes).expect("an index");
-        let descriptor = index.find(&image.digest).expect("the manifest is there").clone();
-        let mut bare = descriptor;
-        bare.annotations.clear();
-        index.put(&bare, &[tag(name)]);
-        let bytes = index.to_bytes();
-        self.outsider(&format!("{of}/theirs"), &bytes, 0o644);
-        self.outsiders.indexes.insert(Stamp::of(&bytes));
-        self.recorder.rename(&dir, "theirs", &dir, path::INDEX).expect("a rename");
-    }
-
-    /// Another tool empties a repository: it writes index.json in place, as skopeo does.
-    pub fn outsider_empties(&mut self, of: &str) {
-        let root = Dir::open_root(&self.root).expect("ROOT");
-        let dir = root.dir(of).expect("the repository");
-        let bytes = br#"{"schemaVersion":2,"manifests":[]}"#;
-        self.outsiders.indexes.insert(Stamp::of(bytes));
-        let file = std::fs::File::options().write(true).open(dir.at(path::INDEX)).expect("a file");
-        self.recorder.set_len(&file, 0).expect("cut");
-        self.recorder.write(&file, bytes, 0).expect("bytes");
-        // Whoever did this takes all tags away, and knows it.
-        let mut deeds = Vec::new();
-        for ((repo, _), image) in self.tags.iter().filter(|((repo, _), _)| repo == of) {
-            deeds.push(Effect::Remove(repo.clone(), Image::numbered(*image).digest));
-        }
-        for effect in deeds {
-            let deed = self.begin(effect);
-            self.recorder.acknowledge(deed);
-        }
-        self.tags.retain(|(repo, _), _| repo != of);
     }
 
     /// An image that is no numbered one.
@@ -564,37 +458,4 @@ pub async fn put(registry: &Registry, to: &str, name: &str, image: &Image, way: 
     let bytes = Bytes::copy_from_slice(&image.manifest);
     let push = Push { reference, tags: Vec::new(), content_type: None, bytes };
     registry.put_manifest(&to, push, &actor).await.map(|_| ())
-}
-
-/// What may be after some steps: `upto` of them.
-pub fn expected(steps: &[Step], effects: &[Effect], finally: &Expected) -> Expected {
-    let mut acknowledged: Vec<usize> = Vec::new();
-    let mut in_flight: BTreeSet<usize> = BTreeSet::new();
-    for step in steps {
-        match step {
-            Step::Begin(deed) => drop(in_flight.insert(*deed)),
-            Step::Acknowledged(deed) => {
-                in_flight.remove(deed);
-                acknowledged.push(*deed);
-            }
-            _ => {}
-        }
-    }
-    let of = |deeds: &mut dyn Iterator<Item = usize>| -> Vec<&Effect> {
-        deeds.map(|deed| &effects[deed]).collect()
-    };
-    let done = of(&mut acknowledged.iter().copied());
-    let open = of(&mut in_flight.into_iter());
-    let mut expected = Expected::after(&done, &open);
-    expected.number = steps.len() as u64;
-    for deed in acknowledged {
-        let Effect::Keeps(path) = &effects[deed] else { continue };
-        // Until something else is kept there.
-        let is_it = |effect: &Effect| matches!(effect, Effect::Keeps(other) if other == path);
-        if effects.iter().rposition(is_it) == Some(deed) {
-            let kept = finally.kept.iter().filter(|(known, _)| known == path);
-            expected.kept.extend(kept.cloned());
-        }
-    }
-    expected
 }

@@ -1,7 +1,7 @@
 //! Whether a state is one that a crash may leave: sound for every reader, and with all that was
 //! acknowledged. In memory, for there are millions of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use stillage::layout::journal::Record;
@@ -9,111 +9,8 @@ use stillage::layout::{Stamp, path};
 use stillage::oci::{Algorithm, Digest, Index, Manifest};
 
 use super::model::{Content, Interner, PathId, State};
-
-/// What a repository's index.json says: tags, and manifests by digest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Repo {
-    pub tags: BTreeMap<String, Digest>,
-    pub manifests: BTreeSet<Digest>,
-}
-
-/// What a deed changes, and promises once it is acknowledged.
-#[derive(Clone, Debug)]
-pub enum Effect {
-    /// A manifest is there, and a tag names it.
-    Tag(String, String, Digest),
-    Untag(String, String),
-    /// A manifest is gone, with its tags.
-    Remove(String, Digest),
-    /// A blob is gone.
-    Gone(String, Digest),
-    /// All repositories as they are have a copy beneath this.
-    Copies(&'static str),
-    /// Something with this content lies in quarantine.
-    Quarantined(&'static [u8]),
-    /// A file of the room is what it was at the acknowledgement.
-    Keeps(&'static str),
-    /// Nothing that a reader could see.
-    Nothing,
-}
-
-impl Effect {
-    fn apply(&self, repos: &mut BTreeMap<String, Repo>) {
-        match self {
-            Effect::Tag(repo, tag, digest) => {
-                let repo = repos.entry(repo.clone()).or_default();
-                repo.tags.insert(tag.clone(), digest.clone());
-                repo.manifests.insert(digest.clone());
-            }
-            Effect::Untag(repo, tag) => {
-                repos.entry(repo.clone()).or_default().tags.remove(tag);
-            }
-            Effect::Remove(repo, digest) => {
-                let repo = repos.entry(repo.clone()).or_default();
-                repo.tags.retain(|_, tagged| tagged != digest);
-                repo.manifests.remove(digest);
-            }
-            Effect::Copies(beneath) => {
-                let own = repos.iter().filter(|(name, _)| !name.starts_with("../"));
-                let copies = own.map(|(name, repo)| (format!("{beneath}/{name}"), repo.clone()));
-                let copies: Vec<_> = copies.collect();
-                repos.extend(copies);
-            }
-            Effect::Gone(..) | Effect::Keeps(_) | Effect::Quarantined(_) | Effect::Nothing => {}
-        }
-    }
-}
-
-/// What may be, at some moment: what was acknowledged, with any part of what is in flight.
-#[derive(Clone, Debug, Default)]
-pub struct Expected {
-    /// For each repository what it may say.
-    pub repos: BTreeMap<String, BTreeSet<Repo>>,
-    /// Blobs that were deleted, and that nobody has brought again since.
-    pub gone: Vec<(String, Digest)>,
-    /// Files of the room that must be what they were.
-    pub kept: Vec<(String, Vec<u8>)>,
-    /// What must lie in quarantine, somewhere.
-    pub quarantined: Vec<&'static [u8]>,
-    /// Which moment it is: no two differ by less.
-    pub number: u64,
-}
-
-impl Expected {
-    /// After these deeds were acknowledged, in this order, and while those are in flight.
-    pub fn after(acknowledged: &[&Effect], in_flight: &[&Effect]) -> Expected {
-        let mut repos = BTreeMap::new();
-        for effect in acknowledged {
-            effect.apply(&mut repos);
-        }
-        let mut expected = Expected::default();
-        for some in 0..1_u32 << in_flight.len() {
-            let mut repos = repos.clone();
-            let chosen = in_flight.iter().enumerate().filter(|(at, _)| some & (1 << at) != 0);
-            chosen.for_each(|(_, effect)| effect.apply(&mut repos));
-            for (name, repo) in repos {
-                expected.repos.entry(name).or_default().insert(repo);
-            }
-        }
-        // What only comes into being may be absent.
-        for (name, may) in &mut expected.repos {
-            if !repos.contains_key(name) {
-                may.insert(Repo::default());
-            }
-        }
-        let quarantined = acknowledged.iter().filter_map(|effect| match effect {
-            Effect::Quarantined(bytes) => Some(*bytes),
-            _ => None,
-        });
-        expected.quarantined = quarantined.collect();
-        let gone = acknowledged.iter().filter_map(|effect| match effect {
-            Effect::Gone(repo, digest) => Some((repo.clone(), digest.clone())),
-            _ => None,
-        });
-        expected.gone = gone.collect();
-        expected
-    }
-}
+use super::promises::{Expected, Repo};
+use super::quarantine::Lists;
 
 /// Why a state must not be.
 #[derive(Clone, Debug)]
@@ -133,11 +30,11 @@ pub enum Witness {
 }
 
 impl Wrong {
-    fn seen(why: impl Into<String>) -> Wrong {
+    pub fn seen(why: impl Into<String>) -> Wrong {
         Wrong { why: why.into(), witness: Witness::Program }
     }
 
-    fn remembered(why: impl Into<String>) -> Wrong {
+    pub fn remembered(why: impl Into<String>) -> Wrong {
         Wrong { why: why.into(), witness: Witness::Memory }
     }
 
@@ -212,6 +109,7 @@ pub struct Judge {
     /// What was found of everything but the room, by what is expected.
     known: Quick<(u64, u64), Option<Wrong>>,
     outsiders: Outsiders,
+    lists: Lists,
 }
 
 /// What another tool has put there.
@@ -253,6 +151,9 @@ impl Judge {
         let known = self.roles.len();
         self.roles.extend(interner.paths[known..].iter().map(|path| Role::of(path)));
         let mut core = Mix::default();
+        let is_known = |content: Content| {
+            expected.wrong.iter().any(|bytes| **bytes == *interner.contents[content])
+        };
         for entry in &state.entries {
             let Some(content) = entry.content else { continue };
             let role = &self.roles[entry.path];
@@ -262,7 +163,7 @@ impl Judge {
                 });
                 let theirs =
                     matches!(role, Role::Blob(_, digest) if self.outsiders.blobs.contains(digest));
-                if !*right && !theirs {
+                if !*right && !theirs && !is_known(content) {
                     let path = &interner.paths[entry.path];
                     return Some(Wrong::seen(format!("{path} is half-done")));
                 }
@@ -276,8 +177,11 @@ impl Judge {
                 core.write_usize(content);
             }
         }
-        if let Some(why) = self.not_kept(interner, state, expected) {
-            return Some(why);
+        let aside = not_kept(interner, state, expected)
+            .or_else(|| self.lists.wrong(interner, state, expected))
+            .or_else(|| self.shared_by_two(interner, state, expected));
+        if aside.is_some() {
+            return aside;
         }
         let key = (core.finish(), expected.number);
         if let Some(known) = self.known.get(&key) {
@@ -308,10 +212,19 @@ impl Judge {
                 Role::Blob(..) | Role::Pool(_) | Role::Version | Role::Other => {}
             }
         }
-        let unsound = repos
-            .iter()
-            .find_map(|(name, view)| self.unsound(interner, view).map(|wrong| wrong.within(name)));
-        unsound.or_else(|| self.lacks(&repos, expected))
+        let wrong_within = |(name, view): (&&str, &View<'_>)| {
+            self.unsound(interner, view).map(|wrong| wrong.within(name))
+        };
+        let Some(damaged) = &expected.damaged else {
+            let unsound = repos.iter().find_map(wrong_within);
+            return unsound.or_else(|| self.lacks(&repos, expected));
+        };
+        // What the repair has written is sound from the beginning.
+        let is_written = |view: &View<'_>| {
+            let is = view.index.map(|index| &interner.contents[index]);
+            is.is_some_and(|is| !damaged.iter().any(|damaged| **damaged == **is))
+        };
+        repos.iter().filter(|(_, view)| is_written(view)).find_map(wrong_within)
     }
 
     /// Reads what was never met before.
@@ -393,22 +306,39 @@ impl Judge {
         })
     }
 
-    fn not_kept(&self, interner: &Interner, state: &State, expected: &Expected) -> Option<Wrong> {
-        let lost = expected.kept.iter().find(|(path, bytes)| {
-            let is = state.entries.iter().find(|entry| interner.paths[entry.path] == *path);
-            let is = is.and_then(|entry| entry.content).map(|content| &interner.contents[content]);
-            is.is_none_or(|is| **is != **bytes)
-        });
-        let lies = |bytes: &[u8]| {
-            state.entries.iter().any(|entry| {
-                interner.paths[entry.path].starts_with(".stillage/quarantine/")
-                    && entry.content.is_some_and(|content| *interner.contents[content] == *bytes)
+    /// One inode with names under two algorithms cannot be told from what somebody planted.
+    fn shared_by_two(
+        &self,
+        interner: &Interner,
+        state: &State,
+        expected: &Expected,
+    ) -> Option<Wrong> {
+        let under = |of: Algorithm| {
+            state.entries.iter().filter(move |entry| match &self.roles[entry.path] {
+                Role::Blob(_, digest) | Role::Pool(digest) => digest.algorithm() == of,
+                _ => false,
             })
         };
-        let missing = expected.quarantined.iter().find(|bytes| !lies(bytes));
-        lost.map(|(path, _)| Wrong::remembered(format!("{path} is not what it was")))
-            .or_else(|| missing.map(|_| Wrong::remembered("what was taken out is not what it was")))
+        let is_shared = |id| under(Algorithm::Sha256).any(|other| other.id == id);
+        let shared = under(Algorithm::Sha512).find(|entry| is_shared(entry.id));
+        let shared = shared.filter(|_| expected.damaged.is_none())?;
+        let path = &interner.paths[shared.path];
+        Some(Wrong::seen(format!("{path} has a name under sha256 too")))
     }
+}
+
+fn not_kept(interner: &Interner, state: &State, expected: &Expected) -> Option<Wrong> {
+    let at = |path: &str| state.entries.iter().find(|entry| interner.paths[entry.path] == *path);
+    let is = |path: &str, bytes: &[u8]| {
+        let content = at(path).and_then(|entry| entry.content);
+        content.is_some_and(|content| *interner.contents[content] == *bytes)
+    };
+    let lost = expected.kept.iter().find(|(path, bytes)| !is(path, bytes));
+    let lost = lost.map(|(path, _)| Wrong::remembered(format!("{path} is not what it was")));
+    let away = || expected.lies.iter().find(|path| at(path).is_none());
+    let back = || expected.without.iter().find(|(path, bytes)| is(path, bytes));
+    lost.or_else(|| away().map(|path| Wrong::remembered(format!("{path} is gone"))))
+        .or_else(|| back().map(|(path, _)| Wrong::seen(format!("{path} is there again"))))
 }
 
 /// A map that is asked millions of times, by small numbers.

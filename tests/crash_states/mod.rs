@@ -3,23 +3,34 @@
 //!
 //! - [`record`]: the disk, and what it wrote down.
 //! - [`model`]: which states are possible after some steps, and what is assumed for that.
-//! - [`judge`]: whether a state is sound and has all that was acknowledged, in memory.
+//! - [`promises`]: what was acknowledged by then.
+//! - [`judge`]: whether a state is sound and has all that, in memory; [`quarantine`] is its part for
+//!   what repairs take out.
 //! - [`real`]: the same by the program itself: `check`, a registry, a push.
-//! - [`deeds`]: what is done meanwhile.
+//! - [`deeds`], [`outsiders`]: what is done meanwhile, by the program and by others.
+//! - [`scenarios`], [`repairs`]: both together, for each of the program's [`places`] that syncs.
 
 #![allow(unreachable_pub, reason = "a module of a test binary")]
 
 pub mod deeds;
+pub mod image;
 pub mod judge;
 pub mod model;
+pub mod outsiders;
+pub mod places;
+pub mod promises;
+pub mod quarantine;
 pub mod real;
 pub mod record;
+pub mod repairs;
+pub mod scenarios;
 
 use std::collections::HashSet;
 use std::fmt;
 
-use judge::{Effect, Expected, Judge, Outsiders, Witness, Wrong};
+use judge::{Judge, Outsiders, Witness, Wrong};
 use model::{Interner, Model, State};
+use promises::{Effect, Expected};
 use record::Step;
 
 use crate::support::random::Random;
@@ -175,7 +186,7 @@ impl Explorer {
         judge: &mut Judge,
         seen: &mut HashSet<u64>,
     ) -> Option<(Wrong, State, Expected)> {
-        let expected = deeds::expected(&run.steps[..at], &run.effects, &run.finally);
+        let expected = Expected::after(&run.steps[..at], &run.effects, &run.finally);
         let mut states: Vec<(u64, State)> = Vec::new();
         let mut met = 0;
         let mut here = HashSet::new();
@@ -196,7 +207,8 @@ impl Explorer {
                 return Some((wrong, state, expected));
             }
             let new = seen.insert(hash);
-            if new && self.open_one_in > 0 && self.random.below(self.open_one_in) == 0 {
+            let damaged = expected.damaged.is_some();
+            if new && !damaged && self.open_one_in > 0 && self.random.below(self.open_one_in) == 0 {
                 self.counts.opened += 1;
                 let judged = real::judge(model, interner, &state, &expected, judge.outsiders());
                 if let Err(why) = judged {
@@ -211,9 +223,9 @@ impl Explorer {
 
 impl Bad {
     /// Whether the program itself finds fault with the state; `None` where only who knows what there
-    /// was could.
+    /// was could, and while there is fault enough to find, before the repair is done.
     pub fn is_seen_by_the_program(&mut self) -> Option<bool> {
-        if self.wrong.witness == Witness::Memory {
+        if self.wrong.witness == Witness::Memory || self.expected.damaged.is_some() {
             return None;
         }
         let Bad { model, interner, state, expected, .. } = self;

@@ -7,14 +7,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stillage::layout::Account;
+use stillage::layout::{Account, path};
 use stillage::oci::{Algorithm, Reference};
 use stillage::registry::{Error, Registry, Settings};
 use stillage::upkeep::check::{self, Finding, Rule};
 
 use super::deeds::{self, Image, Way};
-use super::judge::{Expected, Outsiders, Repo};
+use super::judge::Outsiders;
 use super::model::{Interner, Model, State};
+use super::promises::{Expected, Repo};
 
 /// Why the program finds a state wrong, if it does.
 pub fn judge(
@@ -88,14 +89,17 @@ fn checked(root: &Path, outsiders: &Outsiders) -> Result<(), String> {
 
 /// What goes when collection sweeps the temporary name beside it.
 fn is_swept(finding: &Finding) -> bool {
-    finding.rule == Rule::FileLinked && finding.path.ends_with("index.json")
+    let name = finding.path.file_name().unwrap_or_default();
+    finding.rule == Rule::FileLinked && (name == path::INDEX || name == path::FACTS)
 }
 
 /// What another tool has not finished, and nobody relies on; and that it was another tool.
 fn is_theirs(finding: &Finding, outsiders: &Outsiders) -> bool {
     let name = finding.path.file_name().unwrap_or_default();
     match finding.rule {
-        Rule::BlobDigestMismatch => outsiders.blobs.iter().any(|digest| *digest.hex() == *name),
+        Rule::BlobDigestMismatch | Rule::WrongFileType => {
+            outsiders.blobs.iter().any(|digest| *digest.hex() == *name)
+        }
         Rule::JournalStampUnknown => !outsiders.indexes.is_empty(),
         _ => false,
     }

@@ -2,7 +2,6 @@
 //! the identity of files and directories, in the order in which it happened.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -12,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use stillage::layout::{At, Dir, Disk, Inode, RealDisk, Result, path};
+use stillage::layout::{At, Dir, Disk, Inode, RealDisk, Result};
+
+use super::places::{Place, base, ours};
 
 /// A file or directory of the record.
 pub type Id = usize;
@@ -94,30 +95,6 @@ impl Step {
     }
 }
 
-/// Where in the code something is synced, and what.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
-    /// `src/layout/durable.rs:31`; empty unless the recorder was asked to look.
-    pub line: String,
-    /// The functions, innermost first.
-    pub functions: String,
-    /// What is synced: a name without what is random in it.
-    pub what: String,
-}
-
-impl Place {
-    /// The innermost function.
-    pub fn function(&self) -> &str {
-        self.functions.split(" < ").next().unwrap_or_default()
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {}", self.functions, self.what)
-    }
-}
-
 /// The real disk, with a record. One step at a time.
 #[derive(Debug)]
 pub struct Recorder {
@@ -137,6 +114,8 @@ struct Tape {
     held: Vec<OwnedFd>,
     /// Steps until the process dies.
     until_death: Option<usize>,
+    /// The sync at which it dies.
+    dies_before: Option<&'static str>,
     /// How many times a disk was asked to change something.
     done: usize,
     /// How many times before each sync.
@@ -191,9 +170,15 @@ impl Recorder {
         self.tape().until_death = Some(steps);
     }
 
+    /// The process is dead before it syncs something at such a place; places are to be looked for.
+    pub fn die_before(&self, place: &'static str) {
+        self.tape().dies_before = Some(place);
+    }
+
     /// Another process takes over.
     pub fn revive(&self) {
-        self.tape().until_death = None;
+        let mut tape = self.tape();
+        (tape.until_death, tape.dies_before) = (None, None);
     }
 
     /// From now on the file system knows no links.
@@ -213,37 +198,6 @@ impl Recorder {
         let (line, functions) = ours(&trace);
         Place { line, functions, what }
     }
-}
-
-/// The innermost lines of the library in a backtrace.
-fn ours(trace: &str) -> (String, String) {
-    let mut line = String::new();
-    let mut functions: Vec<String> = Vec::new();
-    let mut function = "";
-    // Files of this package are told relative to it.
-    for text in trace.lines().map(str::trim) {
-        match text.strip_prefix("at ") {
-            None => function = text.split_once(": ").map_or("", |(_, name)| name),
-            Some(at) => {
-                let Some(file) = at.strip_prefix("./src/") else { continue };
-                let mut parts = file.split(':');
-                let (file, number) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-                if line.is_empty() {
-                    line = format!("src/{file}:{number}");
-                }
-                let name = function.rsplit("::").find(|part| !part.starts_with('{'));
-                let name = name.filter(|name| !name.is_empty() && !name.contains('{'));
-                // A closure belongs to the function around it, which is told next.
-                let Some(name) = name else { continue };
-                let name = format!("{}::{name}", file.trim_end_matches(".rs"));
-                if functions.last() != Some(&name) {
-                    functions.push(name);
-                }
-            }
-        }
-    }
-    functions.truncate(2);
-    (line, functions.join(" < "))
 }
 
 impl Tape {
@@ -295,6 +249,16 @@ impl Tape {
         Ok(())
     }
 
+    /// One more step, which is a sync.
+    fn syncs_at(&mut self, place: &Place) -> std::result::Result<(), Errno> {
+        if self.dies_before.is_some_and(|last| place.functions.starts_with(last)) {
+            self.until_death = Some(0);
+        }
+        self.live()?;
+        self.syncs.push(self.done - 1);
+        Ok(())
+    }
+
     fn made(&mut self, file: &File, at: Option<(Id, String)>) {
         let meta = file.metadata().expect("a new file");
         let held = file.try_clone().expect("a descriptor").into();
@@ -302,24 +266,6 @@ impl Tape {
         self.steps.push(Step::Create { at, id });
         self.mode(id, meta.permissions().mode());
     }
-}
-
-/// What a sync is of, without what is random.
-fn what(name: &str) -> String {
-    if name.len() >= 64 {
-        return "a blob".to_owned();
-    }
-    if name.starts_with("stillage-crash-") {
-        return "the directory above ROOT".to_owned();
-    }
-    match name.strip_prefix('.').and_then(|name| name.rsplit_once('.')) {
-        Some((of, _)) if path::is_temporary(name) => of.to_owned(),
-        _ => name.to_owned(),
-    }
-}
-
-fn base(path: &Path) -> String {
-    what(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
 impl Disk for Recorder {
@@ -397,9 +343,7 @@ impl Disk for Recorder {
         let deleted = link.to_string_lossy().ends_with(" (deleted)");
         let place = self.place(if deleted { "a blob".to_owned() } else { base(&link) });
         let mut tape = self.tape();
-        tape.live()?;
-        let before = tape.done - 1;
-        tape.syncs.push(before);
+        tape.syncs_at(&place)?;
         let id = tape.file(file);
         tape.steps.push(Step::Sync { id, place });
         Ok(())
@@ -408,9 +352,7 @@ impl Disk for Recorder {
     fn sync_dir(&self, dir: &Dir) -> Result<()> {
         let place = self.place(base(dir.path()));
         let mut tape = self.tape();
-        tape.live().at(|| dir.path().to_owned())?;
-        let before = tape.done - 1;
-        tape.syncs.push(before);
+        tape.syncs_at(&place).at(|| dir.path().to_owned())?;
         let id = tape.dir(dir)?;
         tape.steps.push(Step::SyncDir { id, place });
         Ok(())
@@ -419,9 +361,7 @@ impl Disk for Recorder {
     fn sync_all(&self, dir: &Dir) -> Result<()> {
         let place = self.place("everything".to_owned());
         let mut tape = self.tape();
-        tape.live().at(|| dir.path().to_owned())?;
-        let before = tape.done - 1;
-        tape.syncs.push(before);
+        tape.syncs_at(&place).at(|| dir.path().to_owned())?;
         tape.steps.push(Step::SyncAll { place });
         Ok(())
     }
