@@ -55,7 +55,7 @@ impl Scenario {
     }
 
     /// Only what comes from the first sync in a function on is looked at.
-    fn from_sync(mut self, function: &str) -> Scenario {
+    fn since_sync(mut self, function: &str) -> Scenario {
         let is = |step: &Step| step.place().is_some_and(|at| at.functions.starts_with(function));
         self.from = self.run.steps.iter().position(is).expect("such a sync");
         self.first = self.from;
@@ -195,7 +195,7 @@ fn collected() -> Vec<Job> {
                 world.push(OLD, "after").await.expect("a push");
             });
             // Until then the model lets it be at neither of its names.
-            long.from_sync("layout/journal::rotate")
+            long.since_sync("layout/journal::rotate")
         }),
     ]
 }
