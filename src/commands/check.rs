@@ -34,10 +34,11 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
     let summary = check::report::run(&args.root, options, repairs, format, &mut out)?;
     out.flush()?;
     drop(shown);
-    Ok(match (summary.blocked, summary.is_damaged()) {
-        (true, _) => ExitCode::from(PARTLY),
-        (false, true) => ExitCode::from(DAMAGE),
-        (false, false) => ExitCode::SUCCESS,
+    Ok(match summary.is_damaged() {
+        _ if summary.blocked => ExitCode::from(PARTLY),
+        true => ExitCode::from(DAMAGE),
+        false if summary.failed => ExitCode::from(PARTLY),
+        false => ExitCode::SUCCESS,
     })
 }
 

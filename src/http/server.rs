@@ -92,6 +92,8 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
+            // Of one connection that came to nothing: the next one need not wait for that.
+            Err(error) if is_of_one(&error) => {}
             Err(error) => {
                 // Once, until one is accepted again: the log may lie on the disk that is full.
                 if !std::mem::replace(&mut told, true) {
@@ -102,6 +104,19 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             }
         }
     }
+}
+
+/// accept4(2) hands on what is wrong with the connection that it would have given.
+fn is_of_one(error: &io::Error) -> bool {
+    let passed_on = [
+        Errno::CONNABORTED,
+        Errno::PROTO,
+        Errno::NETDOWN,
+        Errno::NETUNREACH,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| passed_on.contains(&errno))
 }
 
 fn refused(error: &io::Error) {

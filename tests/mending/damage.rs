@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use stillage::layout::Stamp;
 use stillage::oci::{Algorithm, Digest, Index};
 
-use crate::layouts::repo::{Repo, line};
+use crate::layouts::repo::{REF_NAME, Repo, line};
 use crate::layouts::room::{session, with_room};
 use crate::layouts::valid::fact;
 use crate::layouts::{Files, disk};
@@ -80,7 +80,8 @@ impl Damage {
         let root = temp.path();
         match self {
             Damage::Blobs => harm_blobs(root),
-            Damage::Index | Damage::Pool => {}
+            Damage::Index => harm_indexes(root),
+            Damage::Pool => {}
             Damage::Files => harm_files(root),
             Damage::Room => harm_room(root),
         }
@@ -154,9 +155,21 @@ fn indexes() -> Files {
     repo.tag(&two, "1.8");
     repo.tag(&two, "untyped").as_object_mut().expect("an entry").remove("mediaType");
     repo.tag(&gone, "gone");
+    let back = repo.image("back");
+    repo.tag(&back, "back");
     repo.drop_file(&Repo::path(&gone));
     files.extend(repo.finish());
     with_room(files)
+}
+
+/// A manifest is lost that the pool has.
+fn harm_indexes(root: &Path) {
+    let index = fs::read(root.join("wrong/index.json")).expect("it is there");
+    let index: Value = serde_json::from_slice(&index).expect("an index");
+    let entries = index["manifests"].as_array().expect("entries");
+    let back = entries.iter().find(|entry| entry["annotations"][REF_NAME] == "back");
+    let path = Repo::path(back.expect("an entry"));
+    fs::remove_file(root.join("wrong").join(path)).expect("it is there");
 }
 
 fn room() -> Files {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::path::Path;
 
 use rustix::fs::{FileType, Stat};
 
@@ -29,8 +30,8 @@ pub(super) fn check(run: &mut Run<'_>, repo: &Dir, findings: &mut Findings) -> B
     let Some(dir) = probe::dir(repo, path::BLOBS, findings).there() else {
         return blobs;
     };
-    let mut shared = Shared::of(&dir);
-    let level = Level::of(repo).ok();
+    let mut shared = Shared::of(&dir, findings);
+    let level = probe::look(Level::of(repo), findings);
     for algorithm in Algorithm::ALL {
         if let Some(dir) = probe::dir(&dir, algorithm.as_str(), findings).there() {
             let place = Place { dir: &dir, algorithm, repo: level.as_ref() };
@@ -79,7 +80,7 @@ fn of_algorithm(
             Seen::There((file, stat)) => {
                 let twice = shared.meet(dir, &digest, &stat, findings);
                 if let Some(file) = file.filter(|_| !twice && !run.hashes.are_blind()) {
-                    pool(run, &file, &stat, &digest);
+                    pool(run, &file, &stat, (&digest, &dir.at(digest.hex())), findings);
                 }
             }
             Seen::Bad => {
@@ -139,9 +140,16 @@ fn content(
 }
 
 /// Gives a repair a sound blob that the pool may have lost.
-fn pool(run: &mut Run<'_>, file: &File, stat: &Stat, digest: &Digest) {
+fn pool(
+    run: &mut Run<'_>,
+    file: &File,
+    stat: &Stat,
+    (digest, at): (&Digest, &Path),
+    findings: &mut Findings,
+) {
     let Some(mender) = &mut run.mender else { return };
-    let is_ours = is_sealed(stat) && stat.st_mode & 0o222 == 0 && !rights::has_acl(file);
+    let is_sealed = is_sealed(stat) && stat.st_mode & 0o222 == 0;
+    let is_ours = is_sealed && !rights::has_acl(file, at, findings);
     if is_ours && mender.pool(file, stat, digest) {
         run.summary.pooled_again += 1;
     }
@@ -168,13 +176,13 @@ struct Shared {
 }
 
 impl Shared {
-    fn of(blobs: &Dir) -> Shared {
+    fn of(blobs: &Dir, findings: &mut Findings) -> Shared {
         let mut inodes = HashMap::new();
-        if let Ok(dir) = blobs.dir(Algorithm::Sha512.as_str()) {
-            let names = Names::read(&dir, Algorithm::Sha512);
+        if let Some(dir) = probe::look(blobs.dir(Algorithm::Sha512.as_str()), findings) {
+            let names = probe::look(Names::read(&dir, Algorithm::Sha512), findings);
             for name in names.iter().flat_map(Names::iter) {
                 if let Name::Of(digest) = name
-                    && let Ok(Some(stat)) = dir.stat_name(digest.hex())
+                    && let Some(Some(stat)) = probe::look(dir.stat_name(digest.hex()), findings)
                     && stat.st_nlink > 1
                 {
                     inodes.insert(Inode::of(&stat), false);

@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::fs::{FileType, Stat};
 
 use super::finding::Findings;
+use super::probe;
 use super::rule::Rule;
 use crate::layout::acl::AclTag;
 use crate::layout::readers::Readers;
@@ -14,10 +15,10 @@ use crate::layout::{Dir, account, path};
 
 /// Checks index.json and `oci-layout`, and that what is written in place is no other file.
 pub(super) fn check(repo: &Dir, findings: &mut Findings) {
-    if let Ok(level) = Level::of(repo) {
+    if let Some(level) = probe::look(Level::of(repo), findings) {
         for name in [path::INDEX, path::OCI_LAYOUT] {
             // What cannot be opened is reported where it is read.
-            if let Ok((file, stat)) = repo.file_stat(name) {
+            if let Some((file, stat)) = probe::look(repo.file_stat(name), findings) {
                 readers(&level, &file, &stat, &repo.at(name), findings);
             }
         }
@@ -25,13 +26,13 @@ pub(super) fn check(repo: &Dir, findings: &mut Findings) {
     for name in [path::INDEX, path::LOCK, path::JOURNAL] {
         alone(repo, name, findings);
     }
-    if let Ok(referrers) = repo.dir(path::REFERRERS) {
+    if let Some(referrers) = probe::look(repo.dir(path::REFERRERS), findings) {
         alone(&referrers, path::FACTS, findings);
     }
 }
 
 fn alone(dir: &Dir, name: &str, findings: &mut Findings) {
-    let Ok(Some(stat)) = dir.stat_name(name) else { return };
+    let Some(stat) = probe::look(dir.stat_name(name), findings).flatten() else { return };
     if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink > 1 {
         let message = format!("is one of {} names of its file", stat.st_nlink);
         findings.add(Rule::FileLinked, &dir.at(name), message);
@@ -46,7 +47,8 @@ pub(super) fn readers(
     path: &Path,
     findings: &mut Findings,
 ) {
-    let Ok(Readers::Of(level)) = Readers::of(file, stat, path) else { return };
+    let looked = probe::look(Readers::of(file, stat, path), findings);
+    let Some(Readers::Of(level)) = looked else { return };
     if let Some(who) = named(repo).into_iter().find(|who| reads(repo, *who) && !reads(&level, *who))
     {
         let message = format!(

@@ -23,7 +23,8 @@ pub(super) fn check(repo: &Dir, blobs: &Blobs, findings: &mut Findings) {
             return;
         };
         if !blobs.bad.contains(&fact.digest)
-            && let Some(true) = truth(repo, &fact).map(|truth| truth != fact)
+            && let Some(Some(truth)) = probe::look(truth(repo, &fact), findings)
+            && truth != fact
         {
             let message = format!("line {number} is not what manifest {} says", fact.digest);
             findings.add(Rule::FactsWrong, &at, message);
@@ -34,13 +35,15 @@ pub(super) fn check(repo: &Dir, blobs: &Blobs, findings: &mut Findings) {
     }
 }
 
-/// What the manifest itself says.
-pub(super) fn truth(repo: &Dir, fact: &Fact) -> Option<Fact> {
-    let file = repo.file(&path::blob(&fact.digest)).ok()?;
-    let bytes = layout::read_all(&file, MAX_MANIFEST as u64, Default::default).ok()?;
+/// What the manifest itself says; `None` if it is none.
+pub(super) fn truth(repo: &Dir, fact: &Fact) -> layout::Result<Option<Fact>> {
+    let name = path::blob(&fact.digest);
+    let file = repo.file(&name)?;
+    let bytes = layout::read_all(&file, MAX_MANIFEST as u64, || repo.at(&name))?;
     let manifest = match Manifest::parse(&bytes, None) {
         Err(ManifestError::Untyped) => Manifest::parse(&bytes, Some(&fact.media_type)),
         parsed => parsed,
     };
-    Some(Fact::of(fact.digest.clone(), bytes.len() as u64, &manifest.ok()?))
+    let manifest = manifest.ok();
+    Ok(manifest.map(|of| Fact::of(fact.digest.clone(), bytes.len() as u64, &of)))
 }

@@ -42,6 +42,8 @@ pub struct Summary {
     pub pooled_again: u64,
     /// Whether a lock could not be had, so that something was not repaired.
     pub blocked: bool,
+    /// Whether a repair met with an error: something may not be repaired.
+    pub failed: bool,
 }
 
 impl Summary {
@@ -74,6 +76,11 @@ impl Findings {
     /// Adds one; `path` is as a [`Dir`](crate::layout::Dir) gives it.
     pub(super) fn add(&mut self, rule: Rule, path: &Path, message: impl Into<String>) {
         let path = path.strip_prefix(&self.root).unwrap_or(path);
+        // Several looks at one thing fail alike, one soon after the other.
+        let last = self.found.iter().rev().take(16);
+        if rule == Rule::Unreadable && last.clone().any(|f| f.rule == rule && f.path == path) {
+            return;
+        }
         self.found.push(Finding {
             rule,
             repository: self.repository.clone(),

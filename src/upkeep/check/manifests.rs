@@ -9,7 +9,7 @@ use rustix::fs::Stat;
 
 use super::blobs::Blobs;
 use super::finding::Findings;
-use super::probe;
+use super::probe::{self, Seen};
 use super::rule::Rule;
 use crate::layout::{self, Dir, path, size_of};
 use crate::oci::{
@@ -26,7 +26,16 @@ pub(super) fn check(
     sparse: bool,
     findings: &mut Findings,
 ) -> u64 {
-    let dirs = Algorithm::ALL.map(|algorithm| repo.dir(&path::blobs(algorithm)).ok());
+    let mut unknown = false;
+    let dirs = Algorithm::ALL.map(|algorithm| {
+        let dir = repo.dir(&path::blobs(algorithm));
+        unknown |= dir.as_ref().is_err_and(probe::is_trouble);
+        probe::look(dir, findings)
+    });
+    if unknown {
+        // Nothing can be said to be missing.
+        return 0;
+    }
     let mut graph = Graph {
         repo,
         dirs,
@@ -128,14 +137,14 @@ impl Graph<'_> {
         self.data(descriptor, place);
         let at = self.at(&descriptor.digest);
         match self.stat(&descriptor.digest) {
-            None if required => {
+            Seen::Absent if required => {
                 let message = format!("is missing, and named by {place}");
                 self.findings.add(Rule::ManifestMissing, &at, message);
             }
             // A name that is no regular file was reported with the blobs.
-            Some(stat) if !layout::is_regular(&stat) => {}
-            None => {}
-            Some(stat) => {
+            Seen::There(stat) if !layout::is_regular(&stat) => {}
+            Seen::Absent | Seen::Bad => {}
+            Seen::There(stat) => {
                 self.size(Rule::ManifestSizeMismatch, descriptor, &stat, place);
                 self.todo.push(descriptor.clone());
             }
@@ -149,14 +158,14 @@ impl Graph<'_> {
         }
         self.data(descriptor, place);
         match self.stat(&descriptor.digest) {
-            None if required => {
+            Seen::Absent if required => {
                 let message = format!("is missing, and needed by {place}");
                 let at = self.at(&descriptor.digest);
                 self.findings.add(Rule::BlobMissing, &at, message);
             }
-            Some(stat) if !layout::is_regular(&stat) => {}
-            None => {}
-            Some(stat) => self.size(Rule::BlobSizeMismatch, descriptor, &stat, place),
+            Seen::There(stat) if !layout::is_regular(&stat) => {}
+            Seen::Absent | Seen::Bad => {}
+            Seen::There(stat) => self.size(Rule::BlobSizeMismatch, descriptor, &stat, place),
         }
     }
 
@@ -246,8 +255,16 @@ impl Graph<'_> {
     }
 
     /// What has the digest's name.
-    fn stat(&self, digest: &Digest) -> Option<Stat> {
-        self.dir(digest)?.stat_name(digest.hex()).ok().flatten()
+    fn stat(&mut self, digest: &Digest) -> Seen<Stat> {
+        let Some(dir) = self.dir(digest) else { return Seen::Absent };
+        match dir.stat_name(digest.hex()) {
+            Ok(Some(stat)) => Seen::There(stat),
+            Err(error) if probe::is_trouble(&error) => {
+                probe::unreadable(&error, self.findings);
+                Seen::Bad
+            }
+            Ok(None) | Err(_) => Seen::Absent,
+        }
     }
 
     /// A manifest's bytes, unless there are too many.

@@ -130,7 +130,9 @@ fn run(
             let root = run.root.clone();
             walk::descend(&mut run, &root, "")?;
         }
-        run.summary.blocked = run.mender.is_some_and(|mender| mender.blocked);
+        if let Some(mender) = run.mender {
+            (run.summary.blocked, run.summary.failed) = (mender.blocked, mender.failed);
+        }
         Ok::<_, CheckError>(run.summary)
     })?;
     summary.bytes_hashed = hashes.bytes() - began;

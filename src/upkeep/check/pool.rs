@@ -88,7 +88,8 @@ impl Pool<'_, '_> {
             return;
         };
         self.count();
-        self.shared(&stat, rights::has_acl(&file), &at, findings);
+        let has_acl = rights::has_acl(&file, &at, findings);
+        self.shared(&stat, has_acl, &at, findings);
         if self.run.is_known(&at) {
             return;
         }
@@ -104,7 +105,7 @@ impl Pool<'_, '_> {
                 findings.add(Rule::Unreadable, &at, format!("cannot be read: {error}"));
             }
         }
-        if digest.algorithm() == Algorithm::Sha512 && self.has_sha256(&file, &stat) {
+        if digest.algorithm() == Algorithm::Sha512 && self.has_sha256(&file, &stat, findings) {
             let message = "its inode has a name under sha256 too";
             findings.add(Rule::InodeTwoAlgorithms, &at, message);
         }
@@ -125,14 +126,14 @@ impl Pool<'_, '_> {
         }
     }
 
-    fn has_sha256(&mut self, file: &std::fs::File, stat: &Stat) -> bool {
+    fn has_sha256(&mut self, file: &std::fs::File, stat: &Stat, findings: &mut Findings) -> bool {
         let digest = match self.run.hashes.digest(file, stat, Algorithm::Sha256) {
             Ok(digest) if stat.st_nlink > 1 => digest,
             _ => return false,
         };
         let other = self.room.dir(&path::pool_dir(&digest));
         let other = other.and_then(|dir| dir.stat_name(digest.hex()));
-        matches!(other, Ok(Some(other)) if Inode::of(&other) == Inode::of(stat))
+        matches!(probe::look(other, findings), Some(Some(other)) if Inode::of(&other) == Inode::of(stat))
     }
 }
 
@@ -153,7 +154,7 @@ fn hints(run: &Run<'_>, room: &Dir, findings: &mut Findings) {
             };
             let at = dir.at(&name);
             let read = lines::each(&file, |number, line| {
-                if let Some((hint, size)) = contradicted(run, room, algorithm, line) {
+                if let Some((hint, size)) = contradicted(run, room, (algorithm, line), findings) {
                     let (said, digest) = (hint.size, hint.digest);
                     let message =
                         format!("line {number} gives {digest} {said} bytes; it has {size}");
@@ -171,12 +172,12 @@ fn hints(run: &Run<'_>, room: &Dir, findings: &mut Findings) {
 fn contradicted(
     run: &Run<'_>,
     room: &Dir,
-    algorithm: Algorithm,
-    line: Option<&[u8]>,
+    (algorithm, line): (Algorithm, Option<&[u8]>),
+    findings: &mut Findings,
 ) -> Option<(Hint, u64)> {
     let hint = Hint::parse(std::str::from_utf8(line?).ok()?, algorithm)?;
-    let shelf = room.dir(&path::pool_dir(&hint.digest)).ok()?;
-    let stat = shelf.stat_name(hint.digest.hex()).ok()??;
+    let shelf = probe::look(room.dir(&path::pool_dir(&hint.digest)), findings)?;
+    let stat = probe::look(shelf.stat_name(hint.digest.hex()), findings)??;
     let sound = crate::layout::is_regular(&stat) && !run.hashes.is_suspect(Inode::of(&stat));
     (sound && size_of(&stat) != hint.size).then(|| (hint, size_of(&stat)))
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
 
 use super::finding::Findings;
 use super::names::Names;
@@ -51,6 +52,27 @@ pub(super) fn unreadable(error: &Error, findings: &mut Findings) {
         Error::NoAcls { .. } | Error::Replaced { .. } | Error::Full { .. } => error.to_string(),
     };
     findings.add(Rule::Unreadable, error.path(), format!("cannot be read: {why}"));
+}
+
+/// What a look gives that only some rule needs. What is of another type, or closed to this account, is
+/// reported where it is read; that the machine or the disk fails is reported here, or the rule would
+/// count as kept.
+pub(super) fn look<T>(looked: layout::Result<T>, findings: &mut Findings) -> Option<T> {
+    match looked {
+        Ok(value) => Some(value),
+        Err(error) => {
+            if is_trouble(&error) {
+                unreadable(&error, findings);
+            }
+            None
+        }
+    }
+}
+
+/// Whether an error says nothing about what is there: the machine or the disk failed.
+pub(super) fn is_trouble(error: &Error) -> bool {
+    let told = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ACCESS];
+    error.errno().is_some_and(|errno| !told.contains(&errno))
 }
 
 /// The status of a name, which must be of the given type.

@@ -156,6 +156,9 @@ impl Writer<'_> {
         if summary.blocked {
             text.push_str("; not all, for somebody held a lock");
         }
+        if summary.failed {
+            text.push_str("; not all, for something went wrong");
+        }
         text
     }
 

@@ -111,7 +111,7 @@ pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir) {
         let before = changed(&dir);
         let truth = Truth::read(&dir, &mut findings);
         let (manifests, blobs) = examine(run, &dir, &truth, &mut findings);
-        let named = still_named(run, name, &dir);
+        let named = still_named(run, name, &dir, &mut findings);
         let held_still = || changed(&dir) == before && truth.key() == Truth::now(&dir).key();
         if let Named::Same = named
             && (findings.is_empty() || last || (held_still() && unrest(&before).is_zero()))
@@ -152,7 +152,7 @@ enum Named {
     Gone,
 }
 
-fn still_named(run: &Run<'_>, name: &str, dir: &Dir) -> Named {
+fn still_named(run: &Run<'_>, name: &str, dir: &Dir, findings: &mut Findings) -> Named {
     let inode = |dir: &Dir| -> layout::Result<Inode> { dir.inode() };
     if name.is_empty() {
         return Named::Same;
@@ -160,6 +160,11 @@ fn still_named(run: &Run<'_>, name: &str, dir: &Dir) -> Named {
     match run.root.dir(name) {
         Ok(now) if inode(&now).ok() == inode(dir).ok() => Named::Same,
         Ok(now) => Named::Another(now),
+        // It is there, and what was found stands.
+        Err(error) if probe::is_trouble(&error) => {
+            probe::unreadable(&error, findings);
+            Named::Same
+        }
         Err(_) => Named::Gone,
     }
 }

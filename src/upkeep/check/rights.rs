@@ -1,7 +1,7 @@
 //! The rules about permissions inside a repository.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::path::Path;
 
 use rustix::fs::{FileType, Stat};
 
@@ -9,7 +9,7 @@ use super::finding::Findings;
 use super::probe;
 use super::rule::Rule;
 use crate::layout::acl::{self, Acl, AclEntry, AclTag};
-use crate::layout::{Dir, path};
+use crate::layout::{At as _, Dir, path};
 use crate::oci::Algorithm;
 
 /// Checks the directories, the lock and the journal of a repository.
@@ -19,23 +19,25 @@ pub(super) fn check(repo: &Dir, findings: &mut Findings) {
         Err(error) => return probe::unreadable(&error, findings),
     };
     inner(repo, &stat, findings);
-    lock(repo, findings);
+    lock(repo, &stat, findings);
     journal(repo, &stat, findings);
 }
 
 fn inner(repo: &Dir, outer: &Stat, findings: &mut Findings) {
-    let (given, everybody) = (Holders::of(repo, outer), (outer.st_mode & 0o7) as u8);
+    let everybody = (outer.st_mode & 0o7) as u8;
+    let given = Holders::of(repo, outer, repo.path(), findings);
     let narrow = |dir: &Dir, name: &str, findings: &mut Findings| {
         // Other types, and what cannot be opened, are reported where the directory is read.
-        let Ok(inner) = dir.dir(name) else { return };
-        let Ok(stat) = inner.stat() else { return };
+        let Some(inner) = probe::look(dir.dir(name), findings) else { return };
+        let Some(stat) = probe::look(inner.stat(), findings) else { return };
         let at = inner.path();
         if stat.st_mode & !outer.st_mode & 0o007 != 0 {
             let (inner, outer) = (stat.st_mode & 0o777, outer.st_mode & 0o777);
             let message = format!("has mode {inner:o}, wider than the repository's {outer:o}");
             return findings.add(Rule::InnerWider, at, message);
         }
-        if let Some((who, bits)) = Holders::of(&inner, &stat).beyond(&given, everybody) {
+        let has = Holders::of(&inner, &stat, at, findings);
+        if let Some((who, bits)) = has.beyond(&given, everybody) {
             let bits = letters(bits);
             let message = format!("gives {who} {bits}, which the repository's directory does not");
             findings.add(Rule::InnerWider, at, message);
@@ -43,7 +45,7 @@ fn inner(repo: &Dir, outer: &Stat, findings: &mut Findings) {
     };
     narrow(repo, path::BLOBS, findings);
     narrow(repo, path::REFERRERS, findings);
-    if let Ok(blobs) = repo.dir(path::BLOBS) {
+    if let Some(blobs) = probe::look(repo.dir(path::BLOBS), findings) {
         for algorithm in Algorithm::ALL {
             narrow(&blobs, algorithm.as_str(), findings);
         }
@@ -56,7 +58,7 @@ fn letters(bits: u8) -> String {
     [letter(4, 'r'), letter(2, 'w'), letter(1, 'x')].into_iter().collect()
 }
 
-fn lock(repo: &Dir, findings: &mut Findings) {
+fn lock(repo: &Dir, outer: &Stat, findings: &mut Findings) {
     let Some(stat) = probe::status(repo, path::LOCK, FileType::RegularFile, findings).there()
     else {
         return;
@@ -67,11 +69,11 @@ fn lock(repo: &Dir, findings: &mut Findings) {
             format!("has mode {:o}: everybody can hold it for ever", stat.st_mode & 0o777);
         return findings.add(Rule::LockOpen, &at, message);
     }
-    let may_write = repo.stat().map_or_else(|_| Holders::default(), |of| Holders::of(repo, &of));
+    let may_write = Holders::of(repo, outer, repo.path(), findings);
     // A lock that this account cannot open is closed at any rate; its mode has the last word then.
-    let may_open = match &repo.file(path::LOCK) {
-        Ok(file) => Holders::of(file, &stat),
-        Err(_) => Holders::of_mode(&stat),
+    let may_open = match &probe::look(repo.file(path::LOCK), findings) {
+        Some(file) => Holders::of(file, &stat, &at, findings),
+        None => Holders::of_mode(&stat),
     };
     let writers: Vec<_> = may_write.with(0o2).collect();
     if let Some(who) = may_open.with(0o6).find(|who| !writers.contains(who)) {
@@ -108,13 +110,17 @@ impl std::fmt::Display for Who {
 }
 
 /// Who, besides the owner and everybody, has which permissions.
-#[derive(Default)]
 struct Holders(BTreeMap<Who, u8>);
 
 impl Holders {
-    fn of(file: impl std::os::fd::AsFd, stat: &Stat) -> Holders {
-        let acl = acl::read(file, acl::ACCESS).ok().flatten();
-        match acl.as_deref().and_then(Acl::parse) {
+    fn of(
+        file: impl std::os::fd::AsFd,
+        stat: &Stat,
+        at: &Path,
+        findings: &mut Findings,
+    ) -> Holders {
+        let read = acl::read(file, acl::ACCESS).at(|| at.to_owned());
+        match probe::look(read, findings).flatten().as_deref().and_then(Acl::parse) {
             Some(acl) => Holders::of_acl(acl, stat.st_gid),
             None => Holders::of_mode(stat),
         }
@@ -128,7 +134,7 @@ impl Holders {
     fn of_acl(acl: Acl, group: u32) -> Holders {
         let mask = acl.entries.iter().find(|entry| entry.tag == AclTag::Mask);
         let mask = mask.map_or(0o7, |mask| mask.bits);
-        let mut holders = Holders::default();
+        let mut holders = Holders(BTreeMap::new());
         for AclEntry { tag, bits } in acl.entries {
             let who = match tag {
                 AclTag::User(uid) => Who::User(uid),
@@ -155,6 +161,7 @@ impl Holders {
 }
 
 /// Whether a file has an ACL beyond its mode.
-pub(super) fn has_acl(file: &File) -> bool {
-    matches!(acl::read(file, acl::ACCESS), Ok(Some(_)))
+pub(super) fn has_acl(file: impl std::os::fd::AsFd, at: &Path, findings: &mut Findings) -> bool {
+    let read = acl::read(file, acl::ACCESS).at(|| at.to_owned());
+    probe::look(read, findings).flatten().is_some()
 }

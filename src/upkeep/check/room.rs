@@ -7,7 +7,7 @@ use super::probe;
 use super::rule::Rule;
 use super::{Run, pool, rights};
 use crate::layout::uploads::{Owner, UploadId};
-use crate::layout::{self, Dir, Result, acl, path, size_of};
+use crate::layout::{self, Dir, Result, path, size_of};
 use crate::oci::{Algorithm, Digest, RepoName};
 
 /// Checks the room. `false` if the tree has a version of which nothing is known.
@@ -53,9 +53,9 @@ fn version(room: &Dir, findings: &mut Findings) -> bool {
 }
 
 fn open(room: &Dir, findings: &mut Findings) {
-    let Ok(stat) = room.stat() else { return };
+    let Some(stat) = probe::look(room.stat(), findings) else { return };
     let mode = stat.st_mode & 0o7777;
-    let acl = matches!(acl::read(room, acl::ACCESS), Ok(Some(_)));
+    let acl = rights::has_acl(room, room.path(), findings);
     if mode != 0o700 || acl {
         let acl = if acl { " and an ACL" } else { "" };
         let message = format!("has mode {mode:o}{acl}, must have 700 and no ACL");
@@ -69,11 +69,18 @@ fn token_key(room: &Dir, findings: &mut Findings) {
     };
     let at = room.at(path::TOKEN_KEY);
     let mode = stat.st_mode & 0o7777;
-    if mode != 0o600 || rights::has_acl(&file) {
+    if mode != 0o600 || rights::has_acl(&file, &at, findings) {
         let message = format!("has mode {mode:o}, must have 600 and no ACL");
         findings.add(Rule::TokenKeyUnsafe, &at, message);
     }
-    let keys = layout::read_all(&file, 512, || at.clone()).ok().map(zeroize::Zeroizing::new);
+    let read = layout::read_all(&file, 512, || at.clone());
+    if let Err(error) = &read
+        && probe::is_trouble(error)
+    {
+        // It may be sound: a repair would delete it.
+        return probe::unreadable(error, findings);
+    }
+    let keys = read.ok().map(zeroize::Zeroizing::new);
     if keys.and_then(|bytes| layout::Keys::parse(&bytes)).is_none() {
         let message = "holds no key: a line for the current one and a line for the one before";
         findings.add(Rule::TokenKeyUnsafe, &at, message);
@@ -89,9 +96,10 @@ fn tls_key(room: &Dir, findings: &mut Findings) {
         return;
     };
     let mode = stat.st_mode & 0o7777;
-    if mode != 0o600 || rights::has_acl(&file) {
+    let at = tls.at(path::TLS_KEY);
+    if mode != 0o600 || rights::has_acl(&file, &at, findings) {
         let message = format!("has mode {mode:o}, must have 600 and no ACL");
-        findings.add(Rule::TlsKeyUnsafe, &tls.at(path::TLS_KEY), message);
+        findings.add(Rule::TlsKeyUnsafe, &at, message);
     }
 }
 

@@ -23,8 +23,9 @@ pub(super) fn descend(run: &mut Run<'_>, dir: &Dir, name: &str) -> Result<()> {
         }
         _ => probe::names(dir, &mut findings),
     };
+    let is_repository = is_repository(dir, &names, &mut findings);
     run.hand_on(findings);
-    if is_repository(dir, &names) {
+    if is_repository {
         repository::check(run, name, dir);
     }
     for (child, kind) in names {
@@ -36,9 +37,11 @@ pub(super) fn descend(run: &mut Run<'_>, dir: &Dir, name: &str) -> Result<()> {
 
 /// Whether a directory is a repository, was one (its index.json may be lost), or has content that
 /// waits for its first manifest.
-fn is_repository(dir: &Dir, names: &[(String, FileType)]) -> bool {
+fn is_repository(dir: &Dir, names: &[(String, FileType)], findings: &mut Findings) -> bool {
     let has = |wanted| names.iter().any(|(name, _)| name == wanted);
-    let waits = || Algorithm::ALL.iter().any(|alg| dir.dir(&path::blobs(*alg)).is_ok());
+    let blobs = |algorithm| dir.dir(&path::blobs(algorithm));
+    let mut waits =
+        || Algorithm::ALL.into_iter().any(|alg| probe::look(blobs(alg), findings).is_some());
     [path::INDEX, path::OCI_LAYOUT, path::JOURNAL].into_iter().any(has)
         || has(path::BLOBS) && waits()
 }
@@ -71,8 +74,8 @@ fn visit(run: &mut Run<'_>, parent: &Dir, child: &str, kind: FileType, whole: &s
 /// Reports a layout that no client can ask for. What else cannot be part of a repository's name is
 /// not ours: lost+found, editors' files.
 fn unreachable(parent: &Dir, child: &str, whole: &str, findings: &mut Findings) {
-    let Ok(dir) = parent.dir(child) else { return };
-    let has = |name| matches!(dir.stat_name(name), Ok(Some(_)));
+    let Some(dir) = probe::look(parent.dir(child), findings) else { return };
+    let mut has = |name| matches!(probe::look(dir.stat_name(name), findings), Some(Some(_)));
     if has(path::INDEX) && has(path::OCI_LAYOUT) {
         let why = RepoName::parse(whole).err().map(|error| error.to_string());
         findings.add(Rule::NameUnreachable, dir.path(), why.unwrap_or_default());

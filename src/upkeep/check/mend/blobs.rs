@@ -2,7 +2,7 @@
 
 use super::{At, Done, Work};
 use crate::layout::quarantine::is_still;
-use crate::layout::{self, Dir, Inode, OrAbsent, relink};
+use crate::layout::{self, At as _, Dir, Inode, OrAbsent, relink};
 use crate::oci::Digest;
 
 /// The digest of a path that ends in `<alg>/<hex>`, or, in the pool, in `<alg>/<hh>/<hex>`.
@@ -52,7 +52,7 @@ impl Work<'_> {
         };
         let Some((file, stat)) = dir.file_stat(name).or_absent()? else { return Ok(()) };
         let found = self.hashes.digest(&file, &stat, digest.algorithm());
-        if !matches!(found, Ok(found) if found != digest) {
+        if found.at(|| dir.at(name))? == digest {
             return Ok(());
         }
         let source = self.find(repo, &digest, Some(Inode::of(&stat)))?;
@@ -113,7 +113,7 @@ impl Work<'_> {
         };
         let Some((file, stat)) = dir.file_stat(name).or_absent()? else { return Ok(()) };
         let found = self.hashes.digest(&file, &stat, digest.algorithm());
-        if !matches!(found, Ok(found) if found == digest) {
+        if found.at(|| dir.at(name))? != digest {
             return Ok(());
         }
         if !self.is_dry() {

@@ -2,11 +2,11 @@
 
 use rustix::fs::FileType;
 
-use super::{Mender, Work};
+use super::{Mender, Work, there};
 use crate::layout::holders::Holders;
 use crate::layout::readers::Readers;
 use crate::layout::relink::Source;
-use crate::layout::{self, Dir, Inode, OrAbsent, Tree, path};
+use crate::layout::{self, At as _, Dir, Inode, OrAbsent, Tree, path};
 use crate::oci::Digest;
 
 impl Work<'_> {
@@ -39,27 +39,35 @@ impl Work<'_> {
             None => Vec::new(),
         };
         let hinted = given.iter().any(|name| name == self.repository);
+        let places = self.mender.places().to_vec();
         let believed = hinted && is_name_kept(&root, self.repository, repo)?;
         if !believed && !is_owners_alone(repo)? {
             return Ok(None);
         }
+        // One that cannot be looked at now is not one that is not there.
+        let mut trouble = Ok(None);
+        let mut sound = |name: &str, pooled| {
+            self.sound(&root, name, digest, not, pooled).unwrap_or_else(|error| {
+                trouble = Err(error);
+                None
+            })
+        };
         if tree.is_some() {
             let pooled = format!("{}/{}", path::ROOM, path::pool(digest));
-            if let Some(found) = self.sound(&root, &pooled, digest, not, true) {
+            if let Some(found) = sound(&pooled, true) {
                 return Ok(Some((found, "the pool".to_owned())));
             }
         }
-        let places = self.mender.places().to_vec();
         for place in given.into_iter().chain(places) {
             let name = match place.as_str() {
                 "" => path::blob(digest),
                 _ => format!("{place}/{}", path::blob(digest)),
             };
-            if let Some(found) = self.sound(&root, &name, digest, not, false) {
+            if let Some(found) = sound(&name, false) {
                 return Ok(Some((found, place)));
             }
         }
-        Ok(None)
+        trouble
     }
 
     /// A file, if it has the digest and everybody may read it who comes to it.
@@ -70,15 +78,15 @@ impl Work<'_> {
         digest: &Digest,
         not: Option<Inode>,
         pooled: bool,
-    ) -> Option<Source> {
-        let (file, stat) = root.file_stat(name).ok()?;
+    ) -> layout::Result<Option<Source>> {
+        let Some((file, stat)) = there(root.file_stat(name))? else { return Ok(None) };
         let ours = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o222 == 0;
-        let readers = Readers::of(&file, &stat, &root.at(name)).ok()?;
-        if not == Some(Inode::of(&stat)) || readers != Readers::Everybody || pooled && !ours {
-            return None;
+        let readers = there(Readers::of(&file, &stat, &root.at(name)))?;
+        if not == Some(Inode::of(&stat)) || readers != Some(Readers::Everybody) || pooled && !ours {
+            return Ok(None);
         }
-        let found = self.hashes.digest(&file, &stat, digest.algorithm()).ok()?;
-        (found == *digest).then_some(Source { file, stat })
+        let found = self.hashes.digest(&file, &stat, digest.algorithm()).at(|| root.at(name))?;
+        Ok((found == *digest).then_some(Source { file, stat }))
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rustix::fs::Mode;
 
 use super::super::{facts, journal, lines};
-use super::{At, Done, Work};
+use super::{At, Done, Work, there};
 use crate::layout::facts::Fact;
 use crate::layout::inherit::{self, Purpose};
 use crate::layout::quarantine::is_still;
@@ -22,7 +22,8 @@ impl Work<'_> {
         }
         let found = repo.file_stat(path::OCI_LAYOUT).or_absent()?;
         if let Some((file, _)) = &found {
-            let bytes = read_all(file, 1 << 16, || repo.at(path::OCI_LAYOUT)).unwrap_or_default();
+            let read = read_all(file, 1 << 16, || repo.at(path::OCI_LAYOUT));
+            let bytes = there(read)?.unwrap_or_default();
             let said = serde_json::from_slice::<serde_json::Value>(&bytes).unwrap_or_default();
             if said["imageLayoutVersion"].is_string() {
                 return Ok(());
@@ -92,6 +93,7 @@ impl Work<'_> {
                 to.extend_from_slice(bytes);
                 to.push(b'\n');
             }
+            Ok(())
         })
     }
 
@@ -99,11 +101,12 @@ impl Work<'_> {
     pub(super) fn facts(&mut self, repo: &Dir, at: At<'_>) -> Done {
         let Some((dir, name)) = at.open(repo)? else { return Ok(()) };
         self.rewrite(repo, &dir, at, Purpose::Public, name, &|line, to| {
-            let Some(fact) = line.and_then(Fact::parse) else { return };
-            let truth = facts::truth(repo, &fact).unwrap_or(fact);
+            let Some(fact) = line.and_then(Fact::parse) else { return Ok(()) };
+            let truth = there(facts::truth(repo, &fact))?.flatten().unwrap_or(fact);
             if serde_json::to_writer(&mut *to, &truth).is_ok() {
                 to.push(b'\n');
             }
+            Ok(())
         })
     }
 
@@ -139,7 +142,7 @@ fn is_owners_one(stat: &rustix::fs::Stat) -> bool {
 }
 
 /// Takes a line, which is `None` if it is too long, and writes what becomes of it.
-pub(super) type Rewrite<'a> = &'a dyn Fn(Option<&[u8]>, &mut Vec<u8>);
+pub(super) type Rewrite<'a> = &'a dyn Fn(Option<&[u8]>, &mut Vec<u8>) -> layout::Result<()>;
 
 /// So much is written at once.
 const PIECE: usize = 1 << 20;
@@ -157,7 +160,7 @@ fn rewritten(
     let to = disk.create(dir, &beside, Mode::RUSR | Mode::WUSR)?;
     let mut pending = Vec::new();
     let mut offset = 0;
-    let mut failed = Ok(());
+    let (mut failed, mut known) = (Ok(()), Ok(()));
     let mut flush = |pending: &mut Vec<u8>, least: usize| {
         if failed.is_ok() && pending.len() > least {
             failed = disk.write(&to, pending, offset);
@@ -166,13 +169,16 @@ fn rewritten(
         }
     };
     let read = lines::each(from, |_, line| {
-        each(line, &mut pending);
+        if known.is_ok() {
+            known = each(line, &mut pending);
+        }
         flush(&mut pending, PIECE);
     });
     flush(&mut pending, 0);
     let written = read
         .and(failed)
         .at(at)
+        .and(known)
         .and_then(|()| inherit::apply(dir, &to, purpose))
         .and_then(|()| disk.sync(&to).at(at))
         .and_then(|()| disk.rename(dir, &beside, dir, name));

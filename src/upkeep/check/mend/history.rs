@@ -1,7 +1,7 @@
 //! index.json as the journal tells it.
 
 use super::super::{journal, lines};
-use super::{At, Done, Work};
+use super::{At, Done, Work, there};
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::Record;
 use crate::layout::quarantine::is_still;
@@ -109,7 +109,7 @@ impl Work<'_> {
     /// An index.json that is gone, or cannot be read, is written as the journal tells it.
     pub(super) fn rebuild(&mut self, repo: &Dir, at: At<'_>) -> Done {
         let stat = repo.stat_name(path::INDEX)?;
-        if matches!(IndexFile::read(repo), Ok(Some(_))) {
+        if there(IndexFile::read(repo))?.flatten().is_some() {
             return Ok(());
         }
         let Some(told) = replay(repo) else { return Ok(()) };

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::super::finding::Finding;
 use super::history::sync_blobs;
-use super::{At, Done, Work};
+use super::{At, Done, Work, there};
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::{self, Record};
 use crate::layout::readers::Readers;
@@ -58,7 +58,7 @@ impl Work<'_> {
     }
 
     fn revise(&mut self, repo: &Dir) -> Done {
-        let Ok(Some(last)) = IndexFile::read(repo) else { return Ok(()) };
+        let Some(last) = there(IndexFile::read(repo))?.flatten() else { return Ok(()) };
         let revision = self.revision(repo, &last.index)?;
         // An index.json that its owner keeps to himself is not published by the one who rewrites it.
         if revision.deeds.is_empty() || last.readers != Readers::Everybody {
@@ -70,7 +70,7 @@ impl Work<'_> {
         if !self.is_dry() {
             let tree = self.mender.tree()?;
             let _turn = self.turn(Some(repo))?;
-            let Ok(Some(now)) = IndexFile::read(repo) else { return Ok(()) };
+            let Some(now) = there(IndexFile::read(repo))?.flatten() else { return Ok(()) };
             if now.stamp != last.stamp || !are_gone(repo, &revision.gone)? {
                 return Ok(());
             }

@@ -26,6 +26,7 @@ use rustix::fs::Stat;
 
 use super::finding::Finding;
 use super::hashes::Hashes;
+use super::probe;
 use super::rule::Rule;
 use crate::layout::lock::{self, Held, Holder};
 use crate::layout::quarantine::Quarantine;
@@ -104,6 +105,8 @@ pub(super) struct Mender {
     key: RandomState,
     /// A lock could not be had.
     pub(super) blocked: bool,
+    /// Something met with an error.
+    pub(super) failed: bool,
     /// In this repository, or in the room if that is empty: the rest of it is not waited for.
     shut: Option<String>,
 }
@@ -122,13 +125,28 @@ impl Mender {
             return Err(Error::damaged(root.at(path::ROOM), why));
         }
         let root = root.clone();
-        let room = root.dir(path::ROOM);
-        let has = |name| room.as_ref().is_ok_and(|room| room.dir(name).is_ok());
-        let pools = has(path::POOL) || has(path::HOLDERS);
+        let pools = match there(root.dir(path::ROOM))? {
+            Some(room) => {
+                there(room.dir(path::POOL))?.is_some() || there(room.dir(path::HOLDERS))?.is_some()
+            }
+            None => false,
+        };
         let (tree, quarantine, places) = (None, None, None);
         let (said, key) = (HashSet::new(), RandomState::new());
-        let (blocked, shut) = (false, None);
-        Ok(Mender { repairs, root, tree, quarantine, places, pools, said, key, blocked, shut })
+        let (blocked, failed, shut) = (false, false, None);
+        Ok(Mender {
+            repairs,
+            root,
+            tree,
+            quarantine,
+            places,
+            pools,
+            said,
+            key,
+            blocked,
+            failed,
+            shut,
+        })
     }
 
     pub(super) fn is_dry(&self) -> bool {
@@ -163,33 +181,44 @@ impl Mender {
         stat: &Stat,
         digest: &crate::oci::Digest,
     ) -> bool {
-        if !self.pools {
-            return false;
-        }
-        let Ok(room) = self.root.dir(path::ROOM) else { return false };
-        let shelf = room.dir(&path::pool_dir(digest)).or_absent();
-        let lacks = match &shelf {
-            Ok(Some(shelf)) => matches!(shelf.stat_name(digest.hex()), Ok(None)),
-            Ok(None) => true,
-            Err(_) => false,
-        };
-        if self.is_dry() {
-            // The second name of a blob will find that the first was linked.
-            return lacks && self.said.insert(self.key.hash_one(digest));
-        }
-        if !lacks {
-            return false;
-        }
-        let pooled = self.tree().and_then(|tree| {
-            if !tree.is_ours(stat) {
-                return Ok(false);
-            }
-            layout::relink::pool(&tree, file, digest)
-        });
+        let pooled = if self.pools { self.try_pool(file, stat, digest) } else { Ok(false) };
         pooled.unwrap_or_else(|error| {
+            self.failed = true;
             tracing::warn!(cause = ?error.to_string(), "a blob was not linked into the pool");
             false
         })
+    }
+
+    fn try_pool(
+        &mut self,
+        file: &std::fs::File,
+        stat: &Stat,
+        digest: &crate::oci::Digest,
+    ) -> layout::Result<bool> {
+        let Some(room) = there(self.root.dir(path::ROOM))? else { return Ok(false) };
+        let shelf = room.dir(&path::pool_dir(digest)).or_absent()?;
+        let lacks = match &shelf {
+            Some(shelf) => shelf.stat_name(digest.hex())?.is_none(),
+            None => true,
+        };
+        if self.is_dry() {
+            // The second name of a blob will find that the first was linked.
+            return Ok(lacks && self.said.insert(self.key.hash_one(digest)));
+        }
+        if !lacks {
+            return Ok(false);
+        }
+        let tree = self.tree()?;
+        Ok(tree.is_ours(stat) && layout::relink::pool(&tree, file, digest)?)
+    }
+}
+
+/// What can be opened, if nothing else stands there.
+fn there<T>(opened: layout::Result<T>) -> layout::Result<Option<T>> {
+    match opened {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if probe::is_trouble(&error) => Err(error),
+        Err(_) => Ok(None),
     }
 }
 
@@ -213,10 +242,16 @@ pub(super) fn repository(
     work.each(findings, &[Rule::BlobDigestMismatch], |work, at| work.damaged(dir, at));
     work.each(findings, &[Rule::InodeTwoAlgorithms], |work, at| work.separate(dir, at));
     let missing = [Rule::ManifestMissing, Rule::BlobMissing];
+    let before = std::mem::take(&mut work.mender.failed);
     work.each(findings, &missing, |work, at| work.missing(dir, at));
+    // What could not be looked for may be found the next time: no entry is given up for it.
+    let sought = !std::mem::replace(&mut work.mender.failed, before);
+    work.mender.failed |= !sought;
     let gone = [Rule::IndexMissing, Rule::IndexMalformed];
     work.each(findings, &gone, |work, at| work.rebuild(dir, at));
-    work.index(dir, findings);
+    if sought {
+        work.index(dir, findings);
+    }
     let layout = [Rule::LayoutMissing, Rule::LayoutMalformed];
     work.each(findings, &layout, |work, at| work.oci_layout(dir, at));
     work.each(findings, &[Rule::InnerWider], |work, at| work.inner(dir, at));
@@ -230,7 +265,15 @@ pub(super) fn repository(
 pub(super) fn room(mender: &mut Mender, hashes: &Hashes, findings: &[Finding]) -> Vec<Mended> {
     let root = mender.root.clone();
     // A symlink or a file in the place of the room: there is no other place to put it.
-    let Ok(room) = root.dir(path::ROOM) else { return Vec::new() };
+    let room = match there(root.dir(path::ROOM)) {
+        Ok(Some(room)) => room,
+        Ok(None) => return Vec::new(),
+        Err(error) => {
+            mender.failed = true;
+            tracing::warn!(cause = ?error.to_string(), "the room was not repaired");
+            return Vec::new();
+        }
+    };
     let mut work = Work { mender, hashes, repository: "", done: Vec::new() };
     work.each(findings, &[Rule::RoomOpen], |work, at| work.close_room(&room, at));
     work.each(findings, &[Rule::WrongFileType], |work, at| work.set_aside(&root, at));
@@ -306,6 +349,7 @@ impl Work<'_> {
                 tracing::warn!(%rule, ?path, ?lock, ?by, "not repaired: somebody holds the lock");
             }
             Err(Stop::Failed(error)) => {
+                self.mender.failed = true;
                 tracing::warn!(%rule, ?path, cause = ?error.to_string(), "not repaired");
             }
         }

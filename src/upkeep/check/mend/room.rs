@@ -3,7 +3,7 @@
 use rustix::fs::{Mode, fchmod};
 
 use super::blobs::digest_of;
-use super::{At, Done, Stop, Work};
+use super::{At, Done, Stop, Work, there};
 use crate::layout::holders::Hint;
 use crate::layout::inherit::{Purpose, strip_acl};
 use crate::layout::quarantine::is_still;
@@ -44,9 +44,10 @@ impl Work<'_> {
             return Ok(());
         };
         let Some((file, stat)) = dir.file_stat(name).or_absent()? else { return Ok(()) };
-        match self.hashes.digest(&file, &stat, digest.algorithm()) {
-            Ok(found) if found != digest => self.set_aside(root, at),
-            _ => Ok(()),
+        let found = self.hashes.digest(&file, &stat, digest.algorithm());
+        match found.at(|| dir.at(name))? == digest {
+            true => Ok(()),
+            false => self.set_aside(root, at),
         }
     }
 
@@ -80,7 +81,7 @@ impl Work<'_> {
         };
         let whole = format!("{uploads}{session}");
         let data = format!("{whole}/{}", path::UPLOAD_DATA);
-        let data = root.file(&data).ok();
+        let data = there(root.file(&data))?;
         if data.as_ref().is_some_and(|data| data.try_lock().is_err()) {
             return Ok(());
         }
@@ -102,16 +103,19 @@ impl Work<'_> {
         let hashes = self.hashes;
         self.rewrite(root, &dir, at, Purpose::Lock, name, &|line, to| {
             let text = line.and_then(|line| std::str::from_utf8(line).ok());
-            let Some(hint) = text.and_then(|line| Hint::parse(line, algorithm)) else { return };
-            let pooled = room.file_stat(&path::pool(&hint.digest));
+            let Some(hint) = text.and_then(|line| Hint::parse(line, algorithm)) else {
+                return Ok(());
+            };
+            let pooled = there(room.file_stat(&path::pool(&hint.digest)))?;
             let size = match pooled {
-                Ok((_, stat)) if !hashes.is_suspect(crate::layout::Inode::of(&stat)) => {
+                Some((_, stat)) if !hashes.is_suspect(crate::layout::Inode::of(&stat)) => {
                     size_of(&stat)
                 }
                 _ => hint.size,
             };
             let line = format!("{} {size} {}\n", hint.digest.hex(), hint.repository);
             to.extend_from_slice(line.as_bytes());
+            Ok(())
         })
     }
 }
