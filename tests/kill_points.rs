@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mending::{Damage, Patient};
-use support::calls::{Answer, Call, Calls, Often, Site, sites};
+use support::calls::{Answer, Call, Calls, Often, Site, makes, sites};
 use support::content::{Image, OCI_MANIFEST, referrer, sha256};
 use support::deeds::{Chore, Deed, Kind, Work, is_temporary, walk};
 use support::{Registry, STILLAGE};
@@ -102,7 +102,7 @@ fn kill_repair(damage: Damage, site: &Site) -> bool {
     let killed = was_killed(&patient.calls.done());
     assert_eq!(ended.code.is_none(), killed, "{:?}: {}", ended.code, ended.said);
     patient.assert_no_worse(&ended);
-    patient.assert_mends();
+    patient.assert_mends(None);
     assert_leftovers_are_swept(patient.root());
     killed
 }
@@ -190,14 +190,6 @@ fn points(seen: &[(Site, Call)]) -> Vec<Site> {
         site.call != "accept4" && (support::long() || changes)
     };
     seen.iter().filter(counts).map(|(site, _)| site.clone()).collect()
-}
-
-fn makes(call: &Call) -> bool {
-    let name = call.path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with('.') && name != ".stillage"
-        || name.ends_with(".jsonl")
-        || name == "data"
-        || name == "owner"
 }
 
 fn was_killed(seen: &[(Call, Answer)]) -> bool {

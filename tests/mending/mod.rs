@@ -8,9 +8,10 @@ pub(crate) mod damage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use stillage::oci::{Algorithm, Digest};
@@ -104,10 +105,14 @@ impl Patient {
 
     /// Repairs it, while the rule for calls is in force that was set before.
     pub(crate) fn repair(&self) -> Ended {
+        self.run(|command| self.calls.spawn(command))
+    }
+
+    fn run(&self, spawn: impl FnOnce(&mut Command) -> io::Result<Child>) -> Ended {
         let mut command = Command::new(STILLAGE);
         command.args(["check", "--repair", "--wait", "5s"]).arg(self.root());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.calls.spawn(&mut command).expect("the command starts");
+        let child = spawn(&mut command).expect("the command starts");
         let output = child.wait_with_output().expect("the command ends");
         let said = [output.stdout, output.stderr].concat();
         Ended { code: output.status.code(), said: String::from_utf8_lossy(&said).into_owned() }
@@ -160,7 +165,8 @@ impl Patient {
                 let inside = path.strip_prefix(self.root()).unwrap_or(path);
                 let inside = inside.to_string_lossy();
                 let inside = inside.trim_end_matches(" (deleted)");
-                said.contains(if inside.is_empty() { path.to_str().unwrap_or(".") } else { inside })
+                let root = self.root().to_str().expect("a path of ours");
+                said.contains(if inside.is_empty() { root } else { inside })
             })
         })
     }
@@ -178,9 +184,12 @@ impl Patient {
     }
 
     /// A repair that nobody disturbs ends as if there had been no other before it, and one more has
-    /// nothing to do.
-    pub(crate) fn assert_mends(&self) {
-        let ended = self.repair();
+    /// nothing to do. Its calls are held by `held`.
+    pub(crate) fn assert_mends(&self, held: Option<&Calls>) {
+        let ended = self.run(|command| match held {
+            Some(calls) => calls.spawn(command),
+            None => command.spawn(),
+        });
         assert_eq!(ended.code, Some(0), "again: {}", ended.said);
         self.before.assert_kept(self.root());
         assert_eq!(places(self.root()), Places::new(), "again: {}", ended.said);
@@ -189,7 +198,7 @@ impl Patient {
         let differ: Vec<_> = now.keys().chain(end.keys()).filter(differs).collect();
         assert!(differ.is_empty(), "not as undisturbed: {differ:?}: {}", ended.said);
         let before = disk::fingerprint(self.root());
-        let third = self.repair();
+        let third = self.run(Command::spawn);
         assert_eq!((third.code, third.claims()), (Some(0), Places::new()), "{}", third.said);
         assert_eq!(disk::fingerprint(self.root()), before, "a third repair changed something");
     }

@@ -65,6 +65,13 @@ pub fn sites(seen: &[(Call, Answer)]) -> Vec<(Site, Call)> {
     sites
 }
 
+/// Whether an opening makes a file, as far as its name tells.
+pub fn makes(call: &Call) -> bool {
+    let name = call.path.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = name.starts_with('.') && name != ".stillage";
+    hidden || name.ends_with(".jsonl") || name == "data" || name == "owner"
+}
+
 /// How often something happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Often {
