@@ -39,13 +39,13 @@ impl Work<'_> {
             None => Vec::new(),
         };
         let hinted = given.iter().any(|name| name == self.repository);
-        let places = self.mender.places().to_vec();
+        let (places, looked) = self.mender.places();
         let believed = hinted && is_name_kept(&root, self.repository, repo)?;
         if !believed && !is_owners_alone(repo)? {
             return Ok(None);
         }
         // One that cannot be looked at now is not one that is not there.
-        let mut trouble = Ok(None);
+        let mut trouble = looked.map(|()| None);
         let mut sound = |name: &str, pooled| {
             self.sound(&root, name, digest, not, pooled).unwrap_or_else(|error| {
                 trouble = Err(error);
@@ -129,30 +129,38 @@ fn is_owners_alone(repo: &Dir) -> layout::Result<bool> {
 }
 
 impl Mender {
-    /// The directories that have `blobs/`, in the tree and in its trash.
-    fn places(&mut self) -> &[String] {
-        if self.places.is_none() {
-            let mut found = Vec::new();
-            gather(&self.root, "", &mut found);
-            let trash = format!("{}/{}", path::ROOM, path::TRASH);
-            if let Ok(dir) = self.root.dir(&trash) {
-                gather(&dir, &trash, &mut found);
-            }
-            self.places = Some(found);
+    /// The directories that have `blobs/`, in the tree and in its trash; and what went wrong where some
+    /// could not be looked at.
+    fn places(&mut self) -> (Vec<String>, layout::Result<()>) {
+        if let Some(places) = &self.places {
+            return (places.clone(), Ok(()));
         }
-        self.places.as_deref().unwrap_or_default()
+        let (mut found, mut looked) = (Vec::new(), Ok(()));
+        gather(&self.root, "", &mut found, &mut looked);
+        let trash = format!("{}/{}", path::ROOM, path::TRASH);
+        match there(self.root.dir(&trash)) {
+            Ok(Some(dir)) => gather(&dir, &trash, &mut found, &mut looked),
+            Ok(None) => {}
+            Err(error) => looked = Err(error),
+        }
+        if looked.is_ok() {
+            self.places = Some(found.clone());
+        }
+        (found, looked)
     }
 }
 
-fn gather(dir: &Dir, name: &str, found: &mut Vec<String>) {
+fn gather(dir: &Dir, name: &str, found: &mut Vec<String>, looked: &mut layout::Result<()>) {
     let mut children = Vec::new();
     let read = dir.each_name(|child, kind| {
         if kind == FileType::Directory && !child.starts_with(['.', '_']) {
             children.push(child.to_owned());
         }
     });
-    if read.is_err() {
-        return;
+    match there(read) {
+        Ok(Some(())) => {}
+        Ok(None) => return,
+        Err(error) => return *looked = Err(error),
     }
     children.sort_unstable();
     if children.iter().any(|child| child == path::BLOBS) {
@@ -160,8 +168,10 @@ fn gather(dir: &Dir, name: &str, found: &mut Vec<String>) {
     }
     for child in children.iter().filter(|child| *child != path::BLOBS) {
         let whole = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
-        if let Ok(dir) = dir.dir(child) {
-            gather(&dir, &whole, found);
+        match there(dir.dir(child)) {
+            Ok(Some(dir)) => gather(&dir, &whole, found, looked),
+            Ok(None) => {}
+            Err(error) => *looked = Err(error),
         }
     }
 }
