@@ -65,6 +65,9 @@ fn a_collection_killed_at_any_call_takes_nothing_that_is_needed_and_is_done_agai
     let mut total = 0;
     for chore in Chore::ALL {
         let mut stage = Stage::new();
+        // The first one of a tree has more to do than all that follow.
+        let work = stage.work(chore);
+        assert!(stage.run(&work).success(), "{chore:?}");
         let work = stage.work(chore);
         stage.calls.record();
         assert!(stage.run(&work).success(), "{chore:?}");
