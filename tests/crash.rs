@@ -350,7 +350,7 @@ const NEVER_CAUGHT: [&str; 9] = [
     "layout/facts::try_tidy",
     "layout/make::inner",
     "layout/quarantine::append",
-    "layout/quarantine::fill",
+    "layout/quarantine::copy_file",
     "layout/quarantine::make",
     "layout/quarantine::place",
     "upkeep/check/mend/history::rebuild",

@@ -199,7 +199,7 @@ fn whatever_call_fails_nothing_acknowledged_is_harmed_and_the_server_goes_on() {
     ));
     assert!(failed.is_empty(), "seed {seed}:\n{}", failed.join("\n"));
     // Directories of the pool that are there already are not made again: a few calls do not come.
-    assert!(*missed * 10 <= total, "{missed} of {total} were never met");
+    assert!(*missed * 6 <= total, "{missed} of {total} were never met");
 }
 
 /// How many there are of each deed.
