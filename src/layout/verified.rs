@@ -9,8 +9,12 @@ use super::dir::Inode;
 use super::version::Version;
 use crate::oci::Digest;
 
-/// Inodes are remembered up to this many; then it begins anew.
+/// Inodes are remembered up to this many; then it begins anew. What is forgotten is hashed again.
 const MOST: usize = 1 << 16;
+
+/// And so many of those that hold what they say and are the server's own: of them the pool tells as
+/// well, for one system call.
+const MOST_SEALED: usize = 1 << 13;
 
 /// Whether a file's content has the digest that its name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +31,17 @@ pub enum Verdict {
 /// digest's name.
 #[derive(Debug, Default)]
 pub(super) struct Verified {
-    known: Mutex<HashMap<(Inode, Digest), (Verdict, State)>>,
+    maps: Mutex<Maps>,
+}
+
+type Known = HashMap<(Inode, Digest), (Verdict, State)>;
+
+#[derive(Debug, Default)]
+struct Maps {
+    /// Sealed, and right.
+    sealed: Known,
+    /// All others.
+    others: Known,
 }
 
 /// Of which state of the inode it is known.
@@ -66,19 +80,26 @@ impl Verified {
     }
 
     fn put(&self, digest: &Digest, stat: &Stat, verdict: Verdict, state: State) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MOST {
-            known.clear();
+        let key = (Inode::of(stat), digest.clone());
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let Maps { sealed, others } = &mut *maps;
+        let (map, most, other) = match (verdict, state) {
+            (Verdict::Right, State::Sealed { .. }) => (sealed, MOST_SEALED, others),
+            _ => (others, MOST, sealed),
+        };
+        if map.len() >= most {
+            map.clear();
         }
-        known.insert((Inode::of(stat), digest.clone()), (verdict, state));
+        other.remove(&key);
+        map.insert(key, (verdict, state));
     }
 
     /// What is known of an inode under this digest's name. `sealed`: whether it is one that only the
     /// server could change.
     pub(super) fn verdict(&self, digest: &Digest, stat: &Stat, sealed: bool) -> Option<Verdict> {
         let key = (Inode::of(stat), digest.clone());
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let (verdict, state) = *known.get(&key)?;
+        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let (verdict, state) = *maps.sealed.get(&key).or_else(|| maps.others.get(&key))?;
         let same = match state {
             State::Sealed { .. } => sealed && state == State::sealed(stat),
             State::Exact(version) => version == Version::of(stat),
@@ -115,5 +136,21 @@ mod tests {
         assert_eq!(both(true), [Some(Verdict::Right), None]);
         file.as_file().set_len(1).unwrap();
         assert_eq!(both(true), [None, None]);
+    }
+
+    #[test]
+    fn what_is_distrusted_is_not_forgotten_for_what_is_right() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stat = rustix::fs::fstat(&file).unwrap();
+        let digest = |n: usize| Digest::of(Algorithm::Sha256, &n.to_le_bytes());
+        let known = Verified::default();
+        known.remember_sealed(&digest(0), &stat);
+        known.distrust(&digest(0), &stat);
+        for n in 1..=2 * MOST_SEALED {
+            known.remember_sealed(&digest(n), &stat);
+        }
+        assert_eq!(known.verdict(&digest(0), &stat, true), Some(Verdict::Wrong));
+        assert_eq!(known.verdict(&digest(2 * MOST_SEALED), &stat, true), Some(Verdict::Right));
+        assert!(known.maps.lock().unwrap().sealed.len() <= MOST_SEALED);
     }
 }
