@@ -22,6 +22,9 @@ const REMEMBERED: usize = 1 << 17;
 /// So much of a file is read at once.
 const PIECE: usize = 1 << 20;
 
+/// So much of a file that was short, and may have grown.
+const LEAST: usize = 1 << 13;
+
 /// Names one state of one inode's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Content {
@@ -199,7 +202,7 @@ impl Hashes {
     }
 
     fn run(&self, file: &File, content: Content, unasked: bool) -> io::Result<Digest> {
-        let read = self.read(file, content.algorithm);
+        let read = self.read(file, content);
         let mut state = self.state();
         state.running.remove(&content);
         if let Ok(digest) = &read {
@@ -210,11 +213,13 @@ impl Hashes {
         read
     }
 
-    fn read(&self, file: &File, algorithm: Algorithm) -> io::Result<Digest> {
+    fn read(&self, file: &File, content: Content) -> io::Result<Digest> {
         // The kernel reads ahead twice as far.
         let _ = fadvise(file, 0, None, Advice::Sequential);
-        let mut hasher = Hasher::new(algorithm);
-        let mut buffer = vec![0u8; PIECE];
+        let mut hasher = Hasher::new(content.algorithm);
+        // To clear a large buffer for each small file would take longer than to hash it.
+        let size = usize::try_from(content.size).unwrap_or(PIECE);
+        let mut buffer = vec![0u8; size.saturating_add(1).clamp(LEAST, PIECE)];
         let mut offset = 0;
         loop {
             let read = file.read_at(&mut buffer, offset)?;
