@@ -71,6 +71,8 @@ struct State {
     unasked: usize,
     /// How many readers wait for room.
     blocked: usize,
+    /// How many wait for what somebody is hashing.
+    waiting: usize,
     closed: bool,
 }
 
@@ -177,7 +179,9 @@ impl Hashes {
             if !state.running.contains(&content) {
                 break;
             }
+            state.waiting += 1;
             state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
         if state.blocked > 0 {
             // Results that nobody will ask for, as of files that are gone, must not stop the readers.
@@ -208,8 +212,11 @@ impl Hashes {
         if let Ok(digest) = &read {
             state.put(content, digest.clone(), unasked);
         }
+        let waited_for = state.waiting > 0;
         drop(state);
-        self.done.notify_all();
+        if waited_for {
+            self.done.notify_all();
+        }
         read
     }
 
@@ -255,7 +262,7 @@ impl Hashes {
     }
 
     /// Whether this is the inode that the pool has under the digest, and that was hashed there.
-    fn is_pooled(&self, stat: &Stat, digest: &Digest) -> bool {
+    pub(super) fn is_pooled(&self, stat: &Stat, digest: &Digest) -> bool {
         let state = self.state();
         if stat.st_ctime >= self.began || state.suspects.contains(&Inode::of(stat)) {
             return false;
