@@ -75,13 +75,7 @@ struct Job {
 
 impl Job {
     fn run(self, root: &Dir, hashes: &Hashes) {
-        let Ok((file, stat)) = root.file_stat(&self.path) else { return };
-        let pooled = || {
-            let room = root.dir(path::ROOM);
-            room.is_ok_and(|room| hashes::is_in_pool(&room, &stat, &self.digest))
-        };
-        // What the pool has is hashed there.
-        if self.path.starts_with(path::ROOM) || !pooled() {
+        if let Ok((file, stat)) = root.file_stat(&self.path) {
             hashes.read_ahead(&file, &stat, self.digest.algorithm());
         }
     }
@@ -180,23 +174,24 @@ struct Scan<'a> {
 
 impl Scan<'_> {
     fn tree(&self) {
+        let room = self.root.dir(path::ROOM).ok();
         for algorithm in Algorithm::ALL {
             let pool = format!("{}/{}/{algorithm}", path::ROOM, path::POOL);
             let Ok(shelves) = self.root.dir(&pool) else { continue };
             for shelf in children(&shelves) {
-                self.blobs(&format!("{pool}/{shelf}"), algorithm);
+                self.blobs(&format!("{pool}/{shelf}"), algorithm, None);
             }
         }
-        self.descend(self.root, "");
+        self.descend(self.root, "", room.as_ref());
     }
 
-    fn descend(&self, dir: &Dir, name: &str) {
+    fn descend(&self, dir: &Dir, name: &str, room: Option<&Dir>) {
         let beneath = |child: &str| match name {
             "" => child.to_owned(),
             _ => format!("{name}/{child}"),
         };
         for algorithm in Algorithm::ALL {
-            self.blobs(&beneath(&path::blobs(algorithm)), algorithm);
+            self.blobs(&beneath(&path::blobs(algorithm)), algorithm, room);
         }
         for child in children(dir) {
             let whole = beneath(&child);
@@ -206,12 +201,13 @@ impl Scan<'_> {
             if RepoName::parse(&whole).is_ok()
                 && let Ok(dir) = dir.dir(&child)
             {
-                self.descend(&dir, &whole);
+                self.descend(&dir, &whole, room);
             }
         }
     }
 
-    fn blobs(&self, place: &str, algorithm: Algorithm) {
+    /// What the pool of this room has is hashed there.
+    fn blobs(&self, place: &str, algorithm: Algorithm, room: Option<&Dir>) {
         let Ok(dir) = self.root.dir(place) else { return };
         let Ok(names) = Names::read(&dir, algorithm) else { return };
         for name in names.iter() {
@@ -220,7 +216,8 @@ impl Scan<'_> {
             if self.hashes.are_closed() {
                 return;
             }
-            if layout::is_regular(&stat) {
+            let pooled = room.is_some_and(|room| hashes::is_in_pool(room, &stat, &digest));
+            if layout::is_regular(&stat) && !pooled {
                 let path = format!("{place}/{}", digest.hex());
                 self.queue.push(Job { size: size_of(&stat), path, digest });
             }

@@ -193,14 +193,17 @@ fn content(
     findings: &mut Findings,
 ) -> Seen<(Option<File>, Stat)> {
     let dir = place.dir;
-    if look.hashes.are_blind() {
-        // What the checker sealed itself it can read.
-        match probe::status(dir, digest.hex(), FileType::RegularFile, findings) {
-            Seen::There(stat) if place.is_sealed(&stat) => return Seen::There((None, stat)),
-            Seen::There(_) => {}
-            Seen::Absent => return Seen::Absent,
-            Seen::Bad => return Seen::Bad,
+    match probe::status(dir, digest.hex(), FileType::RegularFile, findings) {
+        // What this account sealed itself it can read, and so can everybody. What was hashed in the
+        // pool is not opened again, nor does the pool lack it.
+        Seen::There(stat) if place.is_sealed(&stat) => {
+            if look.hashes.are_blind() || look.hashes.is_pooled(&stat, digest) {
+                return Seen::There((None, stat));
+            }
         }
+        Seen::There(_) => {}
+        Seen::Absent => return Seen::Absent,
+        Seen::Bad => return Seen::Bad,
     }
     for attempt in 1.. {
         let (file, stat) = match probe::file(dir, digest.hex(), findings) {

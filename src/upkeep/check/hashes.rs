@@ -22,6 +22,9 @@ const REMEMBERED: usize = 1 << 17;
 /// So much of a file is read at once.
 const PIECE: usize = 1 << 20;
 
+/// So much of a file that was short, and may have grown.
+const LEAST: usize = 1 << 13;
+
 /// Names one state of one inode's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Content {
@@ -68,6 +71,8 @@ struct State {
     unasked: usize,
     /// How many readers wait for room.
     blocked: usize,
+    /// How many wait for what somebody is hashing.
+    waiting: usize,
     closed: bool,
 }
 
@@ -174,7 +179,9 @@ impl Hashes {
             if !state.running.contains(&content) {
                 break;
             }
+            state.waiting += 1;
             state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
         if state.blocked > 0 {
             // Results that nobody will ask for, as of files that are gone, must not stop the readers.
@@ -199,22 +206,27 @@ impl Hashes {
     }
 
     fn run(&self, file: &File, content: Content, unasked: bool) -> io::Result<Digest> {
-        let read = self.read(file, content.algorithm);
+        let read = self.read(file, content);
         let mut state = self.state();
         state.running.remove(&content);
         if let Ok(digest) = &read {
             state.put(content, digest.clone(), unasked);
         }
+        let waited_for = state.waiting > 0;
         drop(state);
-        self.done.notify_all();
+        if waited_for {
+            self.done.notify_all();
+        }
         read
     }
 
-    fn read(&self, file: &File, algorithm: Algorithm) -> io::Result<Digest> {
+    fn read(&self, file: &File, content: Content) -> io::Result<Digest> {
         // The kernel reads ahead twice as far.
         let _ = fadvise(file, 0, None, Advice::Sequential);
-        let mut hasher = Hasher::new(algorithm);
-        let mut buffer = vec![0u8; PIECE];
+        let mut hasher = Hasher::new(content.algorithm);
+        // To clear a large buffer for each small file would take longer than to hash it.
+        let size = usize::try_from(content.size).unwrap_or(PIECE);
+        let mut buffer = vec![0u8; size.saturating_add(1).clamp(LEAST, PIECE)];
         let mut offset = 0;
         loop {
             let read = file.read_at(&mut buffer, offset)?;
@@ -250,7 +262,7 @@ impl Hashes {
     }
 
     /// Whether this is the inode that the pool has under the digest, and that was hashed there.
-    fn is_pooled(&self, stat: &Stat, digest: &Digest) -> bool {
+    pub(super) fn is_pooled(&self, stat: &Stat, digest: &Digest) -> bool {
         let state = self.state();
         if stat.st_ctime >= self.began || state.suspects.contains(&Inode::of(stat)) {
             return false;
