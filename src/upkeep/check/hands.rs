@@ -59,6 +59,13 @@ mod tests {
             let done = each(hands, &items, |item| item * 2);
             assert_eq!(done, items.iter().map(|item| item * 2).collect::<Vec<_>>(), "{hands}");
         }
+        // Two who wait for each other at every item have one of each pair.
+        let pair = Barrier::new(2);
+        let done = each(2, &items[..10], |item| {
+            pair.wait();
+            *item
+        });
+        assert_eq!(done, items[..10]);
         // Each waits for all others: nobody does two of them.
         let together = Barrier::new(4);
         let threads = each(4, &items[..4], |_| {
