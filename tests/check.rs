@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream;
-use layouts::repo::Repo;
+use layouts::repo::{IMAGE, Repo};
 use layouts::room::with_room;
 use layouts::{Files, broken, disk, findings, findings_with, valid};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::json;
 use stillage::oci::{Algorithm, Digest, Reference, RepoName, Tag};
 use stillage::registry::{Actor, Push, Registry, Settings};
 use stillage::upkeep::check::{Options, Rule};
@@ -198,6 +199,31 @@ fn a_sparse_registry_may_lack_what_manifests_name() {
 }
 
 /// Pushes, deletions of tags and manifests, and deletions of blobs, while the tree is checked.
+#[test]
+fn what_one_manifest_can_do_without_is_missed_by_another() {
+    let mut repo = Repo::new("app");
+    let mut needs = repo.image_body("one");
+    let mut elsewhere = needs.clone();
+    elsewhere["layers"][0]["urls"] = json!(["https://example.com/layer"]);
+    repo.drop_file(&Repo::path(&needs["layers"][0]));
+    // The order of the entries decides which is looked at first.
+    for number in 0..2 {
+        needs["annotations"] = json!({"number": format!("{number}")});
+        let bodies = if number == 0 { [&elsewhere, &needs] } else { [&needs, &elsewhere] };
+        repo.entries.clear();
+        for body in bodies {
+            let image = repo.json(IMAGE, body);
+            repo.untagged(&image);
+        }
+        let mut tree = Repo::new("app");
+        tree.files.clone_from(&repo.files);
+        tree.entries.clone_from(&repo.entries);
+        let (found, _) = findings(disk::place(&tree.finish()).path());
+        let rules: Vec<Rule> = found.iter().map(|finding| finding.rule).collect();
+        assert_eq!(rules, [Rule::BlobMissing], "{found:?}");
+    }
+}
+
 #[test]
 fn a_writer_at_work_is_no_damage() {
     let temp = tempfile::tempdir().unwrap();

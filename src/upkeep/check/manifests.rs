@@ -241,7 +241,7 @@ impl Graph<'_> {
 
     /// A descriptor of a manifest.
     fn child(&mut self, descriptor: &Descriptor, place: &Place<'_>, required: bool) {
-        if !self.first_asked(descriptor) {
+        if !self.first_asked(descriptor, required) {
             return;
         }
         self.data(descriptor, place);
@@ -261,7 +261,7 @@ impl Graph<'_> {
 
     /// A descriptor of anything else.
     fn blob(&mut self, descriptor: &Descriptor, place: &Place<'_>, required: bool) {
-        if !self.first_asked(descriptor) {
+        if !self.first_asked(descriptor, required) {
             return;
         }
         self.data(descriptor, place);
@@ -351,14 +351,19 @@ impl Graph<'_> {
         }
     }
 
-    fn first_asked(&mut self, descriptor: &Descriptor) -> bool {
+    /// Whether nobody asked for this before, or only somebody who can do without it.
+    fn first_asked(&mut self, descriptor: &Descriptor, required: bool) -> bool {
         let Descriptor { digest, size, media_type, .. } = descriptor;
-        self.asked.insert((digest, size, media_type))
+        if !required && self.asked.has((digest, size, media_type, true)) {
+            return false;
+        }
+        self.asked.insert((digest, size, media_type, required))
     }
 
+    /// Whether it was looked for as something that is needed, which entries are.
     fn is_asked(&self, descriptor: &Descriptor) -> bool {
         let Descriptor { digest, size, media_type, .. } = descriptor;
-        self.asked.has((digest, size, media_type))
+        self.asked.has((digest, size, media_type, true))
     }
 
     /// What has the digest's name.
