@@ -225,6 +225,44 @@ fn what_one_manifest_can_do_without_is_missed_by_another() {
 }
 
 #[test]
+fn damage_that_two_manifests_name_is_told_once() {
+    let mut repo = Repo::new("app");
+    let mut needs = repo.image_body("one");
+    needs["layers"][0]["size"] = json!(1);
+    let mut elsewhere = needs.clone();
+    elsewhere["layers"][0]["urls"] = json!(["https://example.com/layer"]);
+    for body in [&elsewhere, &needs, &elsewhere] {
+        let image = repo.json(IMAGE, body);
+        repo.untagged(&image);
+    }
+    let (found, _) = findings(disk::place(&repo.finish()).path());
+    let rules: Vec<Rule> = found.iter().map(|finding| finding.rule).collect();
+    assert_eq!(rules, [Rule::BlobSizeMismatch], "{found:?}");
+}
+
+#[test]
+fn short_lines_that_name_a_long_index_cost_no_memory() {
+    let mut repo = Repo::new("app");
+    let image = repo.image("one");
+    repo.tag(&image, "1.8");
+    let child = |n: usize| {
+        let digest = Digest::of(Algorithm::Sha256, &n.to_le_bytes());
+        json!({"mediaType": IMAGE, "digest": digest.as_str(), "size": n})
+    };
+    let index = repo.index(&(0..24_000).map(child).collect::<Vec<_>>());
+    let line = json!({"digest": index["digest"], "mediaType": "", "size": 1});
+    repo.file("_referrers/facts.jsonl", format!("{line}\n").repeat(130).as_bytes());
+    let temp = disk::place(&repo.finish());
+    // Thirty of what such lines stand for are more than this.
+    let check = [env!("CARGO_BIN_EXE_stillage"), "check", "--quick"];
+    let mut command = Command::new("prlimit");
+    command.arg("--data=200000000").args(check).arg(temp.path()).env_remove("STILLAGE_ROOT");
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code().is_some() && told.contains("and 30 more"), "{output:?}");
+}
+
+#[test]
 fn a_writer_at_work_is_no_damage() {
     let temp = tempfile::tempdir().unwrap();
     let registry = Registry::open(temp.path(), Settings::default()).unwrap();

@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use layouts::repo::Repo;
 use layouts::room::with_room;
 use layouts::{Files, broken, disk, findings, fixtures, valid};
+use rustix::fs::{Mode, OFlags};
 use stillage::layout::RealDisk;
 use stillage::oci::{Algorithm, Digest};
 use stillage::upkeep::check::{Mended, Options, Repairs, Rule, Summary, Told, repair};
@@ -335,4 +337,33 @@ fn what_stands_in_the_way_of_the_room_goes_to_quarantine() {
         let kept = root.join(done.mended[0].kept.as_ref().unwrap());
         assert_eq!(fs::read_link(kept).unwrap(), Path::new("/etc"));
     }
+}
+
+/// Anybody who may make a directory may make such: what is missing elsewhere is settled all the same.
+#[test]
+fn what_lies_too_deep_and_a_socket_keep_no_repair_from_its_end() {
+    let sample = broken::all().into_iter().find(|sample| sample.name == "blob-missing").unwrap();
+    let temp = sample.place();
+    let missing = findings(temp.path()).0.remove(0).path;
+    let blob = missing.strip_prefix("app").unwrap();
+    for dir in ["evil", "Evil"] {
+        let socket = temp.path().join(dir).join(blob);
+        fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        // Its own path would be too long for a socket's.
+        let bound = temp.path().join("s");
+        drop(std::os::unix::net::UnixListener::bind(&bound).unwrap());
+        fs::rename(bound, socket).unwrap();
+    }
+    let mut deep = rustix::fs::open(temp.path().join("evil"), OFlags::PATH, Mode::empty()).unwrap();
+    for _ in 0..3000 {
+        rustix::fs::mkdirat(&deep, "d", Mode::RWXU).unwrap();
+        deep = rustix::fs::openat(&deep, "d", OFlags::PATH, Mode::empty()).unwrap();
+    }
+    let done = run(temp.path(), false);
+    assert!(!done.summary.failed, "{:?} {:?}", done.left, done.mended);
+    assert!(done.left.contains("blob-missing"), "{:?}", done.left);
+    // What the library's removal of a directory cannot.
+    assert!(
+        Command::new("rm").arg("-rf").arg(temp.path().join("evil")).status().unwrap().success()
+    );
 }

@@ -102,6 +102,9 @@ impl Findings {
     /// Adds all of another list.
     pub(super) fn append(&mut self, more: Findings) {
         self.found.extend(more.found);
+        for (place, count) in more.more {
+            *self.more.entry(place).or_default() += count;
+        }
     }
 
     /// Adds one; `path` is as a [`Dir`](crate::layout::Dir) gives it.
@@ -163,5 +166,19 @@ mod tests {
         let more: Vec<_> = all.iter().filter(|finding| finding.count > 1).collect();
         assert_eq!(more.len(), 2);
         assert!(more.iter().all(|finding| finding.message == "and 150 more"), "{more:?}");
+    }
+
+    #[test]
+    fn what_another_list_only_counted_counts_in_both() {
+        let mut findings = Findings::new(Path::new("/r"), "a");
+        let mut other = findings.fresh();
+        for number in 0..150 {
+            for list in [&mut findings, &mut other] {
+                list.add(Rule::FactsWrong, Path::new("/r/a/facts.jsonl"), number.to_string());
+            }
+        }
+        findings.append(other);
+        let counts: u64 = findings.into_vec().iter().map(|finding| finding.count).sum();
+        assert_eq!(counts, 300);
     }
 }

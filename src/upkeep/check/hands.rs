@@ -34,7 +34,9 @@ pub(super) fn each<T: Sync, R: Send>(
         taken.collect::<Vec<_>>()
     };
     let mut done = thread::scope(|scope| {
-        let others: Vec<_> = (1..hands).map(|_| scope.spawn(some)).collect();
+        // Where no thread can be made, this one does the work.
+        let hand = |_| thread::Builder::new().spawn_scoped(scope, some).ok();
+        let others: Vec<_> = (1..hands).filter_map(hand).collect();
         let mut done = some();
         for other in others {
             done.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));

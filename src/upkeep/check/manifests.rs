@@ -103,23 +103,25 @@ impl Manifests<'_> {
         self.dirs[at].as_ref()
     }
 
-    fn read(&self, digest: &Digest, media_type: &str) -> Result<Manifest, Unknown> {
-        let bytes = self.bytes(digest).map_err(Unknown::Unreadable)?.ok_or(Unknown::Oversized)?;
+    /// Reads one that has so many bytes at most.
+    fn read(&self, digest: &Digest, media_type: &str, most: u64) -> Result<Manifest, Unknown> {
+        let bytes = self.bytes(digest, most).map_err(Unknown::Unreadable)?;
+        let bytes = bytes.ok_or(Unknown::Oversized)?;
         let said = Some(media_type).filter(|said| !said.is_empty());
         Manifest::parse(&bytes, said).map_err(Unknown::Wrong)
     }
 
     /// A manifest's bytes, unless there are too many.
-    fn bytes(&self, digest: &Digest) -> layout::Result<Option<Vec<u8>>> {
+    fn bytes(&self, digest: &Digest, most: u64) -> layout::Result<Option<Vec<u8>>> {
         let name = path::blob(digest);
         let (file, stat) = match self.dir(digest) {
             Some(dir) => dir.file_stat(digest.hex())?,
             None => self.repo.file_stat(&name)?,
         };
-        if size_of(&stat) > MAX_MANIFEST as u64 {
+        if size_of(&stat) > most {
             return Ok(None);
         }
-        layout::read_known(&file, &stat, MAX_MANIFEST as u64, || self.repo.at(&name)).map(Some)
+        layout::read_known(&file, &stat, most, || self.repo.at(&name)).map(Some)
     }
 }
 
@@ -142,7 +144,7 @@ struct Graph<'a> {
 /// What has a digest's name.
 enum There {
     Nothing,
-    /// It was reported with the blobs.
+    /// Something that is no file, or that cannot be looked at: it was reported.
     NoFile,
     /// Of so many bytes.
     File(u64),
@@ -197,13 +199,13 @@ impl Graph<'_> {
         }
         if self.look.hands > 1 && wanted.len() >= FEW {
             let wanted: Vec<_> = wanted.into_iter().collect();
-            let (manifests, blobs) = (&self.manifests, self.blobs);
+            let manifests = &self.manifests;
             let read = hands::each(self.look.hands, &wanted, |(digest, media_type, size)| {
-                // What is longer than was said is read when nothing else is held.
-                let there = || manifests.dir(digest)?.stat_name(digest.hex()).ok().flatten();
-                let is = blobs.size(digest).or_else(|| there().as_ref().map(size_of));
-                let called = || ((*digest).clone(), (*media_type).clone());
-                is.filter(|is| is <= size).map(|_| (called(), manifests.read(digest, media_type)))
+                match manifests.read(digest, media_type, (*size).min(MAX_MANIFEST as u64)) {
+                    // What is longer than was said is read when nothing else is held.
+                    Err(Unknown::Oversized) => None,
+                    read => Some((((*digest).clone(), (*media_type).clone()), read)),
+                }
             });
             self.ahead.extend(read.into_iter().flatten());
         }
@@ -241,38 +243,40 @@ impl Graph<'_> {
 
     /// A descriptor of a manifest.
     fn child(&mut self, descriptor: &Descriptor, place: &Place<'_>, required: bool) {
-        if !self.first_asked(descriptor, required) {
-            return;
+        let Some(first) = self.ask(descriptor, required) else { return };
+        if first {
+            self.data(descriptor, place);
         }
-        self.data(descriptor, place);
         match self.there(&descriptor.digest) {
             There::Nothing if required => {
                 let message = format!("is missing, and named by {place}");
                 let at = self.at(&descriptor.digest);
                 self.findings.add(Rule::ManifestMissing, &at, message);
             }
-            There::Nothing | There::NoFile => {}
-            There::File(size) => {
+            There::File(size) if first => {
                 self.size(Rule::ManifestSizeMismatch, descriptor, size, place);
                 self.todo.push(descriptor.clone());
             }
+            There::Nothing | There::NoFile | There::File(_) => {}
         }
     }
 
     /// A descriptor of anything else.
     fn blob(&mut self, descriptor: &Descriptor, place: &Place<'_>, required: bool) {
-        if !self.first_asked(descriptor, required) {
-            return;
+        let Some(first) = self.ask(descriptor, required) else { return };
+        if first {
+            self.data(descriptor, place);
         }
-        self.data(descriptor, place);
         match self.there(&descriptor.digest) {
             There::Nothing if required => {
                 let message = format!("is missing, and needed by {place}");
                 let at = self.at(&descriptor.digest);
                 self.findings.add(Rule::BlobMissing, &at, message);
             }
-            There::Nothing | There::NoFile => {}
-            There::File(size) => self.size(Rule::BlobSizeMismatch, descriptor, size, place),
+            There::File(size) if first => {
+                self.size(Rule::BlobSizeMismatch, descriptor, size, place);
+            }
+            There::Nothing | There::NoFile | There::File(_) => {}
         }
     }
 
@@ -286,7 +290,9 @@ impl Graph<'_> {
             true => None,
             false => self.ahead.remove(&(digest.clone(), descriptor.media_type.clone())),
         };
-        let read = read.unwrap_or_else(|| self.manifests.read(digest, &descriptor.media_type));
+        let read = read.unwrap_or_else(|| {
+            self.manifests.read(digest, &descriptor.media_type, MAX_MANIFEST as u64)
+        });
         let manifest = match read {
             Ok(manifest) => manifest,
             Err(Unknown::Oversized) => {
@@ -351,13 +357,15 @@ impl Graph<'_> {
         }
     }
 
-    /// Whether nobody asked for this before, or only somebody who can do without it.
-    fn first_asked(&mut self, descriptor: &Descriptor, required: bool) -> bool {
+    /// Whether this is asked for the first time; `None` if all is known of it. Asked for by somebody who
+    /// can do without it, it has to be looked for once more.
+    fn ask(&mut self, descriptor: &Descriptor, required: bool) -> Option<bool> {
         let Descriptor { digest, size, media_type, .. } = descriptor;
-        if !required && self.asked.has((digest, size, media_type, true)) {
-            return false;
+        let other = self.asked.has((digest, size, media_type, !required));
+        if !required && other {
+            return None;
         }
-        self.asked.insert((digest, size, media_type, required))
+        self.asked.insert((digest, size, media_type, required)).then_some(!other)
     }
 
     /// Whether it was looked for as something that is needed, which entries are.

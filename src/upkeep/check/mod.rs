@@ -3,8 +3,9 @@
 //! A check never writes, needs no lock to begin with, and runs beside a server: what it found in a
 //! repository is reported only if index.json is afterwards what it was before, and otherwise looked
 //! at again. It goes over the tree in the order of the names. Threads on all cores look, each at
-//! another of a few small repositories or all at one large; no more of the tree is held than one
-//! large index.json or a small one per thread, and the names of one directory per level.
+//! another of a few small repositories or all at one large. What is held of the tree is bounded: one
+//! large index.json or a small one per thread, 4,096 manifests that were read ahead, 4 MiB of facts,
+//! the findings of 128 small repositories, the names of one directory per level.
 //!
 //! Content is hashed once per inode where that matters: what the pool has is hashed there, and
 //! a repository's name for the same inode is not read again. Threads on all cores read ahead.

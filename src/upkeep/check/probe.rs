@@ -71,7 +71,9 @@ pub(super) fn look<T>(looked: layout::Result<T>, findings: &mut Findings) -> Opt
 
 /// Whether an error says nothing about what is there: the machine or the disk failed.
 pub(super) fn is_trouble(error: &Error) -> bool {
-    let told = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ACCESS];
+    // A socket is NXIO, and what lies too deep NAMETOOLONG: anybody can make such.
+    let told =
+        [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ACCESS, Errno::NXIO, Errno::NAMETOOLONG];
     error.errno().is_some_and(|errno| !told.contains(&errno))
 }
 

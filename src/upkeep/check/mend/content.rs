@@ -1,5 +1,7 @@
 //! Where else in the tree content lies that a repository lost.
 
+use std::sync::Arc;
+
 use rustix::fs::FileType;
 
 use super::{Mender, Work, there};
@@ -7,7 +9,7 @@ use crate::layout::holders::Holders;
 use crate::layout::readers::Readers;
 use crate::layout::relink::Source;
 use crate::layout::{self, At as _, Dir, Inode, OrAbsent, Tree, path};
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoName};
 
 impl Work<'_> {
     /// Looks for sound content elsewhere: in the pool, in the repositories that were given it, in
@@ -26,7 +28,7 @@ impl Work<'_> {
         let root = self.mender.root.clone();
         let tree = match root.dir(path::ROOM).or_absent()? {
             Some(room) => {
-                let disk = std::sync::Arc::clone(&self.mender.repairs.disk);
+                let disk = Arc::clone(&self.mender.repairs.disk);
                 Some(Tree::for_repair(root.clone(), room, disk)?)
             }
             None => None,
@@ -39,35 +41,33 @@ impl Work<'_> {
             None => Vec::new(),
         };
         let hinted = given.iter().any(|name| name == self.repository);
-        let (places, looked) = self.mender.places();
         let believed = hinted && is_name_kept(&root, self.repository, repo)?;
         if !believed && !is_owners_alone(repo)? {
             return Ok(None);
         }
         // One that cannot be looked at now is not one that is not there.
-        let mut trouble = looked.map(|()| None);
-        let mut sound = |name: &str, pooled| {
-            self.sound(&root, name, digest, not, pooled).unwrap_or_else(|error| {
-                trouble = Err(error);
-                None
-            })
-        };
+        let mut trouble = Ok(None);
         if tree.is_some() {
             let pooled = format!("{}/{}", path::ROOM, path::pool(digest));
-            if let Some(found) = sound(&pooled, true) {
-                return Ok(Some((found, "the pool".to_owned())));
+            match self.sound(&root, &pooled, digest, not, true) {
+                Ok(None) => {}
+                Ok(Some(found)) => return Ok(Some((found, "the pool".to_owned()))),
+                Err(error) => trouble = Err(error),
             }
         }
-        for place in given.into_iter().chain(places) {
+        let (places, looked) = self.mender.places();
+        for place in given.iter().chain(&*places) {
             let name = match place.as_str() {
                 "" => path::blob(digest),
                 _ => format!("{place}/{}", path::blob(digest)),
             };
-            if let Some(found) = sound(&name, false) {
-                return Ok(Some((found, place)));
+            match self.sound(&root, &name, digest, not, false) {
+                Ok(None) => {}
+                Ok(Some(found)) => return Ok(Some((found, place.clone()))),
+                Err(error) => trouble = Err(error),
             }
         }
-        trouble
+        looked.and(trouble)
     }
 
     /// A file, if it has the digest and everybody may read it who comes to it.
@@ -131,47 +131,74 @@ fn is_owners_alone(repo: &Dir) -> layout::Result<bool> {
 impl Mender {
     /// The directories that have `blobs/`, in the tree and in its trash; and what went wrong where some
     /// could not be looked at.
-    fn places(&mut self) -> (Vec<String>, layout::Result<()>) {
+    fn places(&mut self) -> (Arc<[String]>, layout::Result<()>) {
         if let Some(places) = &self.places {
-            return (places.clone(), Ok(()));
+            return (Arc::clone(places), Ok(()));
         }
-        let (mut found, mut looked) = (Vec::new(), Ok(()));
-        gather(&self.root, "", &mut found, &mut looked);
-        let trash = format!("{}/{}", path::ROOM, path::TRASH);
-        match there(self.root.dir(&trash)) {
-            Ok(Some(dir)) => gather(&dir, &trash, &mut found, &mut looked),
-            Ok(None) => {}
-            Err(error) => looked = Err(error),
+        let mut places = Places { found: Vec::new(), looked: Ok(()) };
+        places.gather(&self.root, "", "");
+        places.trash(&self.root);
+        let found: Arc<[String]> = places.found.into();
+        if places.looked.is_ok() {
+            self.places = Some(Arc::clone(&found));
         }
-        if looked.is_ok() {
-            self.places = Some(found.clone());
-        }
-        (found, looked)
+        (found, places.looked)
     }
 }
 
-fn gather(dir: &Dir, name: &str, found: &mut Vec<String>, looked: &mut layout::Result<()>) {
-    let mut children = Vec::new();
-    let read = dir.each_name(|child, kind| {
-        if kind == FileType::Directory && !child.starts_with(['.', '_']) {
-            children.push(child.to_owned());
-        }
-    });
-    match there(read) {
-        Ok(Some(())) => {}
-        Ok(None) => return,
-        Err(error) => return *looked = Err(error),
+struct Places {
+    found: Vec<String>,
+    /// The last that could not be looked at.
+    looked: layout::Result<()>,
+}
+
+impl Places {
+    /// What of it is there.
+    fn seen<T>(&mut self, looked: layout::Result<T>) -> Option<T> {
+        there(looked).unwrap_or_else(|error| {
+            self.looked = Err(error);
+            None
+        })
     }
-    children.sort_unstable();
-    if children.iter().any(|child| child == path::BLOBS) {
-        found.push(name.to_owned());
-    }
-    for child in children.iter().filter(|child| *child != path::BLOBS) {
-        let whole = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
-        match there(dir.dir(child)) {
-            Ok(Some(dir)) => gather(&dir, &whole, found, looked),
-            Ok(None) => {}
-            Err(error) => *looked = Err(error),
+
+    fn trash(&mut self, root: &Dir) {
+        let trash = format!("{}/{}", path::ROOM, path::TRASH);
+        let Some(dir) = self.seen(root.dir(&trash)) else { return };
+        for hour in self.directories(&dir) {
+            if let Some(dir) = self.seen(dir.dir(&hour)) {
+                self.gather(&dir, &format!("{trash}/{hour}/"), "");
+            }
         }
+    }
+
+    /// Goes to a directory and to all repositories beneath it. No deeper: others may nest directories
+    /// until no descriptor is left. `above` is what stands before the repository's name.
+    fn gather(&mut self, dir: &Dir, above: &str, name: &str) {
+        let children = self.directories(dir);
+        if children.iter().any(|child| child == path::BLOBS) {
+            self.found.push(format!("{above}{name}").trim_end_matches('/').to_owned());
+        }
+        for child in children {
+            let whole = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
+            if RepoName::parse(&whole).is_ok()
+                && let Some(dir) = self.seen(dir.dir(&child))
+            {
+                self.gather(&dir, above, &whole);
+            }
+        }
+    }
+
+    fn directories(&mut self, dir: &Dir) -> Vec<String> {
+        let mut names = Vec::new();
+        let read = dir.each_name(|name, kind| {
+            if kind == FileType::Directory {
+                names.push(name.to_owned());
+            }
+        });
+        if self.seen(read).is_none() {
+            return Vec::new();
+        }
+        names.sort_unstable();
+        names
     }
 }

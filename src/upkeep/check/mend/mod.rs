@@ -94,7 +94,7 @@ pub(super) struct Mender {
     tree: Option<Tree>,
     quarantine: Option<Quarantine>,
     /// Where else content may lie: directories from ROOT that have `blobs/`.
-    places: Option<Vec<String>>,
+    places: Option<Arc<[String]>>,
     /// There is a server's room: its pool is made whole. A tree without one, as a copy, gets none.
     pools: bool,
     /// Which blobs a dry run would have linked into the pool already.
