@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
 use super::{Actor, Error, Registry, Result, locked};
 use crate::layout::uploads::UploadId;
@@ -21,6 +21,8 @@ pub(super) struct Slots {
     limit: usize,
     /// Whether what lies on the disk was counted.
     counted: OnceCell<()>,
+    /// Held by who compares with the disk.
+    comparing: AsyncMutex<()>,
     state: Mutex<State>,
 }
 
@@ -72,7 +74,12 @@ impl Drop for Slot {
 
 impl Slots {
     pub(super) fn new(limit: usize) -> Slots {
-        Slots { limit, counted: OnceCell::new(), state: Mutex::default() }
+        Slots {
+            limit,
+            counted: OnceCell::new(),
+            comparing: AsyncMutex::default(),
+            state: Mutex::default(),
+        }
     }
 
     /// The session has ended, or never came to be.
@@ -126,6 +133,12 @@ impl Slots {
         state.taken.is_empty() && state.uploads.is_empty()
     }
 
+    /// The next one at the limit compares, whenever that was done last.
+    #[cfg(test)]
+    pub(super) fn forget_comparison(&self) {
+        locked(&self.state).compared = None;
+    }
+
     fn may_compare_again(&self) -> bool {
         locked(&self.state).compared.is_none_or(|last| last.elapsed() >= COMPARE_AGAIN)
     }
@@ -161,6 +174,8 @@ impl Registry {
         if let Some(slot) = slots.take(&actor.who) {
             return Ok(slot);
         }
+        // Whoever comes while another compares waits for what comes of that.
+        let _comparing = slots.comparing.lock().await;
         if slots.may_compare_again() {
             self.look().await?;
         }

@@ -116,7 +116,8 @@ pub trait Face {
     fn catalog(&mut self, last: Option<&str>, n: usize) -> Answer<(Vec<String>, bool)>;
 
     /// The same tree with another server.
-    fn restart(&mut self);
+    /// Gives after how many hours without a byte the new process has ended uploads, if it does.
+    fn restart(&mut self) -> Option<u64>;
     fn check(&mut self) -> Vec<Found>;
     fn collect(&mut self, collection: &Collection) -> Result<Collected, String>;
 }

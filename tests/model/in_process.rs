@@ -211,8 +211,9 @@ impl Face for InProcess {
         Ok((page.items.iter().map(RepoName::to_string).collect(), page.more))
     }
 
-    fn restart(&mut self) {
+    fn restart(&mut self) -> Option<u64> {
         self.registry = open(self.root.path());
+        None
     }
 
     fn check(&mut self) -> Vec<Found> {

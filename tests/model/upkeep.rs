@@ -44,7 +44,9 @@ impl Run<'_> {
 
     pub(super) fn restart(&mut self) -> Step {
         self.tell("restart".to_owned());
-        self.face.restart();
+        if let Some(expiry) = self.face.restart() {
+            self.world.end_uploads(expiry);
+        }
         Ok(())
     }
 

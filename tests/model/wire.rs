@@ -1,8 +1,10 @@
 //! A registry over the wire: the built server on a tree of its own.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -12,6 +14,9 @@ use super::face::{Answer, Collected, Collection, Face, Found, Pulled, Referrer, 
 use crate::support::content::with_query;
 use crate::support::http::{Request, Response};
 use crate::support::{Registry, STILLAGE};
+
+/// After so many hours without a byte the server ends an upload.
+const EXPIRY: u64 = 24;
 
 pub struct Wire {
     registry: Registry,
@@ -108,7 +113,7 @@ impl Face for Wire {
         match received(&answer) {
             Some(1) => {
                 let data = self.registry.upload_data(&session(repo, id));
-                Ok(std::fs::metadata(data).map_or(0, |meta| meta.len()))
+                Ok(fs::metadata(data).map_or(0, |meta| meta.len()))
             }
             size => Ok(size.unwrap_or(u64::MAX)),
         }
@@ -248,8 +253,23 @@ impl Face for Wire {
         Ok((strings(&answer.json()["repositories"]), answer.header("link").is_some()))
     }
 
-    fn restart(&mut self) {
+    fn restart(&mut self) -> Option<u64> {
         self.registry.restart();
+        // It sweeps when it starts, beside its first requests: nobody else tells when it is done.
+        let uploads = self.root().join(".stillage/uploads");
+        let limit = SystemTime::now() - Duration::from_secs(EXPIRY * 3600);
+        let is_old = |entry: &fs::DirEntry| {
+            let changed = |path: PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+            // One without data has only its owner's file.
+            let last = changed(entry.path().join("data")).or_else(|| changed(entry.path()));
+            last.is_some_and(|last| last < limit)
+        };
+        let begun = Instant::now();
+        while fs::read_dir(&uploads).into_iter().flatten().flatten().any(|entry| is_old(&entry)) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "the server sweeps no uploads");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(EXPIRY)
     }
 
     fn check(&mut self) -> Vec<Found> {

@@ -422,9 +422,15 @@ impl World {
         self.trash.retain(|(at, name, _)| !(wanted(name) && over(*at)));
         if collection.only.is_none() {
             // A day, and some of it passes while the run does.
-            self.sessions.retain(|session| now - session.touched < 24);
+            self.end_uploads(24);
         }
         did
+    }
+
+    /// Uploads that got no byte for so many hours end.
+    pub fn end_uploads(&mut self, expiry: u64) {
+        let now = self.now;
+        self.sessions.retain(|session| now - session.touched < expiry);
     }
 
     fn collect_repository(

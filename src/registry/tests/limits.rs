@@ -159,3 +159,25 @@ async fn work_that_would_block_waits_for_its_turn_and_not_for_ever() {
     };
     assert!(tokio::join!(waiting, freed).0.is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_meets_the_limit_while_another_compares_waits_for_what_comes_of_it() {
+    let f = with(Settings { max_uploads: 100, ..Settings::default() });
+    for round in 0..20 {
+        for _ in f.uploads()..100 {
+            f.registry.begin_upload(&repo("a"), None, &alice()).await.unwrap();
+        }
+        // As a collection does, which is another process.
+        for entry in std::fs::read_dir(f.path(".stillage/uploads")).unwrap() {
+            std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+        }
+        f.registry.inner.slots.forget_comparison();
+        let begin = |_| {
+            let registry = f.registry.clone();
+            tokio::spawn(async move { registry.begin_upload(&repo("a"), None, &alice()).await })
+        };
+        for begun in (0..16).map(begin).collect::<Vec<_>>() {
+            begun.await.unwrap().unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
+    }
+}
