@@ -180,7 +180,8 @@ impl Run<'_> {
 
     /// Of a sound tree not a byte changes.
     pub(super) fn repair(&mut self) -> Step {
-        let sound = |name: &String| self.world.missing(name).is_empty();
+        let sound =
+            |name: &String| self.world.missing(name).is_empty() && !self.world.is_missized(name);
         if !self.world.names().iter().all(sound) {
             return Ok(());
         }
