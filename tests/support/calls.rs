@@ -345,13 +345,17 @@ fn place(path: &Path, known: bool) -> String {
     let mut above = "";
     for part in path.iter().map(|part| part.to_str().unwrap_or_default()) {
         let digest = part.strip_prefix("sha256:").unwrap_or(part);
-        // The pool's directories and those of hints are called by the beginning of digests.
-        let shelf = matches!(part.len(), 2 | 3) && matches!(above, "sha256" | "sha512");
+        // The pool's directories and the files of hints are called by the beginning of digests.
+        let shelves = matches!(above, "sha256" | "sha512");
+        let shelf = shelves && matches!(part.len(), 2 | 3);
+        let unfinished = part.strip_prefix('.').and_then(|part| part.split_once('.'));
         if !place.is_empty() {
             place.push('/');
         }
         if is_hex(digest) && (shelf || digest.len() >= 64) {
             place.push_str(if known { part } else { "*" });
+        } else if shelves && !known && unfinished.is_some_and(|(shelf, _)| is_hex(shelf)) {
+            place.push_str(".*");
         } else if is_hex(digest) && digest.len() >= 32 {
             place.push('*');
         } else if matches!(part, "sha256" | "sha512") {
