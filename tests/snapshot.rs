@@ -7,6 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::fs::{self, File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -548,8 +549,10 @@ fn an_index_that_is_being_written_is_waited_for() {
 struct Watched {
     lock: PathBuf,
     made: Mutex<BTreeMap<String, bool>>,
-    /// Done when the first file of `_manifests` is made.
+    /// Changed when the first file of `_manifests` is made.
     meanwhile: Mutex<Option<PathBuf>>,
+    /// Grows when its copy is made.
+    journal: PathBuf,
 }
 
 impl Watched {
@@ -569,6 +572,10 @@ impl Disk for Watched {
     }
     fn create(&self, dir: &Dir, name: &str, mode: Mode) -> Result<File> {
         self.note(name);
+        if name == "_log.jsonl" {
+            let mut journal = File::options().append(true).open(&self.journal).unwrap();
+            journal.write_all(b"later\n").unwrap();
+        }
         RealDisk.create(dir, name, mode)
     }
     fn create_unnamed(&self, dir: &Dir, mode: Mode) -> Result<File> {
@@ -640,6 +647,7 @@ fn the_lock_is_held_for_what_is_of_one_moment_only() {
             lock: root.join(".stillage/gc.lock"),
             made: Mutex::default(),
             meanwhile: Mutex::new(meanwhile),
+            journal: root.join("team/app/_log.jsonl"),
         });
         let to = beside.at(name);
         let watched = Arc::clone(&disk) as Arc<dyn Disk>;
@@ -647,14 +655,15 @@ fn the_lock_is_held_for_what_is_of_one_moment_only() {
         assert!(made.is_whole(), "{:?}", made.warnings);
         (disk, made)
     };
+    let journal = fs::read(root.join("team/app/_log.jsonl")).unwrap();
     let (disk, told) = made("copy", None);
     assert_eq!(told.warnings, []);
-    for name in ["index.json", "_log.jsonl"] {
-        assert!(!disk.free(name), "{name} is of one moment with the blobs");
-    }
-    for name in ["_log.3.jsonl", "1.8.oci-image", "_tags.json", "facts.jsonl"] {
+    assert!(!disk.free("index.json"), "it is of one moment with the blobs");
+    for name in ["_log.jsonl", "_log.3.jsonl", "1.8.oci-image", "_tags.json", "facts.jsonl"] {
         assert!(disk.free(name), "everybody waited for {name}");
     }
+    // It has grown meanwhile, and is of that moment all the same.
+    assert_eq!(fs::read(beside.at("copy/team/app/_log.jsonl")).unwrap(), journal);
     for name in ["_log.3.jsonl", "_manifests/1.8.oci-image", "_tags.json"] {
         assert!(beside.at("copy/team/app").join(name).symlink_metadata().is_ok(), "{name}");
     }

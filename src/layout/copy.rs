@@ -27,7 +27,7 @@ pub enum CopyError {
 /// Copies `len` bytes of one file into another, an empty one: shared extents where the file system
 /// can (then nothing is written), else the bytes, holes left as holes. Whether they were shared.
 ///
-/// A file that is being cut meanwhile gives fewer.
+/// What it has grown to meanwhile is left out; a file that is being cut gives fewer.
 pub fn content(
     disk: &dyn Disk,
     from: &File,
@@ -35,6 +35,10 @@ pub fn content(
     len: u64,
 ) -> std::result::Result<bool, CopyError> {
     if len > 0 && disk.clone_content(from, to).is_ok() {
+        let grown = to.metadata().map_err(CopyError::Write)?.len() > len;
+        if grown {
+            disk.set_len(to, len).map_err(CopyError::Write)?;
+        }
         return Ok(true);
     }
     let mut buffer = vec![0u8; usize::try_from(len.min(256 * 1024)).unwrap_or(0)];

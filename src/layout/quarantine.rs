@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::Mode;
+use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -66,8 +66,8 @@ impl Quarantine {
     /// Moves a file, a directory or whatever else out of the tree; gives its path from ROOT now.
     ///
     /// What is listed and where it goes is on the disk before it goes; on return, so is that it
-    /// went. A regular file on another file system is copied first. On an error it lies where it
-    /// lay.
+    /// went. A regular file or a symlink on another file system is copied first. On an error it lies
+    /// where it lay.
     pub fn take(&self, dir: &Dir, name: &str, path: &str, rule: &str) -> Result<String> {
         self.bring(dir, name, path, rule, How::Move)
     }
@@ -116,9 +116,7 @@ impl Quarantine {
         let mut at = quarantine.clone();
         for name in beneath.split('/') {
             if let Some(stat) = at.stat_name(name)? {
-                if rustix::fs::FileType::from_raw_mode(stat.st_mode)
-                    != rustix::fs::FileType::Directory
-                {
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                     return Ok(None);
                 }
                 at = at.dir(name)?;
@@ -145,7 +143,13 @@ impl Quarantine {
         };
         match brought {
             Err(error) if how != How::Copy && error.wants_copy() => {
-                self.copy_file(from, name, to, last)?;
+                match from.stat_name(name)?.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+                    Some(FileType::RegularFile) => self.copy_file(from, name, to, last)?,
+                    Some(FileType::Symlink) => {
+                        copy::symlink(&*self.disk, from, to, last)?;
+                    }
+                    _ => return Err(error),
+                }
                 self.disk.sync_dir(to)?;
                 if how == How::Move {
                     self.disk.unlink(from, name)?;

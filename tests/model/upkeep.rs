@@ -180,8 +180,7 @@ impl Run<'_> {
 
     /// Of a sound tree not a byte changes.
     pub(super) fn repair(&mut self) -> Step {
-        let sound =
-            |name: &String| self.world.missing(name).is_empty() && !self.world.is_missized(name);
+        let sound = |name: &String| self.world.missing(name).is_empty();
         if !self.world.names().iter().all(sound) {
             return Ok(());
         }

@@ -384,15 +384,6 @@ impl World {
         missing
     }
 
-    /// Whether a manifest says another length of something that it need not have here, and that is here.
-    pub fn is_missized(&self, repo: &str) -> bool {
-        let manifests = self.manifests(repo);
-        let mut references = manifests
-            .iter()
-            .flat_map(|manifest| self.shape(manifest).into_iter().flat_map(|s| &s.references));
-        references.any(|r| self.has(repo, &r.digest) && self.contents.size(&r.digest) != r.size)
-    }
-
     // --- collection -------------------------------------------------------------------------
 
     /// A collection of everything, or of one repository. What it must do, and what it must say.

@@ -324,7 +324,12 @@ impl Graph<'_> {
             !manifest.kind.is_index() || Kind::of_media_type(&entry.media_type).is_none()
         };
         for blob in manifest.references().filter(plain) {
-            self.blob(blob, &place, required && blob.urls.is_empty());
+            // Of what lies elsewhere nothing is asked, not even its length if it is here as well: no push
+            // asks for that either.
+            match blob.urls.is_empty() {
+                true => self.blob(blob, &place, required),
+                false => self.data(blob, &place),
+            }
         }
         if let Some(subject) = &manifest.subject {
             self.data(subject, &place);

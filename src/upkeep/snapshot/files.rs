@@ -38,16 +38,29 @@ pub(super) fn open(run: &mut Run<'_>, pair: &Pair, name: &str, foreign: bool) ->
 /// snapshot where it is the same there. All others are files that somebody may write in place, also in
 /// a snapshot that is served: each has its own.
 pub(super) fn copy(run: &mut Run<'_>, pair: &Pair, name: &str, foreign: bool) -> Result<()> {
-    let Some(source) = open(run, pair, name, foreign) else { return Ok(()) };
+    match open(run, pair, name, foreign) {
+        Some(source) => copy_open(run, pair, name, &source, foreign),
+        None => Ok(()),
+    }
+}
+
+/// The same of a file that is open already: of it as it was then, if it has only grown.
+pub(super) fn copy_open(
+    run: &mut Run<'_>,
+    pair: &Pair,
+    name: &str,
+    source: &Source,
+    foreign: bool,
+) -> Result<()> {
     if pair.to.is_none() {
         run.summary.files_copied += 1;
         run.summary.bytes_copied += layout::size_of(&source.stat);
         return Ok(());
     }
-    if path::old_journal(name).is_some() && link_earlier(run, pair, name, &source)? {
+    if path::old_journal(name).is_some() && link_earlier(run, pair, name, source)? {
         return Ok(());
     }
-    if write(run, pair, name, &source, foreign)? {
+    if write(run, pair, name, source, foreign)? {
         run.summary.files_copied += 1;
     }
     Ok(())

@@ -1,6 +1,7 @@
-//! What names blobs. index.json and the journal are of one moment, under gc.lock. What follows from
-//! index.json (views), is true at any time (facts) or never changes (older parts of the journal) is
-//! copied when nobody waits any more: it may be long, and names nothing that must be there.
+//! What names blobs. index.json and the journal are of one moment, under gc.lock. The journal is only
+//! opened then: what it had at that moment is the beginning of what it has later. It, and what follows
+//! from index.json (views), is true at any time (facts) or never changes (older parts of the journal)
+//! is copied when nobody waits any more: it may be long.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,6 +27,7 @@ const LOCK_WAIT: Duration = Duration::from_millis(500);
 pub(super) struct Moment {
     names: BTreeMap<String, Entry>,
     truth: Truth,
+    journal: Option<Source>,
 }
 
 /// What names blobs, or belongs to them, but for older parts of the journal.
@@ -44,7 +46,8 @@ fn is_directory(name: &str) -> bool {
 
 /// Whether it may be copied later than index.json.
 fn can_wait(name: &str) -> bool {
-    is_view(name) || name == path::REFERRERS || path::old_journal(name).is_some()
+    let is_journal = name == path::JOURNAL || path::old_journal(name).is_some();
+    is_view(name) || name == path::REFERRERS || is_journal
 }
 
 /// Whether a name is one of what is made from index.json, and from nothing else.
@@ -74,14 +77,15 @@ pub(super) fn settle(run: &mut Run<'_>, pair: &Pair, as_it_is: bool) -> Result<O
         for entry in names.values().filter(|entry| !can_wait(&entry.name)) {
             copy(run, pair, entry)?;
         }
+        let journal = journal(run, pair, &names);
         if own_names(&pair.from)? == names && truth.is_still(&pair.from) {
-            return Ok(Some(Moment { names, truth }));
+            return Ok(Some(Moment { names, truth, journal }));
         }
         if attempt > ATTEMPTS + 1 {
             let message = "changed all the while it was copied, and its lock was not to be had: its \
                            journal may name what its index.json does not know yet";
             run.notes(pair.name.clone(), message);
-            return Ok(Some(Moment { names, truth }));
+            return Ok(Some(Moment { names, truth, journal }));
         }
         drop(held);
         run.summary = counted.clone();
@@ -97,8 +101,15 @@ pub(super) fn rest(run: &mut Run<'_>, pair: &Pair, moment: &Moment) -> Result<bo
     let waiting = moment.names.values().filter(|entry| can_wait(&entry.name));
     let mut views = false;
     for entry in waiting {
+        match (&moment.journal, entry.kind) {
+            (opened, FileType::RegularFile) if entry.name == path::JOURNAL => {
+                if let Some(source) = opened {
+                    files::copy_open(run, pair, path::JOURNAL, source, false)?;
+                }
+            }
+            _ => copy(run, pair, entry)?,
+        }
         views |= is_view(&entry.name);
-        copy(run, pair, entry)?;
     }
     Ok(!views || moment.truth.is_still(&pair.from))
 }
@@ -109,6 +120,12 @@ pub(super) fn without_views(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
                    made from it again";
     run.notes(pair.name.clone(), message);
     remove(run, pair, is_view)
+}
+
+/// The journal, open, with the length that it has now.
+fn journal(run: &mut Run<'_>, pair: &Pair, names: &BTreeMap<String, Entry>) -> Option<Source> {
+    let kind = names.get(path::JOURNAL)?.kind;
+    (kind == FileType::RegularFile).then(|| files::open(run, pair, path::JOURNAL, false))?
 }
 
 fn own_names(dir: &Dir) -> layout::Result<BTreeMap<String, Entry>> {
