@@ -1,6 +1,7 @@
 //! The fuzz targets in short: every file of their corpus, and variants of it that are the same in
 //! every run.
 
+mod support;
 #[path = "../fuzz/targets.rs"]
 mod targets;
 
@@ -9,6 +10,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use support::random::Random;
 use targets::FAMILIES;
 
 /// How many variants are tried for each function, of all its files together.
@@ -27,12 +29,12 @@ fn what_outsiders_send_breaks_nothing() {
                 .map(|(path, bytes)| (path, bytes[1..].to_vec()))
                 .collect();
             assert!(own.len() >= 3, "{member} of {} has {} files", family.name, own.len());
-            let mut random = Random(0x9e37_79b9_7f4a_7c15);
+            let mut random = Random::seeded(1);
             for (path, bytes) in &own {
                 run(member, path, bytes, *target);
                 for _ in 0..VARIANTS / own.len() {
                     let (_, other) = &own[random.below(own.len())];
-                    run(member, path, &random.variant(bytes, other), *target);
+                    run(member, path, &variant(&mut random, bytes, other), *target);
                 }
             }
         }
@@ -104,44 +106,29 @@ fn read_all(directory: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// xorshift64*: the same numbers in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() >> 33) as usize % end.max(1)
-    }
-
-    /// Some bytes changed, cut out, doubled, or taken from another file.
-    fn variant(&mut self, bytes: &[u8], other: &[u8]) -> Vec<u8> {
-        const BYTES: &[u8] = b"\0\x7f\xff%/.:\"{}[],-+0129aAzZ_ \n&=?";
-        let mut bytes = bytes.to_vec();
-        for _ in 0..=self.below(4) {
-            let at = self.below(bytes.len());
-            let len = self.below(16).min(bytes.len() - at);
-            match self.below(6) {
-                0 if !bytes.is_empty() => bytes[at] = BYTES[self.below(BYTES.len())],
-                1 => bytes.insert(at, BYTES[self.below(BYTES.len())]),
-                2 => drop(bytes.drain(at..at + len)),
-                3 => {
-                    let piece = bytes[at..at + len].to_vec();
-                    bytes.splice(at..at, piece);
-                }
-                4 => {
-                    let from = self.below(other.len());
-                    let piece = &other[from..(from + len).min(other.len())];
-                    bytes.splice(at..at, piece.iter().copied());
-                }
-                _ => bytes.truncate(at.max(1)),
+/// Some bytes changed, cut out, doubled, or taken from another file.
+fn variant(random: &mut Random, bytes: &[u8], other: &[u8]) -> Vec<u8> {
+    const BYTES: &[u8] = b"\0\x7f\xff%/.:\"{}[],-+0129aAzZ_ \n&=?";
+    let mut below = |end: usize| random.below(end.max(1));
+    let mut bytes = bytes.to_vec();
+    for _ in 0..=below(4) {
+        let at = below(bytes.len());
+        let len = below(16).min(bytes.len() - at);
+        match below(6) {
+            0 if !bytes.is_empty() => bytes[at] = BYTES[below(BYTES.len())],
+            1 => bytes.insert(at, BYTES[below(BYTES.len())]),
+            2 => drop(bytes.drain(at..at + len)),
+            3 => {
+                let piece = bytes[at..at + len].to_vec();
+                bytes.splice(at..at, piece);
             }
+            4 => {
+                let from = below(other.len());
+                let piece = &other[from..(from + len).min(other.len())];
+                bytes.splice(at..at, piece.iter().copied());
+            }
+            _ => bytes.truncate(at.max(1)),
         }
-        bytes
     }
+    bytes
 }
