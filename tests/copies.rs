@@ -64,7 +64,9 @@ fn copies_beside_pushes_deletes_and_collections_are_sound_registries() {
         }
         scope.spawn(|| collect(registry.root(), &load, &done));
         let end = Ended(&done);
+        let begun = Instant::now();
         while Load::of(&load.pushes) < 20 {
+            assert!(begun.elapsed() < Duration::from_secs(120), "nothing is pushed");
             thread::yield_now();
         }
         for number in 0..many {
@@ -106,6 +108,8 @@ fn copies_beside_pushes_deletes_and_collections_are_sound_registries() {
     ));
     assert!(Load::of(&load.deleted) > 20, "{} blobs were deleted", Load::of(&load.deleted));
     assert!(Load::of(&load.pushes) > 50, "{} pushes", Load::of(&load.pushes));
+    let collections = Load::of(&load.collections);
+    assert!(collections >= 5, "{collections} collections");
 }
 
 /// A moment is less than what a delete waits for the lock, and what collection works for at a time.
@@ -184,9 +188,12 @@ fn collect(root: &Path, load: &Load, done: &AtomicBool) {
         let mut command = Command::new(STILLAGE);
         command.args(["gc", "--grace", "0", "--undo-window", "0"]).arg(root);
         let ended = run(&mut command);
-        // 3: a live copy held the lock for longer than it waits.
-        assert!([Some(0), Some(3)].contains(&ended.code), "{ended}");
-        Load::count(&load.collections);
+        match ended.code {
+            Some(0) => Load::count(&load.collections),
+            // A live copy held the lock for longer than it waits.
+            Some(3) if ended.stderr.contains("gc.lock") || ended.stdout.contains("gc.lock") => {}
+            _ => panic!("{ended}"),
+        }
     }
 }
 

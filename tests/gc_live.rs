@@ -4,7 +4,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -189,9 +189,19 @@ fn tars(home: &Containers) -> Vec<Vec<u8>> {
     [("small", 1_000), ("large", 96 * 1024 * 1024)].map(layer).into()
 }
 
+/// A client that does not outlive its test, stopped or not.
+struct Pusher(Child);
+
+impl Drop for Pusher {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts a push to `stopped/push`, stops it once its small layer is there, collects, continues it.
 fn stopped_over_collections(registry: &Registry, push: &mut Command, small: Option<&str>) {
-    let mut child = push.spawn().expect("the client starts");
+    let mut pusher = Pusher(push.spawn().expect("the client starts"));
     let blobs = registry.root().join("stopped/push/blobs/sha256");
     let first = || {
         let there = fs::read_dir(&blobs).into_iter().flatten().flatten();
@@ -201,7 +211,7 @@ fn stopped_over_collections(registry: &Registry, push: &mut Command, small: Opti
         whole.into_iter().find(|name| small.is_none_or(|small| small == *name))
     };
     let until = Instant::now() + Duration::from_secs(60);
-    let pid = Pid::from_child(&child);
+    let pid = Pid::from_child(&pusher.0);
     let first = loop {
         assert!(Instant::now() < until, "the small layer does not come");
         if let Some(first) = first() {
@@ -217,7 +227,7 @@ fn stopped_over_collections(registry: &Registry, push: &mut Command, small: Opti
     let note = registry.root().join(".stillage/unreferenced/stopped/push");
     assert!(note.join(first).exists(), "collection has seen it");
     kill_process(pid, Signal::CONT).expect("the client is there still");
-    assert!(child.wait().expect("its end").success());
+    assert!(pusher.0.wait().expect("its end").success());
     gc(registry.root(), &[]).ok();
 }
 

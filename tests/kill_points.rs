@@ -22,10 +22,11 @@ use mending::{Damage, Patient};
 use support::calls::{Answer, Call, Calls, Often, Site, makes, sites};
 use support::content::{Image, OCI_MANIFEST, referrer, sha256};
 use support::deeds::{Chore, Deed, Kind, Work, is_temporary, walk};
+use support::random::Random;
 use support::{Registry, STILLAGE};
 
 /// What can be told apart after a crash.
-const CHANGES: [&str; 16] = [
+const CHANGES: [&str; 20] = [
     "openat",
     "openat2",
     "mkdirat",
@@ -38,10 +39,14 @@ const CHANGES: [&str; 16] = [
     "pwrite64",
     "ftruncate",
     "fchmod",
+    "fchmodat",
     "fchown",
+    "fchownat",
+    "utimensat",
     "fsetxattr",
     "fremovexattr",
     "fallocate",
+    "ioctl",
 ];
 
 /// Kills on one tree: it grows.
@@ -88,7 +93,7 @@ fn a_repair_killed_at_any_call_makes_nothing_worse_and_is_done_again() {
         .flat_map(|damage| points(damage.sites()).into_iter().map(move |site| (damage, site)));
     // The short form leaves three of four to the long one, other ones each time.
     let every = if support::long() { 1 } else { 4 };
-    let begin = std::process::id() as usize % every;
+    let begin = Random::from_env("STILLAGE_KILLS_SEED").below(every);
     let points = support::part(all.skip(begin).step_by(every).collect());
     let tally = in_turn(&points, 1, REPAIRS, |points| {
         let mut tally = Tally::default();
@@ -127,6 +132,7 @@ fn kill_everywhere(kinds: &[Kind]) {
     let tally = in_turn(&points, PER_TREE, 2, |batch| {
         let (mut stage, mut tally) = (Stage::new(), Tally::default());
         batch.iter().for_each(|(kind, site)| tally.count(stage.kill_at(*kind, site)));
+        assert_leftovers_are_swept(stage.registry.root());
         tally
     });
     tally.tell(&format!("{kinds:?}"), points.len());

@@ -12,7 +12,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use support::content::{Image, OCI_MANIFEST, descriptor, sha256};
 use support::http::{Client, Request};
 use support::power::{Kind, Power};
@@ -118,6 +120,11 @@ fn loses_without_fsync(kind: Kind) -> bool {
 #[derive(Default)]
 struct World {
     tags: BTreeMap<(String, String), Image>,
+    /// Whatever was ever pushed to.
+    repos: BTreeSet<String>,
+    /// Manifests that are there, tagged or not, and those that a DELETE's 202 took away.
+    manifests: BTreeSet<(String, String)>,
+    gone_manifests: BTreeSet<(String, String)>,
     /// Blobs that a DELETE's 202 took away.
     gone: BTreeSet<(String, String)>,
     /// Of manifests that were deleted, the layers: nothing refers to them.
@@ -193,6 +200,9 @@ impl World {
     fn delete_manifest(&mut self, client: &Client, repo: &str, image: &Image) {
         client.delete(&format!("/v2/{repo}/manifests/{}", image.digest)).expect_status(202);
         self.tags.retain(|(of, _), tagged| of != repo || tagged.digest != image.digest);
+        let manifest = (repo.to_owned(), image.digest.clone());
+        self.manifests.remove(&manifest);
+        self.gone_manifests.insert(manifest);
         self.loose.push((repo.to_owned(), image.clone()));
         self.deeds.push(format!("delete {repo}@{}", image.digest));
     }
@@ -201,9 +211,10 @@ impl World {
         let Some((repo, image)) = self.loose.pop() else { return };
         let digest = sha256(&image.layers[0]);
         // It may have come back by a mount meanwhile.
+        let is_back = self.manifests.contains(&(repo.clone(), image.digest.clone()));
         let answer = client.delete(&format!("/v2/{repo}/blobs/{digest}"));
-        assert!(matches!(answer.status, 202 | 405), "{answer:?}");
-        if answer.status == 202 {
+        assert_eq!(answer.status, if is_back { 405 } else { 202 }, "{answer:?}");
+        if !is_back {
             self.deeds.push(format!("delete blob {repo}@{digest}"));
             self.gone.insert((repo, digest));
         }
@@ -211,6 +222,10 @@ impl World {
 
     fn acknowledged(&mut self, what: &str, repo: String, tag: String, image: Image) {
         self.deeds.push(format!("{what} {repo}:{tag}"));
+        let manifest = (repo.clone(), image.digest.clone());
+        self.gone_manifests.remove(&manifest);
+        self.manifests.insert(manifest);
+        self.repos.insert(repo.clone());
         self.tags.insert((repo, tag), image);
     }
 
@@ -218,20 +233,29 @@ impl World {
     fn differs(&self, registry: &Registry) -> Vec<String> {
         let mut wrong = checked(registry);
         let client = registry.client();
-        let mut of_repo: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut of_repo: BTreeMap<&str, BTreeSet<&str>> =
+            self.repos.iter().map(|repo| (repo.as_str(), BTreeSet::new())).collect();
         for ((repo, tag), image) in &self.tags {
             of_repo.entry(repo).or_default().insert(tag);
             wrong.extend(lost(&client, repo, tag, image));
         }
         for (repo, tags) in of_repo {
             let list = client.get(&format!("/v2/{repo}/tags/list"));
-            if list.status == 200 {
-                let json = list.json();
-                let found = json["tags"].as_array().into_iter().flatten();
-                let found: BTreeSet<&str> = found.filter_map(|tag| tag.as_str()).collect();
-                if found != tags {
-                    wrong.push(format!("{repo} has {found:?}, not {tags:?}"));
-                }
+            // A repository without a manifest is unknown.
+            let json =
+                if list.status == 404 { Value::Null } else { list.expect_status(200).json() };
+            let found = json["tags"].as_array().into_iter().flatten();
+            let found: BTreeSet<&str> = found.filter_map(|tag| tag.as_str()).collect();
+            if found != tags {
+                wrong.push(format!("{repo} has {found:?}, not {tags:?}"));
+            }
+        }
+        let there = self.manifests.iter().map(|manifest| (manifest, 200));
+        let gone = self.gone_manifests.iter().map(|manifest| (manifest, 404));
+        for ((repo, digest), expected) in there.chain(gone) {
+            let status = client.head(&format!("/v2/{repo}/manifests/{digest}")).status;
+            if status != expected {
+                wrong.push(format!("manifest {repo}@{digest} is {status}, not {expected}"));
             }
         }
         for (repo, digest) in &self.gone {
@@ -276,6 +300,9 @@ fn some_image(random: &mut Random) -> Image {
 // --- under load ---------------------------------------------------------------------------------
 
 const WRITERS: usize = 3;
+
+/// So long they may take for what they are to do before the power goes.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn under_load(kind: Kind) {
     let mut random = Random::from_env(SEED);
@@ -339,7 +366,9 @@ fn cut_under_load(
 ) -> (Vec<Written>, usize) {
     let count = AtomicUsize::new(0);
     let over = AtomicBool::new(false);
+    let cut = AtomicBool::new(false);
     let until = 3 + random.below(40);
+    let begun = Instant::now();
     let switch = power.switch();
     let written = thread::scope(|scope| {
         scope.spawn(|| collect_until(registry.root(), &over, collections));
@@ -349,52 +378,22 @@ fn cut_under_load(
                     now.is_some() && tag.starts_with(&format!("w{number}"))
                 };
                 let known: Vec<_> = tags.iter().filter(own).map(|(key, _)| key.clone()).collect();
-                let (client, random, count) = (registry.client(), random.fork(), &count);
-                scope.spawn(move || write_until_it_fails(&client, random, number, known, count))
+                let (client, random) = (registry.client(), random.fork());
+                let writer = Writer { client, count: &count, cut: &cut };
+                scope.spawn(move || writer.write_until_it_fails(random, number, known))
             })
             .collect();
-        while count.load(Ordering::Acquire) < until {
+        // Whoever failed already is waited for below.
+        while count.load(Ordering::Acquire) < until && begun.elapsed() < PATIENCE {
             thread::yield_now();
         }
+        cut.store(true, Ordering::Release);
         switch.cut();
         over.store(true, Ordering::Release);
         writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
     });
+    assert!(begun.elapsed() < PATIENCE, "{count:?} of {until} deeds came through");
     (written, count.into_inner())
-}
-
-fn write_until_it_fails(
-    client: &Client,
-    mut random: Random,
-    number: usize,
-    mut known: Vec<(String, String)>,
-    count: &AtomicUsize,
-) -> Written {
-    let mut acknowledged = Vec::new();
-    loop {
-        let deed = match random.below(4) {
-            0 if !known.is_empty() => (known.swap_remove(random.below(known.len())), None),
-            1 if !known.is_empty() => {
-                (random.one_of(&known).clone(), Some(some_image(&mut random)))
-            }
-            _ => {
-                // Two repositories that all share, so that commits are shared too.
-                let key = (format!("r{}", random.below(2)), format!("w{number}t{}", random.next()));
-                known.push(key.clone());
-                (key, Some(some_image(&mut random)))
-            }
-        };
-        loop {
-            match try_deed(client, &deed) {
-                Tried::Done => break,
-                // A blob was not referred to for a second, and was collected: push it again.
-                Tried::Refused => {}
-                Tried::Gone => return Written { acknowledged, in_flight: Some(deed) },
-            }
-        }
-        acknowledged.push(deed);
-        count.fetch_add(1, Ordering::AcqRel);
-    }
 }
 
 /// How a deed ended.
@@ -408,25 +407,76 @@ enum Tried {
     Gone,
 }
 
-fn try_deed(client: &Client, ((repo, tag), image): &Deed) -> Tried {
-    let send = |request: Request, status: u16| match client.try_send(request) {
-        Ok(answer) if answer.status == status => Tried::Done,
-        Ok(answer) if matches!(answer.status, 400 | 404 | 409) => Tried::Refused,
-        Ok(_) | Err(_) => Tried::Gone,
-    };
-    let manifest = format!("/v2/{repo}/manifests/{tag}");
-    let Some(image) = image else {
-        return send(Request::delete(manifest), 202);
-    };
-    for blob in image.layers.iter().chain([&image.config]) {
-        let post = Request::post(format!("/v2/{repo}/blobs/uploads/?digest={}", sha256(blob)));
-        let sent = send(post.body(blob.as_slice()), 201);
-        if sent != Tried::Done {
-            return sent;
+/// Who writes until the power is gone.
+struct Writer<'a> {
+    client: Client,
+    /// How many deeds were acknowledged, to all writers.
+    count: &'a AtomicUsize,
+    /// Whether the power is about to go, or gone.
+    cut: &'a AtomicBool,
+}
+
+impl Writer<'_> {
+    fn write_until_it_fails(
+        &self,
+        mut random: Random,
+        number: usize,
+        mut known: Vec<(String, String)>,
+    ) -> Written {
+        let mut acknowledged = Vec::new();
+        loop {
+            let deed = match random.below(4) {
+                0 if !known.is_empty() => (known.swap_remove(random.below(known.len())), None),
+                1 if !known.is_empty() => {
+                    (random.one_of(&known).clone(), Some(some_image(&mut random)))
+                }
+                _ => {
+                    // Two repositories that all share, so that commits are shared too.
+                    let tag = format!("w{number}t{}", random.next());
+                    let key = (format!("r{}", random.below(2)), tag);
+                    known.push(key.clone());
+                    (key, Some(some_image(&mut random)))
+                }
+            };
+            loop {
+                match self.try_deed(&deed) {
+                    Tried::Done => break,
+                    // A blob was not referred to for a second, and was collected: push it again.
+                    Tried::Refused => {}
+                    Tried::Gone => return Written { acknowledged, in_flight: Some(deed) },
+                }
+            }
+            acknowledged.push(deed);
+            self.count.fetch_add(1, Ordering::AcqRel);
         }
     }
-    let put = Request::put(manifest).header("Content-Type", OCI_MANIFEST);
-    send(put.body(image.manifest.as_slice()), 201)
+
+    fn try_deed(&self, ((repo, tag), image): &Deed) -> Tried {
+        let send = |request: Request, status: u16| match self.client.try_send(request) {
+            Ok(answer) if answer.status == status => Tried::Done,
+            Ok(answer) if image.is_some() && matches!(answer.status, 400 | 404 | 409) => {
+                Tried::Refused
+            }
+            answer => {
+                let gone = self.cut.load(Ordering::Acquire);
+                assert!(gone, "{repo}:{tag} of a server that has power: {answer:?}");
+                Tried::Gone
+            }
+        };
+        let manifest = format!("/v2/{repo}/manifests/{tag}");
+        let Some(image) = image else {
+            return send(Request::delete(manifest), 202);
+        };
+        for blob in image.layers.iter().chain([&image.config]) {
+            let post = Request::post(format!("/v2/{repo}/blobs/uploads/?digest={}", sha256(blob)));
+            let sent = send(post.body(blob.as_slice()), 201);
+            if sent != Tried::Done {
+                return sent;
+            }
+        }
+        let put = Request::put(manifest).header("Content-Type", OCI_MANIFEST);
+        send(put.body(image.manifest.as_slice()), 201)
+    }
 }
 
 /// All that was acknowledged is so; what was in flight is done or not, and nothing between.
@@ -442,8 +492,10 @@ fn settle(
         tags.extend(written.acknowledged);
         if let Some((key, wanted)) = written.in_flight {
             let is = |image: &Option<Image>| differs(&client, &key, image.as_ref()).is_none();
-            if is(&wanted) {
-                tags.insert(key, wanted);
+            match is(&wanted) {
+                true => drop(tags.insert(key, wanted)),
+                // Then it is as it was before: a new one is not there.
+                false => drop(tags.entry(key).or_insert(None)),
             }
         }
     }

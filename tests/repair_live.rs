@@ -137,9 +137,10 @@ fn a_lock_that_is_waited_for_holds_nobody_else_up() {
     let took = begun.elapsed();
     let log = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(code(&output), Some(3), "{log}");
-    assert!(took > wait && took < wait * 3 / 2, "{took:?}: {log}");
+    // Four things are to be done there.
+    assert!(took > wait && took < wait * 3, "{took:?}: {log}");
     let [waited, got] = had;
-    assert!(waited > 100 && got > 10, "held {waited} times, free {got} times");
+    assert!(waited > 20 && got > 2, "held {waited} times, free {got} times");
     assert_eq!(log.matches("somebody holds the lock").count(), 1, "{log}");
     drop(held);
     assert_eq!(code(&stillage(&["--repair"], root)), Some(0));
@@ -163,7 +164,12 @@ fn what_takes_the_place_of_an_open_journal_keeps_its_rights() {
     let output = std::thread::scope(|scope| {
         let repair = scope.spawn(|| stillage(&["--repair", "--wait", "30s"], root));
         // It has begun when it takes gc.lock, and then waits for ours.
-        std::thread::sleep(Duration::from_secs(2));
+        let gc = File::open(root.join(".stillage/gc.lock")).unwrap();
+        while gc.try_lock().is_ok() {
+            gc.unlock().unwrap();
+            assert!(!repair.is_finished(), "it did not wait");
+            std::thread::yield_now();
+        }
         fs::rename(&own, &log).unwrap();
         drop(held);
         repair.join().unwrap()

@@ -30,15 +30,21 @@ struct Cost {
 
 impl Cost {
     /// Looks at a process until it ends. It may be missed in its last milliseconds.
-    fn of(mut child: Child) -> (Cost, Output) {
-        let begun = Instant::now();
+    fn of(child: Child) -> (Cost, Output) {
+        let (begun, process) = (Instant::now(), child.id());
         let mut cost = Cost::default();
-        while child.try_wait().unwrap().is_none() {
-            cost.look(child.id());
+        // What it says is read meanwhile: a full pipe would hold it up.
+        let ended = std::thread::spawn(move || {
+            let output = child.wait_with_output().unwrap();
+            (begun.elapsed(), output)
+        });
+        while !ended.is_finished() {
+            cost.look(process);
             std::thread::sleep(Duration::from_millis(2));
         }
-        cost.time = begun.elapsed();
-        (cost, child.wait_with_output().unwrap())
+        let (time, output) = ended.join().unwrap();
+        cost.time = time;
+        (cost, output)
     }
 
     fn look(&mut self, process: u32) {

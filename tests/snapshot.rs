@@ -5,7 +5,6 @@ mod snapshots;
 mod support;
 
 use std::fs::{self, File, Permissions};
-use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use layouts::{disk, findings, valid};
 use serde_json::Value;
 use snapshots::{Beside, acls, picture, read_only, sh};
-use stillage::layout::{Disk, RealDisk};
+use stillage::layout::RealDisk;
 use stillage::upkeep::snapshot::{Options, snapshot};
 use support::command::run;
 use support::content::{Image, random, sha256};

@@ -131,4 +131,7 @@ fn enough_was_done(ground: &Ground, figures: &Figures, all: Duration) {
     let least = if all.as_secs() >= 600 { 100 } else { all.as_secs() / 6 };
     assert!(collections as u64 >= least, "only {collections} collections");
     assert!(figures.deeds > all.as_secs(), "only {} deeds", figures.deeds);
+    // Slower than the grace is only now and then one, or nothing was promised.
+    let slow = ground.counts().get("too slow").copied().unwrap_or(0) as u64;
+    assert!(slow * 20 <= figures.deeds, "{slow} of {} deeds were too slow", figures.deeds);
 }

@@ -107,7 +107,7 @@ pub fn admit(
         incoming.seal(tree, size)?;
         place(tree, &blobs, digest, |to, name| tree.disk.link_file(&incoming.file, to, name))
             .or_else(|error| copy_instead(tree, &incoming.file, &blobs, digest, size, error))?;
-        remember(tree, &incoming.file, digest)?;
+        remember(tree, incoming, digest)?;
         pool_file(tree, &incoming.file, digest);
     }
     holders.note(tree, digest, size, target.name);
@@ -197,8 +197,8 @@ pub fn adopt(
 }
 
 /// This process knows from now on what the inode holds.
-pub(super) fn remember(tree: &Tree, file: &File, digest: &Digest) -> Result<()> {
-    let stat = dir::stat_file(file, || tree.room.at(path::POOL))?;
+pub(super) fn remember(tree: &Tree, incoming: &Incoming, digest: &Digest) -> Result<()> {
+    let stat = dir::stat_file(incoming.file(), || incoming.path(tree))?;
     tree.verified.remember_sealed(digest, &stat);
     Ok(())
 }
@@ -365,7 +365,7 @@ pub(super) fn copy_content(
         }
     }
     to.seal(tree, size)?;
-    remember(tree, &to.file, digest)
+    remember(tree, to, digest)
 }
 
 /// Gives the pool one more link to a sealed file, over whatever has the name. The pool is only an

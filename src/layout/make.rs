@@ -63,6 +63,14 @@ pub(super) fn inner(disk: &dyn Disk, repo: &Dir, relative: &str) -> Result<Dir> 
     })
 }
 
+/// Gives a directory inside a repository the rights of the repository.
+///
+/// # Errors
+/// It is somebody else's: only its owner can do that.
+pub(super) fn as_open_as(repo: &Dir, relative: &str) -> Result<()> {
+    Dress::like(repo)?.put_on(&repo.dir(relative)?)
+}
+
 /// mkdir -p for the room, where nobody else may be.
 pub(super) fn in_room(disk: &dyn Disk, parent: &Dir, relative: &str) -> Result<Dir> {
     if let Some(found) = parent.dir(relative).or_absent()? {

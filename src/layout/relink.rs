@@ -45,7 +45,7 @@ pub fn prepare(tree: &Tree, source: Source, digest: &Digest) -> Result<Option<Re
         return Ok(None);
     };
     incoming.seal(tree, size)?;
-    remember(tree, incoming.file(), digest)?;
+    remember(tree, &incoming, digest)?;
     Ok(Some(Ready::Copied(incoming, size)))
 }
 

@@ -111,6 +111,14 @@ impl Tree {
         make::inner(&*self.disk, repo, relative)
     }
 
+    /// Makes a directory inside a repository as open as the repository is.
+    ///
+    /// # Errors
+    /// It is somebody else's: only its owner can do that.
+    pub fn make_as_open(&self, repo: &Dir, relative: &str) -> Result<()> {
+        make::as_open_as(repo, relative)
+    }
+
     /// A directory of the room, made when it is missing.
     pub fn make_in_room(&self, relative: &str) -> Result<Dir> {
         make::in_room(&*self.disk, &self.room, relative)

@@ -38,9 +38,14 @@ pub struct Index {
     head: Head,
     /// Entries in their order; a removed one leaves a hole, so that positions stay true.
     slots: Vec<Option<Arc<Descriptor>>>,
+    /// How many are no holes.
+    full: usize,
     by_tag: BTreeMap<Tag, Vec<usize>>,
     by_digest: HashMap<Digest, Vec<usize>>,
 }
+
+/// So many holes are no matter.
+const FEW_HOLES: usize = 64;
 
 /// The document's fields other than `manifests`.
 #[derive(Clone, Debug, Serialize)]
@@ -231,6 +236,7 @@ impl Index {
     /// was so already. A manifest that loses its last tag stays, untagged.
     pub fn put(&mut self, descriptor: &Descriptor, tags: &[Tag]) -> Vec<Change> {
         let mut changes = Vec::new();
+        self.close_holes();
         if self.find(&descriptor.digest).is_none() {
             self.append(descriptor.clone());
             changes.push(change(What::Push, None, None, Some(descriptor.clone())));
@@ -320,12 +326,31 @@ impl Index {
         insert(self.by_digest.entry(descriptor.digest.clone()).or_default());
         if let Some(empty) = self.slots.get_mut(slot) {
             *empty = Some(Arc::new(descriptor));
+            self.full += 1;
         }
+    }
+
+    /// An index is changed again and again and never read anew: holes do not outnumber entries.
+    fn close_holes(&mut self) {
+        if self.slots.len() <= 2 * self.full + FEW_HOLES {
+            return;
+        }
+        let mut now = vec![0; self.slots.len()];
+        let mut next = 0;
+        for (slot, entry) in self.slots.iter().enumerate() {
+            now[slot] = next;
+            next += usize::from(entry.is_some());
+        }
+        self.slots.retain(Option::is_some);
+        self.slots.shrink_to_fit();
+        let all = self.by_tag.values_mut().chain(self.by_digest.values_mut());
+        all.flatten().for_each(|slot| *slot = now[*slot]);
     }
 
     /// Empties a slot and takes it out of both maps.
     fn vacate(&mut self, slot: usize) -> Option<Arc<Descriptor>> {
         let entry = self.slots.get_mut(slot)?.take()?;
+        self.full -= 1;
         if let Some(tag) = tag_of(&entry)
             && let Some(slots) = self.by_tag.get_mut(&tag)
         {
@@ -393,6 +418,30 @@ mod tests {
 
     fn whats(changes: &[Change]) -> Vec<What> {
         changes.iter().map(|change| change.what).collect()
+    }
+
+    #[test]
+    fn an_index_that_is_changed_for_ever_does_not_grow() {
+        let mut index = Index::default();
+        index.put(&manifest(0), &[tag("stays")]);
+        for round in 0..10_000_u32 {
+            let descriptor = manifest((round % 200) as u8 + 1);
+            index.put(&descriptor, &[tag("moves")]);
+            if round % 3 != 0 {
+                index.remove(&descriptor.digest);
+            }
+        }
+        assert!(index.slots.len() < 1000, "{} slots", index.slots.len());
+        let again = Index::parse(&index.to_bytes()).unwrap();
+        assert_eq!(again.to_bytes(), index.to_bytes());
+        assert_eq!(
+            again.tags_after(None).collect::<Vec<_>>(),
+            index.tags_after(None).collect::<Vec<_>>()
+        );
+        for digest in again.digests() {
+            assert_eq!(index.find(digest), again.find(digest));
+        }
+        assert_eq!(index.tagged(&tag("stays")), again.tagged(&tag("stays")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::Registry;
-use crate::support::calls::{Answer, Call, Calls, Often};
+use crate::support::calls::{Answer, Call, Calls};
 use crate::support::content::{Image, OCI_MANIFEST, referrer, sha256};
 use crate::support::deeds::{Chore, Deed, Kind, Step, Told, Work, is_temporary, walk};
 use crate::support::http::Client;
@@ -17,6 +17,9 @@ use crate::{Fault, was_met};
 
 /// What accept4(2) says of one connection that came to nothing.
 pub(crate) const OF_ONE_CONNECTION: [&str; 2] = ["ECONNABORTED", "EPROTO"];
+
+/// What an upload is removed by.
+const OF_REMOVING: [&str; 6] = ["openat", "openat2", "getdents64", "newfstatat", "statx", "fstat"];
 
 /// So long the server waits before it asks for a connection again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -130,7 +133,7 @@ impl Stage {
 
     /// Whether the fault was met.
     pub(crate) fn try_deed(&mut self, kind: Kind, fault: &Fault) -> bool {
-        let Fault { errno, often, .. } = fault.clone();
+        let errno = fault.errno;
         let deed = self.deed(kind);
         fault.arm(&self.calls);
         let mark = || self.calls.count();
@@ -138,7 +141,7 @@ impl Stage {
         let seen = self.calls.done();
         let met = was_met(&seen);
 
-        assert_refusals_say_why(&told, errno);
+        assert_refusals_say_why(&told, kind, errno);
         assert_no_lie(&told, &seen, &deed);
         deed.judge(&self.client, &told, &|step| was_committed(step, &seen));
         self.client.assert_pulls("base", "t", &self.base);
@@ -151,9 +154,8 @@ impl Stage {
         // What cannot be removed stays until it is swept.
         let uploads = self.registry.root().join(".stillage/uploads");
         let kept = |(call, answer): &(Call, Answer)| {
-            let opens = call.name == "openat2" || often == Often::ForGood;
-            let removes = call.name == "unlinkat" || opens && call.path.starts_with(&uploads);
-            removes && matches!(answer, Answer::Fail(_))
+            let looks = OF_REMOVING.contains(&call.name) && call.path.starts_with(&uploads);
+            matches!(answer, Answer::Fail(_)) && (call.name == "unlinkat" || looks)
         };
         self.assert_nothing_half_done(&deed, seen.iter().any(kept));
 
@@ -215,7 +217,7 @@ impl Stage {
         }
     }
 
-    /// The same, once it is no more than it was; after ten seconds whatever it is.
+    /// The same, once it is what it was; after ten seconds whatever it is.
     fn settled(&self) -> Vec<String> {
         let until = Instant::now() + Duration::from_secs(10);
         loop {
@@ -229,11 +231,11 @@ impl Stage {
 }
 
 /// A refusal of the machine is 507, or 503 with a time to wait; where the server lacks a right, 403.
-fn assert_refusals_say_why(told: &Told<'_>, errno: (&str, i32)) {
+fn assert_refusals_say_why(told: &Told<'_>, kind: Kind, errno: (&str, i32)) {
     for step in told.steps.iter().filter(|step| !step.good) {
         let Some(answer) = &step.answer else {
             // The head of the answer was sent already.
-            assert!(matches!(step.name, "blob"), "{}: no answer", step.name);
+            assert!(kind == Kind::Pull && step.name == "blob", "{}: no answer", step.name);
             continue;
         };
         let said = match answer.status {
@@ -269,7 +271,11 @@ fn is_commit(call: &Call) -> bool {
 
 /// No step is acknowledged whose sync failed. What comes after a commit is durable is only for speed.
 fn assert_no_lie(told: &Told<'_>, seen: &[(Call, Answer)], deed: &Deed) {
-    for step in told.steps.iter().filter(|step| step.good && !step.name.starts_with("mount")) {
+    // A mount that did not come about, and is told so.
+    let is_refused = |step: &&Step| step.answer.as_ref().is_some_and(|answer| answer.status == 202);
+    let is_mount = |step: &&Step| step.name.starts_with("mount");
+    let claims = |step: &&Step| step.good && !(is_mount(step) && is_refused(step));
+    for step in told.steps.iter().filter(claims) {
         let calls = of_step(step, seen);
         let committed = calls.iter().position(|(call, _)| is_commit(call)).unwrap_or(calls.len());
         let is_dir = |call: &Call| call.inode.is_some_and(|(_, is_dir)| is_dir);
@@ -304,10 +310,15 @@ pub(crate) fn assert_no_second_sync(first: &[(Call, Answer)], second: &[(Call, A
     }
 }
 
-/// Open files beneath `root`, sockets, and locks, of a process. Directories of repositories and their
-/// index.json are remembered open, a few hundred at most.
+/// A repository's directory and its index.json are remembered open, each in at most so many places.
+const REMEMBERED: usize = 3;
+
+/// Open files beneath `root`, sockets, and locks, of a process; but for what it remembers open of each
+/// repository, which is bounded.
+#[track_caller]
 fn held(pid: u32, root: &Path) -> Vec<String> {
     let mut held = Vec::new();
+    let mut remembered: BTreeMap<(PathBuf, bool), usize> = BTreeMap::new();
     let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("the server runs");
     for target in fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()) {
         let text = target.to_string_lossy().into_owned();
@@ -315,7 +326,11 @@ fn held(pid: u32, root: &Path) -> Vec<String> {
             || text.contains("/.index.json.");
         let is_repository =
             target.is_dir() && !text.contains("/.stillage/") && !text.contains("/blobs");
-        if target.starts_with(root) && !is_index && !is_repository {
+        if target.starts_with(root) && (is_index || is_repository) {
+            let repository = if is_index { target.parent() } else { Some(target.as_path()) };
+            let repository = repository.unwrap_or(root).to_owned();
+            *remembered.entry((repository, is_index)).or_default() += 1;
+        } else if target.starts_with(root) {
             held.push(text);
         } else if text.starts_with("socket:") {
             // Its number says nothing.
@@ -325,6 +340,8 @@ fn held(pid: u32, root: &Path) -> Vec<String> {
     let locks = fs::read_to_string("/proc/locks").expect("the locks");
     let own = locks.lines().filter(|line| line.split_whitespace().nth(4) == Some(&pid.to_string()));
     held.extend(own.map(|_| "a lock".to_owned()));
+    let many = remembered.iter().filter(|(_, count)| **count > REMEMBERED);
+    held.extend(many.map(|((of, _), count)| format!("{count} descriptors of {}", of.display())));
     held.sort();
     held
 }

@@ -90,12 +90,12 @@ impl Damage {
 
     fn files(self) -> Files {
         match self {
-            Damage::Blobs => with_room(images(&["a", "b", "c", "d", "e"])),
+            Damage::Blobs => with_room(images(&["repo-a", "repo-b", "repo-c", "repo-d", "repo-e"])),
             Damage::Index => indexes(),
             Damage::Files => with_room(history("app")),
             Damage::Room => room(),
             Damage::Pool => {
-                let mut files = with_room(images(&["a", "b"]));
+                let mut files = with_room(images(&["repo-a", "repo-b"]));
                 files.retain(|name, _| !name.starts_with(".stillage/pool/"));
                 files
             }
@@ -173,7 +173,7 @@ fn harm_indexes(root: &Path) {
 }
 
 fn room() -> Files {
-    let mut files = with_room(images(&["a"]));
+    let mut files = with_room(images(&["repo-a"]));
     let pooled: Vec<String> =
         files.keys().filter(|name| name.starts_with(".stillage/pool/")).cloned().collect();
     // The pool loses it by this, and gets it again.
@@ -181,13 +181,13 @@ fn room() -> Files {
     files.insert(pooled[0].replace("/sha256/", "/sha256/x"), bytes);
     let hex = pooled[1].rsplit('/').next().expect("a name");
     let hints = format!(".stillage/holders/sha256/{}", &hex[..3]);
-    let hint = format!("{hex} 99999 a\n");
+    let hint = format!("{hex} 99999 repo-a\n");
     files.get_mut(&hints).expect("it is there").extend(hint.into_bytes());
     session(&mut files, "not-an-id");
     files.insert(".stillage/token-key".into(), b"short".to_vec());
     files.insert(".stillage/tls/cert.pem".into(), b"any".to_vec());
     files.insert(".stillage/tls/key.pem".into(), b"any key".to_vec());
-    files.insert(".stillage/unreferenced/a/README".into(), b"a note".to_vec());
+    files.insert(".stillage/unreferenced/repo-a/README".into(), b"a note".to_vec());
     files
 }
 
@@ -221,24 +221,24 @@ fn harm_blobs(root: &Path) {
         path
     };
     // Gone, and in the pool.
-    fs::remove_file(blob(root, "a")).expect("it is there");
+    fs::remove_file(blob(root, "repo-a")).expect("it is there");
     // Rotted by itself, and in the pool.
-    rot(&blob(root, "b"), b"layer of 8\n");
+    rot(&blob(root, "repo-b"), b"layer of repo-8\n");
     // Rotted in the inode that the pool has too, and in another repository.
-    disk::set_mode(&blob(root, "c"), 0o644);
-    fs::write(blob(root, "c"), b"layer of 6\n").expect("a file");
-    disk::set_mode(&blob(root, "c"), 0o444);
-    elsewhere("c", 0o444);
+    disk::set_mode(&blob(root, "repo-c"), 0o644);
+    fs::write(blob(root, "repo-c"), b"layer of repo-6\n").expect("a file");
+    disk::set_mode(&blob(root, "repo-c"), 0o444);
+    elsewhere("repo-c", 0o444);
     // A symlink, and a file of somebody else's, who lets everybody read it.
-    fs::remove_file(blob(root, "d")).expect("it is there");
-    fs::remove_file(pooled("d")).expect("it is there");
-    symlink("/etc/hostname", blob(root, "d")).expect("a symlink");
-    chown(elsewhere("d", 0o644), Some(4242), Some(4242)).expect("root may");
+    fs::remove_file(blob(root, "repo-d")).expect("it is there");
+    fs::remove_file(pooled("repo-d")).expect("it is there");
+    symlink("/etc/hostname", blob(root, "repo-d")).expect("a symlink");
+    chown(elsewhere("repo-d", 0o644), Some(4242), Some(4242)).expect("root may");
     // One inode under two algorithms.
-    let bytes = fs::read(blob(root, "e")).expect("it is there");
-    fs::create_dir(root.join("e/blobs/sha512")).expect("a directory");
-    let other = root.join("e/blobs/sha512").join(Digest::of(Algorithm::Sha512, &bytes).hex());
-    fs::hard_link(blob(root, "e"), other).expect("a link");
+    let bytes = fs::read(blob(root, "repo-e")).expect("it is there");
+    fs::create_dir(root.join("repo-e/blobs/sha512")).expect("a directory");
+    let other = root.join("repo-e/blobs/sha512").join(Digest::of(Algorithm::Sha512, &bytes).hex());
+    fs::hard_link(blob(root, "repo-e"), other).expect("a link");
 }
 
 fn harm_files(root: &Path) {

@@ -57,8 +57,8 @@ pub(crate) struct Patient {
 
 /// What an undisturbed repair leads to.
 struct End {
-    /// Rules that are broken before it.
-    found: BTreeSet<String>,
+    /// What is wrong before it.
+    found: Places,
     state: BTreeMap<PathBuf, String>,
     claims: Places,
     sites: Vec<(Site, Call)>,
@@ -71,7 +71,7 @@ impl Damage {
             [const { OnceLock::new() }; Damage::ALL.len()];
         ENDS[self as usize].get_or_init(|| {
             let patient = Patient::new(self);
-            let found = places(patient.root()).into_iter().map(|(rule, _)| rule).collect();
+            let found = places(patient.root());
             patient.calls.record();
             let ended = patient.repair();
             let sites = sites(&patient.calls.done());
@@ -123,8 +123,13 @@ impl Patient {
     pub(crate) fn assert_no_worse(&self, ended: &Ended) -> Places {
         self.before.assert_kept(self.root());
         let left = places(self.root());
+        // Half of a repair may break another of these rules at the same place: what was damaged is
+        // missing, for a moment.
         let known = &self.damage.end().found;
-        let new: Vec<_> = left.iter().filter(|(rule, _)| !known.contains(rule)).collect();
+        let is_known = |(rule, path): &&(String, PathBuf)| {
+            known.iter().any(|(known, _)| known == rule) && known.iter().any(|(_, at)| at == path)
+        };
+        let new: Vec<_> = left.iter().filter(|place| !is_known(place)).collect();
         assert!(new.is_empty(), "new: {new:?}: {}", ended.said);
         left
     }
@@ -155,14 +160,17 @@ impl Patient {
         self.assert_nothing_half_done(seen);
     }
 
-    /// Whether what was said names what a call failed at, or the directory of that.
+    /// Whether what was said names what a call failed at, or the directory of that. What was put right
+    /// all the same says nothing of it.
     fn names_the_place(&self, said: &str, seen: &[(Call, Answer)]) -> bool {
+        let said: Vec<&str> = said.lines().filter(|line| !line.starts_with("repaired ")).collect();
+        let names = |path: &str| said.iter().any(|line| names(line, path));
         let failed = seen.iter().filter(|(_, answer)| matches!(answer, Answer::Fail(_)));
         let mut paths = failed.map(|(call, _)| call.path.as_path());
         // What has no name is called by what it was to become.
         let nameless = |path: &Path| path.to_string_lossy().contains("/#");
         let cause = format!("cause=\"{}", self.root().display());
-        if paths.clone().any(nameless) && said.contains(&cause) {
+        if paths.clone().any(nameless) && said.iter().any(|line| line.contains(&cause)) {
             return true;
         }
         paths.any(|path| {
@@ -172,7 +180,7 @@ impl Patient {
                 let inside = inside.to_string_lossy();
                 let inside = inside.trim_end_matches(" (deleted)");
                 let root = self.root().to_str().expect("a path of ours");
-                said.contains(if inside.is_empty() { root } else { inside })
+                names(if inside.is_empty() { root } else { inside })
             })
         })
     }
@@ -208,6 +216,14 @@ impl Patient {
         assert_eq!((third.code, third.claims()), (Some(0), Places::new()), "{}", third.said);
         assert_eq!(disk::fingerprint(self.root()), before, "a third repair changed something");
     }
+}
+
+/// Whether a line has a path, whole.
+fn names(line: &str, path: &str) -> bool {
+    line.match_indices(path).any(|(at, _)| {
+        let after = line[at + path.len()..].chars().next();
+        after.is_none_or(|after| matches!(after, ':' | '"' | ' ' | ','))
+    })
 }
 
 /// All that is wrong. Errors and warnings alike.

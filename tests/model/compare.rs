@@ -65,9 +65,7 @@ impl Run<'_> {
         only(&laid.notes, &self.world.notes.keys().cloned().collect(), "notes of collection")?;
         let trash = self.world.trash.iter();
         let trash = trash.map(|(_, name, digest)| (name.clone(), digest.clone()));
-        if std::env::var_os("NOGC").is_none() {
-            only(&laid.trash, &trash.collect(), "blobs in the trash")?;
-        }
+        only(&laid.trash, &trash.collect(), "blobs in the trash")?;
         // One without data has only its owner's file.
         let sessions = self.world.sessions.iter().map(|session| session.id.clone());
         only(&laid.sessions, &sessions.collect(), "upload sessions")?;

@@ -55,7 +55,7 @@ impl Work<'_> {
         if !self.is_dry() {
             let tree = self.mender.tree()?;
             let _turn = self.turn(Some(repo))?;
-            tree.make_inner(repo, at.within)?;
+            tree.make_as_open(repo, at.within)?;
         }
         self.say(at, "made as open as the repository", None);
         Ok(())

@@ -1,11 +1,11 @@
 //! index.json as the journal tells it.
 
-use super::super::{journal, lines};
+use super::super::{journal, lines, probe};
 use super::{At, Done, Work, there};
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::Record;
 use crate::layout::quarantine::is_still;
-use crate::layout::{self, Dir, IndexFile, OrAbsent, Stamp, durable, path};
+use crate::layout::{self, At as _, Dir, IndexFile, OrAbsent, Stamp, durable, path};
 use crate::oci::{Algorithm, Index, Tag, What};
 
 /// What the journal leads to.
@@ -20,21 +20,21 @@ pub(super) struct Told {
 /// beginning is missing.
 ///
 /// The last group may be void: nothing that was acknowledged is lost by counting it.
-pub(super) fn replay(repo: &Dir) -> Option<Told> {
+pub(super) fn replay(repo: &Dir) -> layout::Result<Option<Told>> {
     let mut groups: Vec<(Stamp, Stamp)> = Vec::new();
-    each(repo, |record| {
+    let sound = each(repo, |record| {
         if groups.last() != Some(&(record.base, record.stamp)) {
             groups.push((record.base, record.stamp));
         }
         Some(())
     })?;
-    let last = groups.last()?.1;
+    let Some(last) = sound.and(groups.last()).map(|(_, last)| *last) else { return Ok(None) };
     let committed: Vec<bool> = (0..groups.len())
         .map(|at| groups.get(at + 1).is_none_or(|next| next.0 == groups[at].1))
         .collect();
     let (mut index, mut now, mut group) = (Index::default(), Stamp::nothing(), 0);
     let mut begun = false;
-    each(repo, |record| {
+    let sound = each(repo, |record| {
         if begun && groups[group] != (record.base, record.stamp) {
             group += 1;
             begun = false;
@@ -53,7 +53,7 @@ pub(super) fn replay(repo: &Dir) -> Option<Told> {
         apply(&mut index, record)
     })?;
     let exact = Stamp::of(&index.to_bytes()) == last;
-    Some(Told { index, exact })
+    Ok(sound.map(|()| Told { index, exact }))
 }
 
 fn apply(index: &mut Index, record: &Record) -> Option<()> {
@@ -81,28 +81,35 @@ fn has_name(entry: &crate::oci::Descriptor) -> bool {
     entry.annotations.contains_key(crate::oci::REF_NAME)
 }
 
-/// Every line, older parts first; `None` as soon as one is malformed, or `each` gives up.
-fn each(repo: &Dir, mut each: impl FnMut(&Record) -> Option<()>) -> Option<()> {
+/// Every line, older parts first; `None` as soon as one is malformed, or `each` gives up. What cannot
+/// be read says nothing about what it is.
+fn each(repo: &Dir, mut each: impl FnMut(&Record) -> Option<()>) -> layout::Result<Option<()>> {
     let mut parts: Vec<(u64, String)> = repo
-        .names()
-        .ok()?
+        .names()?
         .into_iter()
         .filter_map(|(name, _)| Some((path::old_journal(&name)?, name)))
         .collect();
     parts.sort_unstable();
     let names = parts.into_iter().map(|(_, name)| name).chain([path::JOURNAL.to_owned()]);
     for name in names {
-        let Some(file) = repo.file(&name).or_absent().ok()? else { continue };
+        let file = match repo.file(&name).or_absent() {
+            Ok(None) => continue,
+            Ok(Some(file)) => file,
+            Err(error) if probe::is_trouble(&error) => return Err(error),
+            Err(_) => return Ok(None),
+        };
         let mut sound = Some(());
         lines::each(&file, |_, line| {
             if sound.is_some() {
                 sound = journal::parse(line).ok().and_then(|record| each(&record));
             }
         })
-        .ok()?;
-        sound?;
+        .at(|| repo.at(&name))?;
+        if sound.is_none() {
+            return Ok(None);
+        }
     }
-    Some(())
+    Ok(Some(()))
 }
 
 impl Work<'_> {
@@ -112,7 +119,7 @@ impl Work<'_> {
         if there(IndexFile::read(repo))?.flatten().is_some() {
             return Ok(());
         }
-        let Some(told) = replay(repo) else { return Ok(()) };
+        let Some(told) = replay(repo)? else { return Ok(()) };
         let how = if told.exact { "to the byte" } else { "entry by entry" };
         let mut kept = None;
         if !self.is_dry() {
