@@ -100,7 +100,7 @@ fn every_state_after_every_sequence_of_up_to_three_deeds_is_sound() {
 const COVERED: [(&str, &[&str], &str); 11] = [
     (
         "layout/make::inner",
-        &[""],
+        &[" of first", " of deep", " of mounted"],
         "a commit syncs what it has not synced itself, whoever made it; but not everybody commits",
     ),
     (
@@ -278,7 +278,7 @@ fn every_sync_that_is_left_out_is_caught() {
     }
     assert!(left.unsound.is_empty(), "{}", left.unsound.join("\n"));
     let lines = left.by_line();
-    let idle: Vec<_> = lines.iter().filter(|(_, counts)| counts[0] + counts[2] == 0).collect();
+    let idle: Vec<_> = lines.iter().filter(|(_, counts)| counts[0] == 0).collect();
     let untrue = (0..COVERED.len()).filter(|at| !left.used.contains(at));
     let untrue: Vec<_> = untrue.map(|at| COVERED[at]).collect();
     let all = places::in_the_code();

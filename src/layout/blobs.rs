@@ -355,10 +355,10 @@ pub(super) fn copy_content(
         let mut buffer = vec![0u8; 256 * 1024];
         let mut offset = 0;
         while offset < size {
-            let read = from.read_at(&mut buffer, offset).at(|| to.path(tree))?;
+            let read = from.read_at(&mut buffer, offset).at(|| dir::path_of(from))?;
             if read == 0 {
                 let short = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
-                return Err(short).at(|| to.path(tree));
+                return Err(short).at(|| dir::path_of(from));
             }
             tree.disk.write(&to.file, &buffer[..read], offset).at(|| to.path(tree))?;
             offset += read as u64;

@@ -1,7 +1,7 @@
 //! Directories by descriptor. Every open beneath ROOT refuses symlinks and special files.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -211,6 +211,12 @@ impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Where an open file lies now, for messages.
+pub(super) fn path_of(file: &File) -> PathBuf {
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::read_link(&own).unwrap_or_else(|_| PathBuf::from(own))
 }
 
 /// Whether a status is a regular file's.

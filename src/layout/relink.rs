@@ -39,9 +39,10 @@ pub fn prepare(tree: &Tree, source: Source, digest: &Digest) -> Result<Option<Re
     }
     tree.make_in_room(path::UPLOADS)?;
     let incoming = Incoming::create(tree)?;
-    let at = || incoming.path(tree);
-    let copy = |piece: &[u8], offset| tree.disk.write(incoming.file(), piece, offset).at(at);
-    let Some(size) = read_hashed(&source.file, digest, at, copy)? else {
+    let to = || incoming.path(tree);
+    let copy = |piece: &[u8], offset| tree.disk.write(incoming.file(), piece, offset).at(to);
+    let from = || dir::path_of(&source.file);
+    let Some(size) = read_hashed(&source.file, digest, from, copy)? else {
         return Ok(None);
     };
     incoming.seal(tree, size)?;

@@ -223,9 +223,9 @@ impl<'a> Group<'a> {
             source: source.into(),
         };
         let disk = &self.inner.tree.disk;
-        if let Err(error) =
-            disk.sync(last.file()).map_err(sync).and_then(|()| disk.sync_dir(self.dir))
-        {
+        let synced = disk.sync(last.file()).map_err(sync);
+        let synced = synced.and_then(|()| disk.sync_dir(self.dir));
+        if let Err(error) = synced {
             tracing::error!(cause = ?error.to_string(), repo = %self.repo, "an index.json may not be durable");
             state.health = Health::Suspect;
             return Err(error.into());

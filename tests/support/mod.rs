@@ -60,7 +60,7 @@ pub fn part<T>(all: Vec<T>) -> Vec<T> {
     all.into_iter().skip(at - 1).step_by(of).collect()
 }
 
-/// A figure that docs/measured.md states; `tests/run` prints it.
+/// A figure that docs/measured.md or docs/reliability.md states; `tests/run` prints it.
 pub fn measured(text: impl std::fmt::Display) {
     eprintln!("measured: {text}");
 }

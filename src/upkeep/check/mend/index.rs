@@ -155,8 +155,8 @@ impl Work<'_> {
         let digest = &entry.digest;
         let go = |rule| Fate { entry: None, deeds: vec![(rule, "entry taken to quarantine")] };
         let Some(stat) = layout::blobs::stat(repo, digest)? else {
-            // In a dry run nothing was linked before this.
-            let found = self.is_dry() && self.find(repo, digest, None)?.is_some();
+            // In a dry run nothing was linked before this, and for an error nothing may have been either.
+            let found = self.find(repo, digest, None)?.is_some();
             return Ok(if found { fate } else { go(Rule::ManifestMissing) });
         };
         let Some(bytes) = sound_bytes(repo, digest, &stat)? else { return Ok(fate) };
