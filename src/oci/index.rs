@@ -421,6 +421,15 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_are_not_ours_do_not_wander() {
+        for number in ["1232988388943567257712329883889435672577", "0.1", "1e-7", "-0.0", "7"] {
+            let text = format!(r#"{{"schemaVersion":2,"manifests":[],"theirs":{number}}}"#);
+            let once = Index::parse(text.as_bytes()).unwrap().to_bytes();
+            assert_eq!(Index::parse(&once).unwrap().to_bytes(), once, "{number}");
+        }
+    }
+
+    #[test]
     fn an_index_that_is_changed_for_ever_does_not_grow() {
         let mut index = Index::default();
         index.put(&manifest(0), &[tag("stays")]);
