@@ -4,6 +4,7 @@
 mod layouts;
 
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -84,6 +85,12 @@ impl Disk for Cut {
     }
     fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()> {
         self.at(dir).and_then(|()| RealDisk.remove_dir(dir, name))
+    }
+    fn symlink(&self, target: &CStr, dir: &Dir, name: &str) -> Result<()> {
+        self.at(dir).and_then(|()| RealDisk.symlink(target, dir, name))
+    }
+    fn sync_all(&self, dir: &Dir) -> Result<()> {
+        self.at(dir).and_then(|()| RealDisk.sync_all(dir))
     }
 }
 

@@ -262,6 +262,9 @@ impl Disk for Watched {
     fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()> {
         RealDisk.remove_dir(dir, name)
     }
+    fn sync_all(&self, dir: &Dir) -> Result<()> {
+        RealDisk.sync_all(dir)
+    }
     fn symlink(&self, target: &CStr, dir: &Dir, name: &str) -> Result<()> {
         self.note(name);
         if let Some(index) = &*self.meanwhile.lock().unwrap() {

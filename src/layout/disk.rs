@@ -49,14 +49,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// rmdir(2).
     fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()>;
     /// symlink(2); the name must be free.
-    fn symlink(&self, target: &CStr, dir: &Dir, name: &str) -> Result<()> {
-        fs::symlinkat(target, dir, name).at(|| dir.at(name))
-    }
+    fn symlink(&self, target: &CStr, dir: &Dir, name: &str) -> Result<()>;
     /// syncfs(2): whatever was done so far on the file system of `dir`, by whomever, becomes durable,
     /// names and content. An error may be about anybody's file.
-    fn sync_all(&self, dir: &Dir) -> Result<()> {
-        fs::syncfs(dir).at(|| dir.path().to_owned())
-    }
+    fn sync_all(&self, dir: &Dir) -> Result<()>;
 }
 
 /// The file system itself.
@@ -136,6 +132,14 @@ impl Disk for RealDisk {
 
     fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()> {
         fs::unlinkat(dir, name, AtFlags::REMOVEDIR).at(|| dir.at(name))
+    }
+
+    fn symlink(&self, target: &CStr, dir: &Dir, name: &str) -> Result<()> {
+        fs::symlinkat(target, dir, name).at(|| dir.at(name))
+    }
+
+    fn sync_all(&self, dir: &Dir) -> Result<()> {
+        fs::syncfs(dir).at(|| dir.path().to_owned())
     }
 }
 

@@ -2,6 +2,7 @@
 //! the identity of files and directories, in the order in which it happened.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -401,6 +402,10 @@ impl Disk for Recorder {
         RealDisk.unlink(dir, name)?;
         tape.steps.push(Step::Remove { dir: parent, name: name.to_owned() });
         Ok(())
+    }
+
+    fn symlink(&self, _: &CStr, dir: &Dir, name: &str) -> Result<()> {
+        panic!("{}: no state can be made up that has a symlink", dir.at(name).display());
     }
 
     fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()> {

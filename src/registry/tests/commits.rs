@@ -87,6 +87,13 @@ impl Disk for Failing {
     fn remove_dir(&self, dir: &Dir, name: &str) -> layout::Result<()> {
         RealDisk.remove_dir(dir, name)
     }
+    fn symlink(&self, target: &std::ffi::CStr, dir: &Dir, name: &str) -> layout::Result<()> {
+        RealDisk.symlink(target, dir, name)
+    }
+    fn sync_all(&self, dir: &Dir) -> layout::Result<()> {
+        self.check("sync_all", &Failing::name(dir)).at(|| dir.path().to_owned())?;
+        RealDisk.sync_all(dir)
+    }
 }
 
 fn journal(fixture: &Fixture, name: &str) -> Vec<Record> {

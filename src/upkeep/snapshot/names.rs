@@ -101,13 +101,10 @@ pub(super) fn rest(run: &mut Run<'_>, pair: &Pair, moment: &Moment) -> Result<bo
     let waiting = moment.names.values().filter(|entry| can_wait(&entry.name));
     let mut views = false;
     for entry in waiting {
-        match (&moment.journal, entry.kind) {
-            (opened, FileType::RegularFile) if entry.name == path::JOURNAL => {
-                if let Some(source) = opened {
-                    files::copy_open(run, pair, path::JOURNAL, source, false)?;
-                }
-            }
-            _ => copy(run, pair, entry)?,
+        if entry.name != path::JOURNAL || entry.kind != FileType::RegularFile {
+            copy(run, pair, entry)?;
+        } else if let Some(journal) = &moment.journal {
+            files::copy_open(run, pair, path::JOURNAL, journal, false)?;
         }
         views |= is_view(&entry.name);
     }

@@ -155,7 +155,7 @@ impl Work<'_> {
         let digest = &entry.digest;
         let go = |rule| Fate { entry: None, deeds: vec![(rule, "entry taken to quarantine")] };
         let Some(stat) = layout::blobs::stat(repo, digest)? else {
-            // In a dry run nothing was linked before this, and for an error nothing may have been either.
+            // In a dry run nothing was linked before this; after an error nothing may have been.
             let found = self.find(repo, digest, None)?.is_some();
             return Ok(if found { fate } else { go(Rule::ManifestMissing) });
         };
