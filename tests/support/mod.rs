@@ -19,6 +19,7 @@
 //! - [`tmpfs`]: a small file system, to be filled.
 //! - [`power`]: file systems whose power can be cut.
 //! - [`random`]: random choices that a seed replays.
+//! - [`web`]: nginx, Caddy and Apache on a tree.
 #![allow(
     dead_code,
     unused_imports,
@@ -41,6 +42,7 @@ pub mod snapshot;
 pub mod tls;
 pub mod tmpfs;
 pub mod volume;
+pub mod web;
 
 pub use registry::{Registry, STILLAGE};
 
