@@ -23,7 +23,9 @@ pub(crate) fn run(args: &StaticArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Its exit code is ours, but that clap's is none of the script's: whatever rsync says, it is an error.
+/// Root stays root, unlike in other commands that change a tree: only root can keep owners and groups, and
+/// what is written is no registry's. Whatever the script ends with, it is an error of ours: rsync's own
+/// codes mean something else here.
 fn run_script(text: &str) -> Outcome {
     let ended = Command::new("sh").args(["-c", text, "stillage static mirror"]).status();
     let ended = ended.map_err(|error| format!("sh: {error}"))?;

@@ -4,6 +4,7 @@
 mod mirror;
 mod quote;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -20,6 +21,16 @@ pub enum Server {
     Caddy,
     /// Apache's httpd 2.4.
     Apache,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Server::Nginx => "nginx",
+            Server::Caddy => "Caddy",
+            Server::Apache => "Apache",
+        })
+    }
 }
 
 /// What is to be served, and where.
@@ -40,7 +51,7 @@ pub struct Site {
 pub enum SiteError {
     /// A path would mean something else there, whatever it is quoted with.
     #[error(
-        "{server:?} cannot be told of the path {path:?}, because of {what}: rename it, or let a bind mount \
+        "{server} cannot be told of the path {path:?}, because of {what}: rename it, or let a bind mount \
          give it another name"
     )]
     Path {

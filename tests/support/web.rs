@@ -70,7 +70,10 @@ impl Web {
                 return web;
             }
             let said = web.log();
-            assert!(said.contains("in use") || said.contains("not bind"), "{server}: {said}\n{text}");
+            assert!(
+                said.contains("in use") || said.contains("not bind"),
+                "{server}: {said}\n{text}"
+            );
         }
         panic!("{server} found every port taken");
     }
@@ -157,8 +160,11 @@ fn prepare(server: &str, room: &Path, site: &str) -> Command {
             command.args(["nginx", "-e", "stderr", "-p"]).arg(room).arg("-c").arg(at("main"));
         }
         "caddy" => {
-            fs::write(at("main"), format!("{{\n\tadmin off\n}}\nimport {}\n", at("site").display()))
-                .expect("Caddy's file");
+            fs::write(
+                at("main"),
+                format!("{{\n\tadmin off\n}}\nimport {}\n", at("site").display()),
+            )
+            .expect("Caddy's file");
             chown(room, Some(WWW_DATA), Some(WWW_DATA)).expect("its directory");
             command.args(["--reuid=33", "--regid=33", "--clear-groups", "caddy", "run"]);
             command.args(["--adapter", "caddyfile", "--config"]).arg(at("main"));
