@@ -394,6 +394,15 @@ fn the_script_runs_by_itself_from_a_daemon_too() {
     run(Command::new("sh").args(["-c", &script])).ok();
     assert!(pair.pulls("v2"));
     assert_no_secrets(&mirror);
+
+    // From the origin to another host.
+    let pushed = pair.room.path().join("pushed");
+    fs::create_dir(&pushed).expect("a directory");
+    let url = format!("rsync://127.0.0.1:{}/pushed", daemon.port);
+    round(origin, Path::new(&url)).ok();
+    let web = Web::nginx(&pushed);
+    assert!(find(&web.client(), "a/b:v2").is_some());
+    assert_no_secrets(&pushed);
 }
 
 /// rsync's daemon on 127.0.0.1, stopped when dropped.
@@ -407,8 +416,9 @@ impl Daemon {
         let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = port.local_addr().expect("its address").port();
         let settings = format!(
-            "use chroot = no\nuid = root\ngid = root\n[registry]\npath = {}\nread only = yes\nexclude = /.stillage/\n",
-            tree.display()
+            "use chroot = no\nuid = root\ngid = root\n[registry]\npath = {}\nread only = yes\nexclude = /.stillage/\n[pushed]\npath = {}\nread only = no\n",
+            tree.display(),
+            room.join("pushed").display()
         );
         fs::write(room.join("rsyncd.conf"), settings).expect("its settings");
         let mut command = Command::new("setpriv");
