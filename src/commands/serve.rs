@@ -48,6 +48,7 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     let registry = Registry::open(&settings.root, settings.registry)?;
     let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
     let sweeper = registry.clone().keep_swept();
+    let views = registry.clone();
     let mut http = settings.http.clone();
     let own = certificate(&settings, &registry, &mut http)?;
     let server = Server::bind(settings.listen, registry, auth, http).await;
@@ -55,6 +56,7 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
     report(&settings, &server, own.as_ref())?;
     tokio::spawn(sweeper);
+    tokio::spawn(async move { views.keep_views().await });
     collect(&settings)?;
     server.run(Box::pin(stop)).await;
     Ok(())
