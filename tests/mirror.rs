@@ -416,7 +416,7 @@ impl Daemon {
         let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = port.local_addr().expect("its address").port();
         let settings = format!(
-            "use chroot = no\nuid = root\ngid = root\n[registry]\npath = {}\nread only = yes\nexclude = /.stillage/\n[pushed]\npath = {}\nread only = no\n",
+            "use chroot = no\nuid = root\ngid = root\n[registry]\npath = {}\nread only = yes\nexclude = /.stillage/\n[pushed]\npath = {}\nread only = no\nmunge symlinks = no\n",
             tree.display(),
             room.join("pushed").display()
         );

@@ -37,9 +37,8 @@ impl Tree {
         let docker = format!("{server}/team/app:docker");
         let args = ["push", "--tls-verify=false", "--format", "v2s2", "localhost/amd64", &docker];
         home.podman(&args).ok();
-        home.podman(&["manifest", "create", "both", "localhost/amd64", "localhost/arm64"]).ok();
-        let both = format!("docker://{server}/team/app:both");
-        home.podman(&["manifest", "push", "--all", "--tls-verify=false", "both", &both]).ok();
+        let together = ["localhost/amd64:latest", "localhost/arm64:latest"];
+        home.push_together(&together, &format!("{server}/team/app:both"));
         let both = sha256(&registry.client().get("/v2/team/app/manifests/both").body);
         registry.term();
         Tree { registry, both, _room: room }

@@ -6,7 +6,7 @@ mod support;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use support::Registry;
 use support::containers::{Containers, localhost};
@@ -68,7 +68,9 @@ const HEADERS: [&str; 8] = [
 #[track_caller]
 fn assert_alike(ours: &Response, theirs: &Response, what: &str) {
     assert_eq!(theirs.status, ours.status, "{what}: {theirs:?}\n{ours:?}");
-    for name in HEADERS {
+    // The server says of what has no digest nothing, nginx that it is to be asked for anew.
+    let named = ["/manifests/", "/blobs/"].iter().any(|part| what.contains(part));
+    for name in HEADERS.into_iter().filter(|name| named || *name != "cache-control") {
         assert_eq!(theirs.header(name), ours.header(name), "{what}, {name}: {theirs:?}\n{ours:?}");
     }
     assert_eq!(theirs.text(), ours.text(), "{what}");
@@ -419,9 +421,8 @@ fn podman_and_skopeo_pull_from_nginx_alone() {
         let docker = format!("{server}/deep/er/app:{arch}-docker");
         home.podman(&["push", "--tls-verify=false", "--format", "v2s2", &name, &docker]).ok();
     }
-    home.podman(&["manifest", "create", "both", "localhost/amd64", "localhost/arm64"]).ok();
-    let both = format!("docker://{server}/deep/er/app:both");
-    home.podman(&["manifest", "push", "--all", "--tls-verify=false", "both", &both]).ok();
+    let together = ["localhost/amd64:latest", "localhost/arm64:latest"];
+    home.push_together(&together, &format!("{server}/deep/er/app:both"));
     let digests = ["amd64", "both"].map(|tag| {
         let answer = served.ours().get(&format!("/v2/deep/er/app/manifests/{tag}"));
         sha256(&answer.expect_status(200).body)
@@ -480,34 +481,42 @@ fn a_tag_that_moves_is_always_whole() {
     client.put_manifest("a", "moves", kinds[0].0, &kinds[0].1).expect_status(201);
     let done = AtomicBool::new(false);
     let rounds = if support::long() { 5000 } else { 300 };
+    let answered = [0, 1].map(|_| AtomicUsize::new(0));
     std::thread::scope(|scope| {
-        let readers = [0, 1].map(|_| {
+        let readers = answered.each_ref().map(|answered| {
             scope.spawn(|| {
                 let mut connection = served.nginx().connect();
-                let mut seen = 0;
                 while !done.load(Ordering::Relaxed) {
-                    let answer = connection.send(&Request::get("/v2/a/manifests/moves"));
+                    let answer = connection.try_send(&Request::get("/v2/a/manifests/moves"));
+                    let Ok(answer) = answer else {
+                        // nginx ends a connection after 1,000 requests.
+                        connection = served.nginx().connect();
+                        continue;
+                    };
                     let answer = answer.expect_status(200);
                     let digest = sha256(&answer.body);
                     assert_eq!(answer.header("docker-content-digest"), Some(digest.as_str()));
                     let kind = kinds.iter().find(|(_, bytes)| *bytes == answer.body);
                     let (media_type, _) = kind.expect("one that was pushed");
                     assert_eq!(answer.header("content-type"), Some(*media_type));
-                    seen += 1;
+                    answered.fetch_add(1, Ordering::Relaxed);
                 }
-                seen
             })
         });
         let end = Ended(&done);
         for (media_type, bytes) in kinds.iter().cycle().take(rounds) {
             client.put_manifest("a", "moves", media_type, bytes).expect_status(201);
-            if readers.iter().any(std::thread::ScopedJoinHandle::is_finished) {
-                break;
+            // While one request is answered the tag moves once at most: twice is twice too often.
+            for (reader, answered) in readers.iter().zip(&answered) {
+                let before = answered.load(Ordering::Relaxed);
+                while answered.load(Ordering::Relaxed) < before + 2 && !reader.is_finished() {
+                    std::thread::yield_now();
+                }
             }
         }
         drop(end);
         for reader in readers {
-            assert!(reader.join().expect("a reader") > 100);
+            reader.join().expect("a reader");
         }
     });
 }
@@ -533,7 +542,7 @@ fn any_name_of_root_is_quoted_or_refused() {
         [format!("/v2/a/blobs/{blob}"), format!("/v2/a/manifests/{}", sha256(blob.as_bytes()))]
     {
         let (ours, theirs) = (served.ours().get(&path), served.nginx().get(&path));
-        assert_eq!((ours.status, ours.body.len()), (theirs.status, theirs.body.len()), "{path}");
+        assert_eq!((ours.status, ours.code()), (theirs.status, theirs.code()), "{path}");
     }
     for (root, why) in [("/a$b", "begins a variable"), ("/a\nb", "control character")] {
         let refused = print(&["nginx", root]);

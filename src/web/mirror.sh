@@ -21,7 +21,10 @@ flock -n 9 || { echo "a round is running already" >&2; exit 1; }
 
 # The registry's own room, locks, journals and files in the making stay where they are.
 NEVER='--exclude=/.stillage/ --exclude=.lock --exclude=_log.jsonl --exclude=_log.*.jsonl --exclude=.*.????????????????'
-LAYOUT='--include=*/ --include=oci-layout --include=blobs/** --exclude=*'
+BLOBS='--include=*/ --include=oci-layout --include=blobs/** --exclude=*'
+# Manifests by digest, and all other names: index.json, tags, lists.
+DIGESTS='--exclude=blobs/ --include=*/ --include=_manifests/sha256/* --include=_manifests/sha512/* --exclude=*'
+OTHERS='--exclude=_manifests/sha256/ --exclude=_manifests/sha512/'
 NAMES='--exclude=blobs/ --include=*/ --include=index.json --include=_* --include=_*/** --exclude=*'
 
 # Files that vanish meanwhile (24) were replaced or deleted: the next round sees what came of it.
@@ -31,12 +34,17 @@ copy() {
   [ "$code" -eq 0 ] || [ "$code" -eq 24 ] || exit "$code"
 }
 
-# Names change within the second and keep their length: they are compared by content.
-copy --checksum --delete $NAMES "$ORIGIN/" "$STAGE/names/"
+# Names change within the second and keep their length: they are compared by content. What a tag names may
+# contain other manifests; these are looked at before the tags, for what goes meanwhile, and after them, for
+# what comes.
+copy --checksum --delete $DIGESTS "$ORIGIN/" "$STAGE/names/"
+copy --checksum --delete $OTHERS $NAMES "$ORIGIN/" "$STAGE/names/"
+copy --checksum $DIGESTS "$ORIGIN/" "$STAGE/names/"
 if [ -z "$(find "$STAGE/names" -name index.json -print | head -n 1)" ]; then
   echo "there is no repository in $ORIGIN: nothing is changed" >&2
   exit 1
 fi
-copy $LAYOUT "$ORIGIN/" "$MIRROR/"
-copy --checksum --delete $NAMES "$STAGE/names/" "$MIRROR/"
-copy --delete $LAYOUT "$ORIGIN/" "$MIRROR/"
+copy $BLOBS "$ORIGIN/" "$MIRROR/"
+copy --checksum $DIGESTS "$STAGE/names/" "$MIRROR/"
+copy --checksum --delete-after $NAMES "$STAGE/names/" "$MIRROR/"
+copy --delete $BLOBS "$ORIGIN/" "$MIRROR/"

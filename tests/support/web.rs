@@ -162,7 +162,10 @@ fn prepare(server: &str, room: &Path, site: &str) -> Command {
         "caddy" => {
             fs::write(
                 at("main"),
-                format!("{{\n\tadmin off\n}}\nimport {}\n", at("site").display()),
+                format!(
+                    "{{\n\tadmin off\n\tauto_https disable_redirects\n}}\nimport {}\n",
+                    at("site").display()
+                ),
             )
             .expect("Caddy's file");
             chown(room, Some(WWW_DATA), Some(WWW_DATA)).expect("its directory");
