@@ -6,9 +6,11 @@ mod support;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use support::Registry;
+use support::command::run;
 use support::containers::{Containers, localhost};
 use support::content::{
     DOCKER_LIST, DOCKER_MANIFEST, Image, OCI_INDEX, OCI_MANIFEST, index, random, referrer, sha256,
@@ -199,13 +201,18 @@ fn ranges_and_validators_are_those_of_content_that_never_changes() {
         nginx.send(Request::get(path).header("If-None-Match", "\"x\"")).expect_status(200);
     }
     // What may change within a second and keep its length is told anew each time.
-    for path in ["/v2/a/manifests/v1", "/v2/a/tags/list"] {
+    let manifest = served.repo("a/_manifests/v1.oci-image");
+    let list = served.repo("a/_tags.json");
+    for (path, file) in [("/v2/a/manifests/v1", manifest), ("/v2/a/tags/list", list)] {
         let answer = nginx.get(path).expect_status(200);
         assert_eq!((answer.header("etag"), answer.header("last-modified")), (None, None), "{path}");
-        let asked = Request::get(path)
-            .header("If-None-Match", etag)
-            .header("If-Modified-Since", "Tue, 19 Jan 2038 03:14:07 GMT");
-        assert_eq!(nginx.send(asked).expect_status(200).body, answer.body, "{path}");
+        let mut date = Command::new("date");
+        date.args(["-u", "+%a, %d %b %Y %T GMT", "-r"]).arg(file);
+        let modified = run(date.env("LC_ALL", "C")).ok().stdout;
+        for (name, value) in [("If-None-Match", etag), ("If-Modified-Since", modified.trim())] {
+            let again = nginx.send(Request::get(path).header(name, value));
+            assert_eq!(again.expect_status(200).body, answer.body, "{path}");
+        }
     }
 }
 
@@ -570,9 +577,9 @@ fn with_a_certificate_it_speaks_tls() {
     let blob = sha256(&image.layers[0]);
     let url = format!("https://localhost:{}/v2/a/b/blobs/{blob}", web.addr().port());
     let file = room.path().join("got");
-    let mut curl = std::process::Command::new("curl");
+    let mut curl = Command::new("curl");
     curl.args(["-sSf", "--cacert"]).arg(&pair.certificate).arg("-o").arg(&file).arg(url);
-    support::command::run(&mut curl).ok();
+    run(&mut curl).ok();
     assert!(fs::read(file).expect("a file") == image.layers[0]);
 }
 
