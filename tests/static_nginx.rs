@@ -373,6 +373,34 @@ fn planted_symlinks_are_not_followed() {
     fs::remove_dir_all(served.repo("a")).expect("what was planted");
 }
 
+/// A manifest that is another account's, as after `skopeo copy … oci:`: the link to it is the server's.
+/// Its layers are files like any other.
+#[test]
+fn what_another_account_put_there_is_served_once_it_is_the_registrys() {
+    let served = Served::new();
+    let image = Image::random(1000);
+    served.ours().push_image("a", "v1", &image);
+    let blob = |digest: &str| served.repo("a/blobs/sha256").join(&digest[7..]);
+    let layer = sha256(&image.layers[0]);
+    for digest in [&image.digest, &layer] {
+        // Another inode, as another tool writes one.
+        let bytes = fs::read(blob(digest)).expect("a blob");
+        fs::remove_file(blob(digest)).expect("removed");
+        fs::write(blob(digest), bytes).expect("written");
+        lchown(blob(digest), Some(DAEMON), Some(DAEMON)).expect("root");
+    }
+    let paths = ["v1", &image.digest].map(|reference| format!("/v2/a/manifests/{reference}"));
+    for path in &paths {
+        served.ours().get(path).expect_status(200);
+        served.nginx().get(path).expect_error(404, "MANIFEST_UNKNOWN");
+    }
+    served.nginx().get(&format!("/v2/a/blobs/{layer}")).expect_status(200);
+    served.ours().push_image("a", "v1", &image);
+    for path in &paths {
+        served.nginx().get(path).expect_status(200);
+    }
+}
+
 #[test]
 fn private_repositories_are_those_that_www_data_cannot_enter() {
     let served = Served::new();
