@@ -1,7 +1,8 @@
 //! Mirrors: a copy that follows its origin by what `stillage static mirror` does, served by nginx with no
 //! server of ours, while images are pushed, moved, deleted and collected at the origin.
 //!
-//! `STILLAGE_TEST_LONG=1` makes 100 rounds (some ten minutes beside other work). The load is not seeded: what is tried is how processes meet.
+//! `STILLAGE_TEST_LONG=1` makes 100 rounds (some ten minutes beside other work). The load is not seeded:
+//! what is tried is how processes meet.
 
 mod support;
 
