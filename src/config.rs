@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 
-use crate::auth;
 use crate::oci::NameError;
+use crate::{auth, web};
 
 mod access;
 mod check;
 mod gc;
 mod serve;
 mod snapshot;
+mod statics;
 mod units;
 
 pub use access::AccessArgs;
@@ -22,6 +23,7 @@ pub use check::CheckArgs;
 pub use gc::{Gc, GcArgs};
 pub use serve::{Certificate, Serve, ServeArgs};
 pub use snapshot::SnapshotArgs;
+pub use statics::{MirrorArgs, SiteArgs, StaticArgs, StaticCommand};
 
 /// An OCI container registry that is nothing but files.
 #[derive(Debug, Parser)]
@@ -50,6 +52,8 @@ pub enum Command {
     Snapshot(SnapshotArgs),
     /// Say who may do what to a repository, and which directory decides it
     Access(AccessArgs),
+    /// Print what lets a plain web server serve the tree: a configuration, the script of a mirror
+    Static(StaticArgs),
 }
 
 /// What is allowed without a login, as typed.
@@ -103,6 +107,15 @@ pub enum ConfigError {
     /// A relative directory would depend on where the workers were started.
     #[error("--pam-confdir {0:?} is not an absolute path")]
     PamConfdir(PathBuf),
+    /// There is no working directory that a relative path could begin at, or no path.
+    #[error("{0:?}: {1}")]
+    NoPath(PathBuf, String),
+    /// A web server's configuration cannot say that.
+    #[error(transparent)]
+    Site(#[from] web::SiteError),
+    /// No mirror can be made of that.
+    #[error(transparent)]
+    Mirror(#[from] web::MirrorError),
 }
 
 #[cfg(test)]
@@ -198,8 +211,11 @@ mod tests {
     #[test]
     fn every_argument_has_its_variable() {
         let cli = Cli::command();
-        let arguments =
-            std::iter::once(&cli).chain(cli.get_subcommands()).flat_map(|c| c.get_arguments());
+        let commands = std::iter::once(&cli).chain(cli.get_subcommands());
+        let all =
+            commands.flat_map(|command| std::iter::once(command).chain(command.get_subcommands()));
+        // The commands of the first level are met twice.
+        let arguments = all.flat_map(|command| command.get_arguments());
         let mut seen = 0;
         for argument in arguments {
             let id = argument.get_id().as_str();

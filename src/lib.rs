@@ -12,7 +12,8 @@
 //! | [`auth`] | who are they, and may they: PAM, tokens, permissions | `oci` |
 //! | [`access`] | what `layout` read, decided by `auth`, and why in words | `layout`, `auth` |
 //! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `access` |
-//! | [`config`] | settings, checked once at the start | `http`, `registry`, `upkeep`, `access` |
+//! | [`web`] | what lets a plain web server serve the tree: configurations, and the mirror's script | `layout` |
+//! | [`config`] | settings, checked once at the start | `http`, `registry`, `upkeep`, `access`, `web` |
 //! | [`wipe`] | memory is wiped when it is given back | – |
 //!
 //! The program itself, `main` and one file of `commands/` for each command, sees all of them.
@@ -46,4 +47,5 @@ pub mod layout;
 pub mod oci;
 pub mod registry;
 pub mod upkeep;
+pub mod web;
 pub mod wipe;

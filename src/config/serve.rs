@@ -133,7 +133,7 @@ enum OwnTls {
     SelfSigned,
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     let wanted = |error| format!("{error}: write ADDR:PORT, such as 127.0.0.1:5001");
     let found = text.to_socket_addrs().map_err(wanted)?;
     let mut found = found.collect::<Vec<_>>().into_iter();

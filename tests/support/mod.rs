@@ -20,6 +20,7 @@
 //! - [`views`]: what the views of a repository have to be.
 //! - [`power`]: file systems whose power can be cut.
 //! - [`random`]: random choices that a seed replays.
+//! - [`web`]: nginx, Caddy and Apache on a tree.
 #![allow(
     dead_code,
     unused_imports,
@@ -43,6 +44,7 @@ pub mod tls;
 pub mod tmpfs;
 pub mod views;
 pub mod volume;
+pub mod web;
 
 pub use registry::{Registry, STILLAGE};
 
