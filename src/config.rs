@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 
 use crate::auth;
+use crate::http::webhooks::WebhookError;
 use crate::oci::NameError;
 
 mod access;
@@ -16,12 +17,14 @@ mod gc;
 mod serve;
 mod snapshot;
 mod units;
+mod watch;
 
 pub use access::AccessArgs;
 pub use check::CheckArgs;
 pub use gc::{Gc, GcArgs};
 pub use serve::{Certificate, Serve, ServeArgs};
 pub use snapshot::SnapshotArgs;
+pub use watch::WatchArgs;
 
 /// An OCI container registry that is nothing but files.
 #[derive(Debug, Parser)]
@@ -48,6 +51,8 @@ pub enum Command {
     Gc(GcArgs),
     /// Copy ROOT to DEST on the same file system, in moments: blobs are shared
     Snapshot(SnapshotArgs),
+    /// Print what happens in ROOT: a line of JSON for each push, tag, untag and delete
+    Watch(WatchArgs),
     /// Say who may do what to a repository, and which directory decides it
     Access(AccessArgs),
 }
@@ -95,6 +100,9 @@ pub enum ConfigError {
     /// No repository can be called so.
     #[error(transparent)]
     Repository(#[from] NameError),
+    /// Nobody can be told there.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// Nobody could push.
     #[error(
         "--auth basic lets only administrators push: name their group with --admin-group GROUP"

@@ -5,15 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, and what each may use: the arrows of lib.rs.
-const ROOMS: [(&str, &[&str]); 11] = [
+const ROOMS: [(&str, &[&str]); 12] = [
     ("oci", &[]),
     ("layout", &["oci"]),
     ("graph", &["oci", "layout"]),
     ("registry", &["oci", "layout", "graph"]),
     ("upkeep", &["oci", "layout", "graph"]),
+    ("events", &["oci", "layout"]),
     ("auth", &["oci"]),
     ("access", &["oci", "layout", "auth"]),
-    ("http", &["oci", "layout", "graph", "registry", "upkeep", "auth", "access"]),
+    ("http", &["oci", "layout", "graph", "registry", "upkeep", "auth", "access", "events"]),
     ("config", &["oci", "registry", "upkeep", "auth", "access", "http"]),
     ("wipe", &[]),
     ("lib", &[]),

@@ -13,8 +13,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::access;
 use stillage::auth::Auth;
 use stillage::config::{Certificate, Serve, ServeArgs};
-use stillage::http::{self, Own, Server, Tls};
-use stillage::layout::{RealDisk, Tree};
+use stillage::http::{self, Own, Server, Tls, webhooks};
+use stillage::layout::{RealDisk, Tree, Watcher};
 use stillage::registry::Registry;
 use stillage::upkeep::gc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -56,6 +56,7 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     report(&settings, &server, own.as_ref())?;
     tokio::spawn(sweeper);
     collect(&settings)?;
+    watch(&settings, &server)?;
     server.run(Box::pin(stop)).await;
     Ok(())
 }
@@ -81,6 +82,25 @@ fn collect(settings: &Serve) -> Result<(), Box<dyn Error>> {
         }
     };
     std::thread::Builder::new().name("gc".to_owned()).spawn(collect)?;
+    Ok(())
+}
+
+/// Tells the receivers of events what changes in the tree, by whomever, in threads that end with the
+/// process: what was not told is told after the next start.
+fn watch(settings: &Serve, server: &Server) -> Result<(), Box<dyn Error>> {
+    if settings.webhooks.is_empty() {
+        return Ok(());
+    }
+    let tree = Tree::open(&settings.root, Arc::new(RealDisk))?;
+    let mut watcher = Watcher::start(&tree.root, settings.look_every, tree.is_remote());
+    let told = webhooks::start(&tree, &settings.webhooks, &server.url()?)?;
+    let watch = move || {
+        loop {
+            let changed = watcher.wait();
+            told.iter().for_each(|pending| pending.add(&changed));
+        }
+    };
+    std::thread::Builder::new().name("watch".to_owned()).spawn(watch)?;
     Ok(())
 }
 
