@@ -20,9 +20,9 @@ use crate::oci::{Change, Digest, RepoName, Tag, What};
 /// A line that is younger may belong to a commit that is just being made.
 const SETTLES: Duration = Duration::from_secs(5);
 
-/// Lines that are older by this than what was seen last do not belong to it: they came with the
-/// repository from elsewhere.
-const SLACK: Duration = Duration::from_secs(60);
+/// How long the kernel and a busy machine may take to tell of a repository: lines that were older when
+/// it came do not belong to it, they came with it from elsewhere.
+const SLACK: Duration = Duration::from_secs(10);
 
 /// So often a look begins anew because something changed meanwhile.
 const TRIES: usize = 10;
