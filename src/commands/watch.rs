@@ -1,7 +1,6 @@
 //! `stillage watch`.
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +10,7 @@ use stillage::config::WatchArgs;
 use stillage::events::{Follower, Next, Pending};
 use stillage::layout::{Dir, Watcher, is_remote};
 
-use super::Outcome;
+use super::{Outcome, complain};
 
 /// Held while a line is printed.
 static PRINTING: Mutex<()> = Mutex::new(());
@@ -43,13 +42,8 @@ pub(crate) fn run(args: &WatchArgs) -> Outcome {
             Next::Repository(name, since) => {
                 let told = follower.follow(&name, since, &mut |event| print(&event.line()));
                 match told {
-                    Ok(Ok(true)) => pending.add_again(&name, since),
-                    Ok(Ok(false)) => {}
-                    // Nobody reads on.
-                    Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-                        return Ok(ExitCode::SUCCESS);
-                    }
-                    Ok(Err(error)) => return Err(error.into()),
+                    Ok(true) => pending.add_again(&name, since),
+                    Ok(false) => {}
                     Err(error) => tracing::warn!(%error, repo = %name, "cannot be followed"),
                 }
             }
@@ -59,12 +53,20 @@ pub(crate) fn run(args: &WatchArgs) -> Outcome {
     }
 }
 
-/// One line, whole and at once.
-fn print(line: &str) -> io::Result<()> {
-    let _whole = PRINTING.lock();
+/// One line, whole and at once. It ends with whoever reads.
+fn print(line: &str) {
+    let whole = PRINTING.lock();
     let mut out = io::stdout().lock();
-    out.write_all(format!("{line}\n").as_bytes())?;
-    out.flush()
+    let printed = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
+    drop(whole);
+    match printed {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            complain(&error);
+            std::process::exit(1);
+        }
+    }
 }
 
 /// SIGINT and SIGTERM end it, between two lines.

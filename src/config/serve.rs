@@ -68,7 +68,7 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_TRUSTED_PROXY", hide_env = true, value_name = "CIDR")]
     #[arg(value_delimiter = ',')]
     trusted_proxy: Vec<Network>,
-    /// Post what happens there, in distribution's form; repeatable: docs/events.md
+    /// Post what happens there to a URL; repeatable: docs/events.md
     #[arg(long, env = "STILLAGE_WEBHOOK", hide_env = true, value_name = "URL", value_delimiter = ' ')]
     webhook: Vec<String>,
     /// Accept manifests that refer to what is not here

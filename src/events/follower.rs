@@ -39,32 +39,30 @@ impl Follower {
         Ok(names)
     }
 
-    /// Gives what happened in a repository since it was looked at last. Whether it is to be looked at
-    /// again in a moment. What had changed before `since` was looked at before.
+    /// Tells what happened in a repository since it was looked at last, and gives whether it is to be
+    /// looked at again in a moment. What had changed before `since` was looked at before.
     pub fn follow(
         &mut self,
         name: &RepoName,
         since: SystemTime,
-        tell: &mut dyn FnMut(&Event) -> std::io::Result<()>,
-    ) -> Result<std::io::Result<bool>> {
+        tell: &mut dyn FnMut(&Event),
+    ) -> Result<bool> {
         loop {
             let dir = self.root.dir(name.as_str()).or_absent()?;
             let seen = match (self.seen.get(name), &dir) {
                 (Some(seen), _) => seen.clone(),
                 (None, Some(dir)) => Seen::nothing(dir, since)?,
-                (None, None) => return Ok(Ok(false)),
+                (None, None) => return Ok(false),
             };
             let found = look(name, dir.as_ref(), &seen)?;
-            if let Err(error) = found.events.iter().try_for_each(&mut *tell) {
-                return Ok(Err(error));
-            }
+            found.events.iter().for_each(&mut *tell);
             if dir.is_none() && found.seen.is_empty() {
                 self.seen.remove(name);
             } else {
                 self.seen.insert(name.clone(), found.seen);
             }
             if !found.more {
-                return Ok(Ok(found.unsettled));
+                return Ok(found.unsettled);
             }
         }
     }

@@ -77,18 +77,24 @@ impl Told {
     /// The repositories of which something is kept. What a crash left beside is removed on the way.
     pub fn names(&self) -> Result<Vec<RepoName>> {
         let mut names = Vec::new();
+        self.tidy(&self.dir)?;
         for found in Walk::directories(&self.dir)? {
             let (name, dir) = found?;
-            for (file, _) in dir.names()? {
-                if path::is_temporary(&file) {
-                    self.tree.disk.unlink(&dir, &file).or_absent()?;
-                }
-            }
+            self.tidy(&dir)?;
             if dir.stat_name(path::TOLD)?.is_some() {
                 names.push(name);
             }
         }
         Ok(names)
+    }
+
+    fn tidy(&self, dir: &Dir) -> Result<()> {
+        for (file, _) in dir.names()? {
+            if path::is_temporary(&file) {
+                self.tree.disk.unlink(dir, &file).or_absent()?;
+            }
+        }
+        Ok(())
     }
 
     fn keep_in(&self, dir: &Dir, name: &str, bytes: &[u8]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! One receiver: what it was told, and what it is told next.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,6 +18,9 @@ use crate::oci::RepoName;
 
 /// So many events are in an envelope.
 const MOST: usize = 100;
+
+/// Of so many repositories it is remembered what could not be noted down.
+const MOST_UNWRITTEN: usize = 100;
 
 /// Pauses between attempts grow from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -56,8 +59,10 @@ pub(super) struct Receiver {
     noted: Instant,
     client: Client,
     runtime: tokio::runtime::Runtime,
-    /// Repositories that cannot be read; said once.
+    /// Repositories that cannot be read, or of which nothing can be noted down; said once.
     failing: BTreeSet<RepoName>,
+    /// What could not be noted down, so that it is not told again and again on a full disk.
+    unwritten: BTreeMap<RepoName, Seen>,
 }
 
 impl Receiver {
@@ -74,10 +79,18 @@ impl Receiver {
         let tell = move || {
             let (told, known) = opened(&tree, &url, now);
             shared.add_names([], known.since.into());
-            let (client, failing) = (Client::default(), BTreeSet::new());
-            let (pending, noted) = (shared, Instant::now());
             let mut receiver = Receiver {
-                tree, url, source, pending, told, known, noted, client, runtime, failing,
+                tree,
+                url,
+                source,
+                pending: shared,
+                told,
+                known,
+                noted: Instant::now(),
+                client: Client::default(),
+                runtime,
+                failing: BTreeSet::new(),
+                unwritten: BTreeMap::new(),
             };
             receiver.tell();
         };
@@ -185,8 +198,9 @@ impl Receiver {
             }
             if dir.is_none() && found.seen.is_empty() {
                 self.told.forget(name)?;
-            } else if found.seen != seen {
-                self.keep(name, &found.seen)?;
+                self.unwritten.remove(name);
+            } else if found.seen != seen || self.unwritten.contains_key(name) {
+                self.keep_or_remember(name, found.seen)?;
             }
             if !found.more {
                 return Ok(found.unsettled);
@@ -215,8 +229,21 @@ impl Receiver {
         }
     }
 
+    fn keep_or_remember(&mut self, name: &RepoName, seen: Seen) -> layout::Result<()> {
+        let kept = self.keep(name, &seen);
+        if kept.is_ok() {
+            self.unwritten.remove(name);
+        } else if self.unwritten.len() < MOST_UNWRITTEN {
+            self.unwritten.insert(name.clone(), seen);
+        }
+        kept
+    }
+
     /// How far it was told of a repository. What cannot be made out counts as nothing.
     fn seen(&self, name: &RepoName) -> layout::Result<Option<Seen>> {
+        if let Some(seen) = self.unwritten.get(name) {
+            return Ok(Some(seen.clone()));
+        }
         let Some(bytes) = self.told.of(name)? else { return Ok(None) };
         let read = serde_json::from_slice(&bytes).inspect_err(|error| {
             tracing::warn!(%error, repo = %name, "what a receiver was told is not known any more");
