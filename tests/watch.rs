@@ -198,7 +198,9 @@ fn without_a_server_it_tells_what_the_journals_have_and_ends_when_told() {
     let (client, scratch) = (registry.client(), registry.scratch());
     client.push_image("a", "old", &Image::random(10));
     let root = registry.root().to_owned();
-    let time = String::from_utf8(Command::new("date").args(["-u", "+%FT%T.%6NZ"]).output().unwrap().stdout);
+    let time = String::from_utf8(
+        Command::new("date").args(["-u", "+%FT%T.%6NZ"]).output().unwrap().stdout,
+    );
     let time = time.unwrap().trim().to_owned();
     client.push_image("a", "new", &Image::random(10));
     client.push_image("b/c", "new", &Image::random(10));

@@ -69,7 +69,13 @@ pub struct ServeArgs {
     #[arg(value_delimiter = ',')]
     trusted_proxy: Vec<Network>,
     /// Post what happens there to a URL; repeatable: docs/events.md
-    #[arg(long, env = "STILLAGE_WEBHOOK", hide_env = true, value_name = "URL", value_delimiter = ' ')]
+    #[arg(
+        long,
+        env = "STILLAGE_WEBHOOK",
+        hide_env = true,
+        value_name = "URL",
+        value_delimiter = ' '
+    )]
     webhook: Vec<String>,
     /// Accept manifests that refer to what is not here
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]

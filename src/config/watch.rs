@@ -40,8 +40,9 @@ fn since(text: &str) -> Result<SystemTime, String> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
         return Ok(time.into());
     }
-    let ago = units::duration(text)
-        .map_err(|_| "write a time such as 2026-11-26T10:00:00Z, or 30m, 24h or 7d ago".to_owned())?;
+    let ago = units::duration(text).map_err(|_| {
+        "write a time such as 2026-11-26T10:00:00Z, or 30m, 24h or 7d ago".to_owned()
+    })?;
     Ok(SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH))
 }
 

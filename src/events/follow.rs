@@ -563,9 +563,9 @@ mod tests {
             let text = told(&events);
             assert!(!text.contains("void"), "seed {seed}: {text}");
             for who in sure {
-                let lines = events.iter().filter(|event| {
-                    matches!(&event.by, By::Us { who: Some(by), .. } if *by == who)
-                });
+                let lines = events.iter().filter(
+                    |event| matches!(&event.by, By::Us { who: Some(by), .. } if *by == who),
+                );
                 let of = lines.filter(|event| event.what == What::Push).count();
                 assert_eq!(of, 1, "seed {seed}: {who} in {text}");
             }

@@ -31,8 +31,7 @@ impl Follower {
 
     /// All that are there, and all that were.
     pub fn names(&self) -> Result<Vec<RepoName>> {
-        let mut names: Vec<RepoName> =
-            repositories(&self.root)?.map(|(name, _)| name).collect();
+        let mut names: Vec<RepoName> = repositories(&self.root)?.map(|(name, _)| name).collect();
         names.extend(self.seen.keys().cloned());
         names.sort_unstable();
         names.dedup();

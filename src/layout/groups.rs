@@ -84,9 +84,8 @@ impl Since {
             let mut lines = Lines::after(&file, &path, begin)?;
             begin = 0;
             while let Some((record, mark)) = lines.next_record()? {
-                let same = |group: &&mut Group| {
-                    (group.base, group.stamp) == (record.base, record.stamp)
-                };
+                let same =
+                    |group: &&mut Group| (group.base, group.stamp) == (record.base, record.stamp);
                 match since.groups.last_mut().filter(same) {
                     Some(group) if taken >= MOST_LINES => group.cut = true,
                     Some(group) => group.lines.push((record, mark)),

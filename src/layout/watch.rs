@@ -103,8 +103,17 @@ impl Watcher {
         let changed = Changed { names: BTreeSet::new(), all: false, since: SystemTime::now() };
         let (watches, said) = (Watches::default(), BTreeSet::new());
         let root = root.clone();
-        let mut watcher =
-            Watcher { root, every, remote, watches, changed, said, whole: true, begun: now, due: now };
+        let mut watcher = Watcher {
+            root,
+            every,
+            remote,
+            watches,
+            changed,
+            said,
+            whole: true,
+            begun: now,
+            due: now,
+        };
         watcher.begin();
         (watcher.changed.names, watcher.changed.all) = (BTreeSet::new(), false);
         watcher
@@ -221,7 +230,9 @@ impl Watcher {
             self.changed.names.clear();
             self.changed.all = true;
         }
-        if !self.changed.all && let Ok(name) = RepoName::parse(path) {
+        if !self.changed.all
+            && let Ok(name) = RepoName::parse(path)
+        {
             self.changed.names.insert(name);
         }
     }
@@ -253,12 +264,18 @@ impl Watcher {
 
     /// One directory; gives those that lie in it.
     fn look(&mut self, path: &str) -> super::Result<Vec<String>> {
-        let dir = if path.is_empty() { Some(self.root.clone()) } else { self.root.dir(path).or_absent()? };
+        let dir = if path.is_empty() {
+            Some(self.root.clone())
+        } else {
+            self.root.dir(path).or_absent()?
+        };
         let Some(dir) = dir else { return Ok(Vec::new()) };
         match self.watches.begin(path, &dir) {
             Ok(()) => {}
             Err(Errno::NOSPC) => self.trouble(Trouble::Limit, path),
-            Err(errno) => self.trouble(Trouble::Lost, &format!("{}: {errno}", dir.path().display())),
+            Err(errno) => {
+                self.trouble(Trouble::Lost, &format!("{}: {errno}", dir.path().display()))
+            }
         }
         if dir.stat_name(path::INDEX)?.is_some() {
             self.tell(path);

@@ -60,8 +60,7 @@ impl Source {
             digest: (event.what != What::Untag).then_some(&event.digest),
             length: size,
             repository,
-            url: comes
-                .then(|| format!("{}/v2/{repository}/manifests/{}", self.base, event.digest)),
+            url: comes.then(|| format!("{}/v2/{repository}/manifests/{}", self.base, event.digest)),
             tag: event.tag.as_ref().map(Tag::as_str),
         };
         let (name, addr, method) = match &event.by {
@@ -175,9 +174,7 @@ mod tests {
         ];
         let told: Value = serde_json::from_slice(&source.envelope(&events)).unwrap();
         let node = json!({"addr": "registry.example", "instanceID": source.instance});
-        let request = |method: &str| {
-            json!({"id": "", "host": "registry.example", "method": method, "useragent": ""})
-        };
+        let request = |method: &str| json!({"id": "", "host": "registry.example", "method": method, "useragent": ""});
         let mut put = request("PUT");
         put["addr"] = json!("192.0.2.1");
         let wanted = json!({"events": [

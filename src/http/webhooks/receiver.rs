@@ -67,11 +67,7 @@ pub(super) struct Receiver {
 
 impl Receiver {
     /// Begins to tell it.
-    pub(super) fn start(
-        tree: &Tree,
-        url: &WebhookUrl,
-        source: Source,
-    ) -> io::Result<Arc<Pending>> {
+    pub(super) fn start(tree: &Tree, url: &WebhookUrl, source: Source) -> io::Result<Arc<Pending>> {
         let now = SystemTime::now();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let pending = Arc::new(Pending::new(now));
@@ -282,11 +278,7 @@ fn opened(tree: &Tree, url: &WebhookUrl, now: SystemTime) -> (Told, Known) {
     }
 }
 
-fn open(
-    tree: &Tree,
-    url: &WebhookUrl,
-    now: SystemTime,
-) -> layout::Result<Option<(Told, Known)>> {
+fn open(tree: &Tree, url: &WebhookUrl, now: SystemTime) -> layout::Result<Option<(Told, Known)>> {
     let Some(told) = Told::open(tree, &url.id())? else { return Ok(None) };
     let known = told.receiver()?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let known =
