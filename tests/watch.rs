@@ -335,6 +335,37 @@ fn where_no_more_directories_can_be_watched_everything_is_looked_at() {
     assert_eq!(watch.log().matches("fs.inotify.max_user_watches").count(), 1, "{}", watch.log());
 }
 
+/// What a plain web server serves is there before anybody asks this one.
+#[test]
+fn views_of_what_is_dropped_in_are_made_without_a_request() {
+    let registry = Registry::start(&["--auth", "none"]);
+    let (root, made) = (registry.root(), registry.scratch().join("made"));
+    registry.client().push_image("a", "v1", &Image::random(10));
+    copy(&root.join("a"), &made);
+    fs::remove_dir_all(made.join("_manifests")).unwrap();
+    fs::remove_file(made.join("_tags.json")).unwrap();
+    fs::create_dir(root.join("dropped")).unwrap();
+    fs::rename(&made, root.join("dropped/in")).unwrap();
+    let says = |place: &str, text: &str| {
+        let (tags, end) = (root.join(place).join("_tags.json"), Instant::now() + PATIENCE);
+        while !fs::read_to_string(&tags).is_ok_and(|tags| tags.contains(text)) {
+            assert!(Instant::now() < end, "{text} is not in {tags:?}; {}", registry.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    says("dropped/in", "dropped/in");
+    assert!(root.join("dropped/in/_manifests/v1.oci-image").exists());
+    // The name is in it, and so is every tag that another tool gives.
+    fs::rename(root.join("dropped"), root.join("moved")).unwrap();
+    says("moved/in", "moved/in");
+    let index = root.join("moved/in/index.json");
+    let text = fs::read_to_string(&index).unwrap().replace("\"v1\"", "\"other\"");
+    fs::write(&index, text).unwrap();
+    says("moved/in", "other");
+    let names = registry.client().get("/v2/_catalog").expect_status(200).json();
+    assert_eq!(names["repositories"], serde_json::json!(["a", "moved/in"]));
+}
+
 #[test]
 fn blobs_and_reads_wake_nobody() {
     let registry = Registry::start(&["--auth", "none"]);

@@ -15,7 +15,7 @@ use stillage::auth::Auth;
 use stillage::config::{Certificate, Serve, ServeArgs};
 use stillage::http::{self, Own, Server, Tls, webhooks};
 use stillage::layout::{RealDisk, Tree, Watcher};
-use stillage::registry::Registry;
+use stillage::registry::{Registry, Views};
 use stillage::upkeep::gc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -48,6 +48,7 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     let registry = Registry::open(&settings.root, settings.registry)?;
     let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
     let sweeper = registry.clone().keep_swept();
+    let (views, changes) = (registry.clone(), registry.clone());
     let mut http = settings.http.clone();
     let own = certificate(&settings, &registry, &mut http)?;
     let server = Server::bind(settings.listen, registry, auth, http).await;
@@ -55,8 +56,9 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
     report(&settings, &server, own.as_ref())?;
     tokio::spawn(sweeper);
+    tokio::spawn(async move { views.keep_views().await });
     collect(&settings)?;
-    watch(&settings, &server)?;
+    watch(&settings, &server, changes)?;
     server.run(Box::pin(stop)).await;
     Ok(())
 }
@@ -85,18 +87,22 @@ fn collect(settings: &Serve) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Tells the receivers of events what changes in the tree, by whomever, in threads that end with the
-/// process: what was not told is told after the next start.
-fn watch(settings: &Serve, server: &Server) -> Result<(), Box<dyn Error>> {
-    if settings.webhooks.is_empty() {
+/// Tells views and receivers of events what changes in the tree, by whomever, in threads that end with
+/// the process: what was not told is told after the next start.
+fn watch(settings: &Serve, server: &Server, registry: Registry) -> Result<(), Box<dyn Error>> {
+    if settings.webhooks.is_empty() && settings.registry.views != Views::Make {
         return Ok(());
     }
     let tree = Tree::open(&settings.root, Arc::new(RealDisk))?;
-    let mut watcher = Watcher::start(&tree.root, settings.look_every, tree.is_remote());
     let told = webhooks::start(&tree, &settings.webhooks, &server.url()?)?;
+    let every = settings.look_every;
     let watch = move || {
+        // In a large tree that takes its time. Receivers are told of what changed until then, too.
+        let mut watcher = Watcher::start(&tree.root, every, tree.is_remote());
+        told.iter().for_each(|pending| pending.add_all());
         loop {
             let changed = watcher.wait();
+            registry.may_have_changed(&changed);
             told.iter().for_each(|pending| pending.add(&changed));
         }
     };

@@ -31,6 +31,7 @@ pub(crate) fn run(args: &WatchArgs) -> Outcome {
     let since = args.since.unwrap_or(started);
     let mut follower = Follower::start(&root, since)?;
     let pending = Arc::new(Pending::new(since));
+    pending.add_all();
     tracing::info!(root = %args.root.display(), "watching");
     let told = Arc::clone(&pending);
     let watch = move || loop {

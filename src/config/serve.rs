@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use super::{AnonymousMode, ConfigError, units};
 use crate::http::webhooks::WebhookUrl;
 use crate::http::{BaseUrl, Network};
-use crate::registry::MinFree;
+use crate::registry::{MinFree, Views};
 use crate::upkeep::gc;
 use crate::{access, auth, http, registry};
 
@@ -80,6 +80,9 @@ pub struct ServeArgs {
     /// Accept manifests that refer to what is not here
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_sparse: bool,
+    /// Keep no views for plain web servers; those that are there go with the next change
+    #[arg(long, env = "STILLAGE_NO_VIEWS", hide_env = true, value_parser = FalseyValueParser::new())]
+    no_views: bool,
     /// How many uploads one user may have open at once
     #[arg(long, env = "STILLAGE_MAX_UPLOADS", hide_env = true, value_name = "N")]
     #[arg(default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
@@ -116,7 +119,7 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_GC_DELAY", hide = true, default_value = "300")]
     gc_delay: u64,
     /// How many seconds pass between looks at everything where the kernel cannot tell what changes
-    #[arg(long, env = "STILLAGE_LOOK_EVERY", hide = true, default_value = "60")]
+    #[arg(long, env = "STILLAGE_LOOK_EVERY", hide = true, default_value = "600")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     look_every: u64,
     /// How many seconds a client may keep the server waiting
@@ -242,6 +245,7 @@ impl ServeArgs {
                 max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
                 upload_expiry: self.upload_expiry,
                 min_free: self.min_free.unwrap_or(MinFree::Usual),
+                views: if self.no_views { Views::None } else { Views::Make },
             },
             gc_every: (!self.gc_every.is_zero()).then_some(self.gc_every),
             gc_delay: Duration::from_secs(self.gc_delay),

@@ -45,10 +45,10 @@ pub enum Next {
 }
 
 impl Pending {
-    /// Everything, at first. What changed before `since` was looked at before.
+    /// Nothing, at first. What changed before `since` was looked at before.
     pub fn new(since: SystemTime) -> Pending {
         let (names, later) = (BTreeSet::new(), BTreeMap::new());
-        let state = State { names, all: true, since, later, last: None };
+        let state = State { names, all: false, since, later, last: None };
         Pending { state: Mutex::new(state), bell: Condvar::new() }
     }
 
@@ -78,11 +78,9 @@ impl Pending {
         self.bell.notify_all();
     }
 
-    /// Adds everything.
-    pub fn add_all(&self, since: SystemTime) {
-        let mut state = self.locked();
-        state.since = state.since.min(since);
-        state.all = true;
+    /// Adds everything, whenever it was looked at before.
+    pub fn add_all(&self) {
+        self.locked().all = true;
         self.bell.notify_all();
     }
 
@@ -161,6 +159,8 @@ mod tests {
     #[test]
     fn names_come_once_and_in_turn() {
         let pending = Pending::new(SystemTime::now());
+        assert_eq!(next(&pending), "nothing");
+        pending.add_all();
         assert_eq!(next(&pending), "all");
         pending.add(&changed(&["b", "a"], false));
         pending.add(&changed(&["a"], false));
@@ -186,7 +186,6 @@ mod tests {
     fn what_changed_while_nobody_looked_is_not_taken_for_old() {
         let early = SystemTime::now() - Duration::from_secs(60);
         let pending = Pending::new(early);
-        assert_eq!(next(&pending), "all");
         let first = Changed { since: early + Duration::from_secs(10), ..changed(&["a"], false) };
         pending.add(&first);
         pending.add(&changed(&["b"], false));

@@ -19,6 +19,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod uploads;
+mod views;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -34,6 +35,7 @@ pub use lists::Page;
 pub use manifests::{Push, Pushed, StoredManifest};
 pub use mount::MountFrom;
 pub use uploads::UploadStatus;
+pub use views::Views;
 
 pub use crate::layout::space::MinFree;
 pub use crate::layout::uploads::UploadId;
@@ -65,6 +67,8 @@ pub struct Settings {
     pub upload_expiry: Duration,
     /// What uploads leave free.
     pub min_free: MinFree,
+    /// Whether repositories have views for plain web servers.
+    pub views: Views,
 }
 
 impl Default for Settings {
@@ -75,6 +79,7 @@ impl Default for Settings {
             max_uploads: 1000,
             upload_expiry: Duration::from_secs(24 * 60 * 60),
             min_free: MinFree::Bytes(0),
+            views: Views::default(),
         }
     }
 }
@@ -142,6 +147,7 @@ struct Inner {
     threads: Arc<Semaphore>,
     space: Arc<Space>,
     knowledge: Mutex<HashMap<RepoName, Arc<Mutex<Knowledge>>>>,
+    opened: views::Opened,
 }
 
 impl Registry {
@@ -167,6 +173,7 @@ impl Registry {
             hashes: uploads::Hashes::default(),
             turns: blobs::Turns::default(),
             knowledge: Mutex::default(),
+            opened: views::Opened::default(),
         };
         Ok(Registry { inner: Arc::new(inner) })
     }

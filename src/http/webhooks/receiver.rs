@@ -111,7 +111,8 @@ impl Receiver {
                     Err(error) => {
                         tracing::error!(%error, url = %self.url, "no events are told at present");
                         std::thread::sleep(LOOK_AGAIN);
-                        self.pending.add_all(since);
+                        self.pending.add_names([], since);
+                        self.pending.add_all();
                     }
                 },
                 Next::Nothing if wait.is_zero() => self.note(),
