@@ -24,7 +24,8 @@ use super::{Outcome, misused};
 /// No more descriptors than this are kept back for files, however many there may be.
 const FILES: u64 = 16 * 1024;
 
-/// How long the server sleeps before it looks again at when the last collection was.
+/// How long the server sleeps before it looks again at when the last collection was, or at a tree of
+/// which the kernel cannot tell what changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 /// Serves until it is told to stop.
@@ -90,19 +91,22 @@ fn collect(settings: &Serve) -> Result<(), Box<dyn Error>> {
 /// Tells views and receivers of events what changes in the tree, by whomever, in threads that end with
 /// the process: what was not told is told after the next start.
 fn watch(settings: &Serve, server: &Server, registry: Registry) -> Result<(), Box<dyn Error>> {
-    if settings.webhooks.is_empty() && settings.registry.views != Views::Make {
+    let for_views = settings.look_every.filter(|_| settings.registry.views == Views::Make);
+    if settings.webhooks.is_empty() && for_views.is_none() {
         return Ok(());
     }
     let tree = Tree::open(&settings.root, Arc::new(RealDisk))?;
     let told = webhooks::start(&tree, &settings.webhooks, &server.url()?)?;
-    let every = settings.look_every;
+    let every = settings.look_every.unwrap_or(LOOK_AGAIN);
     let watch = move || {
         // In a large tree that takes its time. Receivers are told of what changed until then, too.
         let mut watcher = Watcher::start(&tree.root, every, tree.is_remote());
         told.iter().for_each(|pending| pending.add_all());
         loop {
             let changed = watcher.wait();
-            registry.may_have_changed(&changed);
+            if for_views.is_some() {
+                registry.may_have_changed(&changed);
+            }
             told.iter().for_each(|pending| pending.add(&changed));
         }
     };

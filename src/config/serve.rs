@@ -118,9 +118,10 @@ pub struct ServeArgs {
     /// How many seconds after its start the server collects at the earliest
     #[arg(long, env = "STILLAGE_GC_DELAY", hide = true, default_value = "300")]
     gc_delay: u64,
-    /// How many seconds pass between looks at everything where the kernel cannot tell what changes
+    /// How many seconds pass between looks at everything where the kernel cannot tell what changes; 0:
+    /// views are renewed by requests alone
     #[arg(long, env = "STILLAGE_LOOK_EVERY", hide = true, default_value = "600")]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=86_400))]
     look_every: u64,
     /// How many seconds a client may keep the server waiting
     #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
@@ -171,8 +172,9 @@ pub struct Serve {
     pub gc: gc::Options,
     /// Who is told what happens.
     pub webhooks: Vec<WebhookUrl>,
-    /// How much time passes between looks at everything, where the kernel cannot tell what changes.
-    pub look_every: Duration,
+    /// How much time passes between looks at everything, where the kernel cannot tell what changes;
+    /// none where nobody is to be told but receivers of events.
+    pub look_every: Option<Duration>,
     /// How people log in.
     pub mode: auth::Mode,
     /// What is allowed without a login.
@@ -257,7 +259,7 @@ impl ServeArgs {
                 ..gc::Options::default()
             },
             webhooks,
-            look_every: Duration::from_secs(self.look_every),
+            look_every: (self.look_every != 0).then(|| Duration::from_secs(self.look_every)),
             mode: match self.auth {
                 AuthMode::Pam => auth::Mode::Pam,
                 AuthMode::Basic => auth::Mode::Basic,
