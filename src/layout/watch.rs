@@ -122,7 +122,7 @@ impl Watcher {
     /// Waits until something may have changed.
     pub fn wait(&mut self) -> Changed {
         loop {
-            let told = self.ready((!self.whole).then(|| self.due));
+            let told = self.ready((!self.whole).then_some(self.due));
             let now = SystemTime::now();
             if self.whole {
                 // Until just now there was nothing to tell.
