@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 
+use crate::http::webhooks::WebhookError;
 use crate::oci::NameError;
 use crate::{auth, web};
 
@@ -17,6 +18,7 @@ mod serve;
 mod snapshot;
 mod statics;
 mod units;
+mod watch;
 
 pub use access::AccessArgs;
 pub use check::CheckArgs;
@@ -24,6 +26,7 @@ pub use gc::{Gc, GcArgs};
 pub use serve::{Certificate, Serve, ServeArgs};
 pub use snapshot::SnapshotArgs;
 pub use statics::{MirrorArgs, SiteArgs, StaticArgs, StaticCommand};
+pub use watch::WatchArgs;
 
 /// An OCI container registry that is nothing but files.
 #[derive(Debug, Parser)]
@@ -50,6 +53,8 @@ pub enum Command {
     Gc(GcArgs),
     /// Copy ROOT to DEST on the same file system, in moments: blobs are shared
     Snapshot(SnapshotArgs),
+    /// Print what happens in ROOT: a line of JSON for each push, tag, untag and delete
+    Watch(WatchArgs),
     /// Say who may do what to a repository, and which directory decides it
     Access(AccessArgs),
     /// Print what lets a plain web server serve the tree: a configuration, the script of a mirror
@@ -99,6 +104,9 @@ pub enum ConfigError {
     /// No repository can be called so.
     #[error(transparent)]
     Repository(#[from] NameError),
+    /// Nobody can be told there.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// Nobody could push.
     #[error(
         "--auth basic lets only administrators push: name their group with --admin-group GROUP"

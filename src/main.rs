@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Check(args) => commands::check::run(&args),
         Command::Gc(args) => commands::gc::run(args),
         Command::Snapshot(args) => commands::snapshot::run(&args),
+        Command::Watch(args) => commands::watch::run(&args),
         Command::Access(args) => commands::access::run(args),
         Command::Static(args) => commands::statics::run(&args),
     });

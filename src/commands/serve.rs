@@ -13,9 +13,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::access;
 use stillage::auth::Auth;
 use stillage::config::{Certificate, Serve, ServeArgs};
-use stillage::http::{self, Own, Server, Tls};
-use stillage::layout::{RealDisk, Tree};
-use stillage::registry::Registry;
+use stillage::http::{self, Own, Server, Tls, webhooks};
+use stillage::layout::{RealDisk, Tree, Watcher};
+use stillage::registry::{Registry, Views};
 use stillage::upkeep::gc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -24,7 +24,8 @@ use super::{Outcome, misused};
 /// No more descriptors than this are kept back for files, however many there may be.
 const FILES: u64 = 16 * 1024;
 
-/// How long the server sleeps before it looks again at when the last collection was.
+/// How long the server sleeps before it looks again at when the last collection was, or at a tree of
+/// which the kernel cannot tell what changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 /// Serves until it is told to stop.
@@ -48,7 +49,7 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     let registry = Registry::open(&settings.root, settings.registry)?;
     let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
     let sweeper = registry.clone().keep_swept();
-    let views = registry.clone();
+    let (views, changes) = (registry.clone(), registry.clone());
     let mut http = settings.http.clone();
     let own = certificate(&settings, &registry, &mut http)?;
     let server = Server::bind(settings.listen, registry, auth, http).await;
@@ -58,6 +59,7 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     tokio::spawn(sweeper);
     tokio::spawn(async move { views.keep_views().await });
     collect(&settings)?;
+    watch(&settings, &server, changes)?;
     server.run(Box::pin(stop)).await;
     Ok(())
 }
@@ -83,6 +85,32 @@ fn collect(settings: &Serve) -> Result<(), Box<dyn Error>> {
         }
     };
     std::thread::Builder::new().name("gc".to_owned()).spawn(collect)?;
+    Ok(())
+}
+
+/// Tells views and receivers of events what changes in the tree, by whomever, in threads that end with
+/// the process: what was not told is told after the next start.
+fn watch(settings: &Serve, server: &Server, registry: Registry) -> Result<(), Box<dyn Error>> {
+    let for_views = settings.look_every.filter(|_| settings.registry.views == Views::Make);
+    if settings.webhooks.is_empty() && for_views.is_none() {
+        return Ok(());
+    }
+    let tree = Tree::open(&settings.root, Arc::new(RealDisk))?;
+    let told = webhooks::start(&tree, &settings.webhooks, &server.url()?)?;
+    let every = settings.look_every.unwrap_or(LOOK_AGAIN);
+    let watch = move || {
+        // In a large tree that takes its time. Receivers are told of what changed until then, too.
+        let mut watcher = Watcher::start(&tree.root, every, tree.is_remote());
+        told.iter().for_each(|pending| pending.add_all());
+        loop {
+            let changed = watcher.wait();
+            if for_views.is_some() {
+                registry.may_have_changed(&changed);
+            }
+            told.iter().for_each(|pending| pending.add(&changed));
+        }
+    };
+    std::thread::Builder::new().name("watch".to_owned()).spawn(watch)?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
 use super::{AnonymousMode, ConfigError, units};
+use crate::http::webhooks::WebhookUrl;
 use crate::http::{BaseUrl, Network};
 use crate::registry::{MinFree, Views};
 use crate::upkeep::gc;
@@ -67,6 +68,15 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_TRUSTED_PROXY", hide_env = true, value_name = "CIDR")]
     #[arg(value_delimiter = ',')]
     trusted_proxy: Vec<Network>,
+    /// Post what happens there to a URL; repeatable: docs/events.md
+    #[arg(
+        long,
+        env = "STILLAGE_WEBHOOK",
+        hide_env = true,
+        value_name = "URL",
+        value_delimiter = ' '
+    )]
+    webhook: Vec<String>,
     /// Accept manifests that refer to what is not here
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_sparse: bool,
@@ -108,6 +118,11 @@ pub struct ServeArgs {
     /// How many seconds after its start the server collects at the earliest
     #[arg(long, env = "STILLAGE_GC_DELAY", hide = true, default_value = "300")]
     gc_delay: u64,
+    /// How many seconds pass between looks at everything where the kernel cannot tell what changes; 0:
+    /// views are renewed by requests alone
+    #[arg(long, env = "STILLAGE_LOOK_EVERY", hide = true, default_value = "600")]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    look_every: u64,
     /// How many seconds a client may keep the server waiting
     #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -155,6 +170,11 @@ pub struct Serve {
     pub gc_delay: Duration,
     /// What is collected.
     pub gc: gc::Options,
+    /// Who is told what happens.
+    pub webhooks: Vec<WebhookUrl>,
+    /// How much time passes between looks at everything, where the kernel cannot tell what changes;
+    /// none where nobody is to be told but receivers of events.
+    pub look_every: Option<Duration>,
     /// How people log in.
     pub mode: auth::Mode,
     /// What is allowed without a login.
@@ -209,6 +229,7 @@ impl ServeArgs {
         if let Some(path) = self.pam_confdir.as_ref().filter(|path| path.is_relative()) {
             return Err(ConfigError::PamConfdir(path.clone()));
         }
+        let webhooks = self.webhook.iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
         let connections = usize::try_from(self.max_connections).unwrap_or(usize::MAX);
         let each =
             self.max_connections_each.map(|each| usize::try_from(each).unwrap_or(usize::MAX));
@@ -237,6 +258,8 @@ impl ServeArgs {
                 upload_expiry: None,
                 ..gc::Options::default()
             },
+            webhooks,
+            look_every: (self.look_every != 0).then(|| Duration::from_secs(self.look_every)),
             mode: match self.auth {
                 AuthMode::Pam => auth::Mode::Pam,
                 AuthMode::Basic => auth::Mode::Basic,

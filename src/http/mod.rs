@@ -46,6 +46,7 @@ mod tls;
 mod token;
 mod uploads;
 mod visit;
+pub mod webhooks;
 
 use errors::{Failure, Refusal};
 pub use keys::token_keys;
