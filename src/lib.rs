@@ -12,6 +12,7 @@
 //! | [`auth`] | who are they, and may they: PAM, tokens, permissions | `oci` |
 //! | [`access`] | what `layout` read, decided by `auth`, and why in words | `layout`, `auth` |
 //! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `access` |
+//! | [`web`] | configurations for web servers that serve the tree or stand in front | – |
 //! | [`config`] | settings, checked once at the start | `http`, `registry`, `upkeep`, `access` |
 //! | [`wipe`] | memory is wiped when it is given back | – |
 //!
@@ -46,4 +47,5 @@ pub mod layout;
 pub mod oci;
 pub mod registry;
 pub mod upkeep;
+pub mod web;
 pub mod wipe;

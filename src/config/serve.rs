@@ -67,6 +67,15 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_TRUSTED_PROXY", hide_env = true, value_name = "CIDR")]
     #[arg(value_delimiter = ',')]
     trusted_proxy: Vec<Network>,
+    /// Let nginx send the blobs it can read, from its internal location PREFIX: see docs/proxy.md
+    #[arg(long, env = "STILLAGE_ACCEL", hide_env = true, value_name = "PREFIX")]
+    accel: Option<http::Prefix>,
+    /// The account that nginx runs as [default: www-data or nginx]
+    #[arg(long, env = "STILLAGE_ACCEL_USER", hide = true, value_name = "NAME", requires = "accel")]
+    accel_user: Option<String>,
+    /// Serve what is there and write nothing, for a copy or a read-only mount
+    #[arg(long, env = "STILLAGE_READ_ONLY", hide_env = true, value_parser = FalseyValueParser::new())]
+    read_only: bool,
     /// Accept manifests that refer to what is not here
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_sparse: bool,
@@ -164,6 +173,8 @@ pub struct Serve {
     pub pam_service: String,
     /// Where PAM's services are described, if not in /etc/pam.d.
     pub pam_confdir: Option<PathBuf>,
+    /// Where trusted proxies find blobs, and the account that they run as.
+    pub accel: Option<(http::Prefix, Option<String>)>,
     /// Which certificate the listener shows; none without TLS.
     pub certificate: Option<Certificate>,
     /// What the wire needs to know, but for the certificate itself.
@@ -200,6 +211,12 @@ impl ServeArgs {
         if open && self.anonymous == Some(AnonymousMode::None) {
             return Err(ConfigError::Anonymous);
         }
+        if self.accel.is_some() && self.trusted_proxy.is_empty() {
+            return Err(ConfigError::AccelProxy);
+        }
+        if self.read_only && self.tls.is_some() {
+            return Err(ConfigError::ReadOnlyCertificate);
+        }
         if self.auth == AuthMode::Basic && self.admin_group.is_none() {
             return Err(ConfigError::NoAdministrators);
         }
@@ -218,13 +235,14 @@ impl ServeArgs {
             root: self.root,
             listen: self.listen,
             registry: registry::Settings {
+                read_only: self.read_only,
                 allow_sparse: self.allow_sparse,
                 lock_wait: Duration::from_secs(self.lock_wait),
                 max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
                 upload_expiry: self.upload_expiry,
                 min_free: self.min_free.unwrap_or(MinFree::Usual),
             },
-            gc_every: (!self.gc_every.is_zero()).then_some(self.gc_every),
+            gc_every: (!self.gc_every.is_zero() && !self.read_only).then_some(self.gc_every),
             gc_delay: Duration::from_secs(self.gc_delay),
             gc: gc::Options {
                 grace: self.grace,
@@ -243,6 +261,7 @@ impl ServeArgs {
             allow_root: self.allow_root,
             pam_service: self.pam_service,
             pam_confdir: self.pam_confdir,
+            accel: self.accel.map(|prefix| (prefix, self.accel_user)),
             certificate,
             http: http::Settings {
                 external_url: self.external_url,

@@ -18,6 +18,7 @@
 //! - [`volume`]: a small disk: to be full, read-only, without inodes or links, over its quota.
 //! - [`tmpfs`]: a small file system, to be filled.
 //! - [`power`]: file systems whose power can be cut.
+//! - [`proxy`]: nginx and Caddy with TLS in front of a server.
 //! - [`random`]: random choices that a seed replays.
 #![allow(
     dead_code,
@@ -34,6 +35,7 @@ pub mod content;
 pub mod deeds;
 pub mod http;
 pub mod power;
+pub mod proxy;
 pub mod random;
 pub mod recipes;
 mod registry;
