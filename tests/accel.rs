@@ -38,7 +38,7 @@ impl Place {
         let confdir = host.path("pam.d").display().to_string();
         let all = ["--anonymous", "none", "--pam-confdir", &confdir, "--accel", PREFIX];
         let registry = Registry::start(&[&all[..], args].concat());
-        // The tests' own directories are closed to www-data, as people's homes are.
+        // Whatever the umask of the tests is.
         let above = registry.root().parent().expect("a directory above");
         set_mode(above, 0o711);
         registry.grant("u:daemon");
@@ -410,6 +410,7 @@ fn nginx_that_cannot_read_after_all_says_so() {
 fn the_start_says_whether_nginx_can_read() {
     let temp = tempfile::tempdir().expect("a directory");
     let args = ["--auth", "none", "--accel", "/_files/", "--trusted-proxy", "127.0.0.1"];
+    set_mode(temp.path(), 0o700);
     let registry = Registry::start_on(&temp.path().join("registry"), &args);
     let lines: Vec<String> = (0..4).map(|_| registry.next_line()).collect();
     assert!(lines[3].contains("www-data") && lines[3].contains("/_files/"), "{lines:?}");

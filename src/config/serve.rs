@@ -43,7 +43,7 @@ pub struct ServeArgs {
     /// Let root log in
     #[arg(long, env = "STILLAGE_ALLOW_ROOT", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_root: bool,
-    /// Listen beyond this machine without TLS, though passwords travel in clear
+    /// Listen beyond this machine without TLS: passwords travel in clear
     #[arg(long, env = "STILLAGE_PLAIN_HTTP", hide_env = true, value_parser = FalseyValueParser::new())]
     plain_http: bool,
     /// With --auth none: listen beyond this machine, where everyone may then do everything
@@ -67,13 +67,13 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_TRUSTED_PROXY", hide_env = true, value_name = "CIDR")]
     #[arg(value_delimiter = ',')]
     trusted_proxy: Vec<Network>,
-    /// Let nginx send the blobs it can read, from its internal location PREFIX: see docs/proxy.md
+    /// Let nginx send the blobs that it can read: see docs/proxy.md
     #[arg(long, env = "STILLAGE_ACCEL", hide_env = true, value_name = "PREFIX")]
     accel: Option<http::Prefix>,
     /// The account that nginx runs as [default: www-data or nginx]
     #[arg(long, env = "STILLAGE_ACCEL_USER", hide = true, value_name = "NAME", requires = "accel")]
     accel_user: Option<String>,
-    /// Serve what is there and write nothing, for a copy or a read-only mount
+    /// Serve a copy or a read-only mount: write nothing, refuse pushes
     #[arg(long, env = "STILLAGE_READ_ONLY", hide_env = true, value_parser = FalseyValueParser::new())]
     read_only: bool,
     /// Accept manifests that refer to what is not here
@@ -83,7 +83,7 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_MAX_UPLOADS", hide_env = true, value_name = "N")]
     #[arg(default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     max_uploads: u32,
-    /// How long an upload that gets no byte is kept: 30m, 24h, 7d
+    /// How long an upload without any byte is kept: 30m, 7d
     #[arg(long, env = "STILLAGE_UPLOAD_EXPIRY", hide_env = true, value_name = "TIME")]
     #[arg(default_value = "24h", value_parser = units::duration)]
     upload_expiry: Duration,

@@ -89,6 +89,7 @@ server {{
         proxy_request_buffering off;
         proxy_buffering off;
         proxy_buffer_size 32k;
+        proxy_buffers 8 32k;
         # A blob that somebody dropped in is hashed before its first byte goes out.
         proxy_read_timeout 900s;
         proxy_send_timeout 900s;
