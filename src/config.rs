@@ -278,6 +278,6 @@ mod tests {
         let main = cli.render_help().to_string();
         assert!(main.lines().count() <= 24, "{main}");
         let serve = cli.find_subcommand_mut("serve").unwrap().render_help().to_string();
-        assert!(serve.lines().count() <= 40, "{serve}");
+        assert!(serve.lines().count() <= 48, "{serve}");
     }
 }

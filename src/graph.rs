@@ -1,6 +1,7 @@
 //! Which blob refers to which.
 
 mod marks;
+pub mod views;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -138,14 +139,26 @@ impl Knowledge {
         if self.stamp == Some(index.stamp) {
             return Ok(());
         }
-        self.position = facts::read(repo, self.position, &mut self.facts)?;
-        let found = self.reconcile(tree, repo, &index.index)?;
+        let found = self.learn(repo, &index.index)?;
         self.stamp = Some(index.stamp);
         self.weight = self.facts.values().map(|fact| 2 * fact.weight()).sum();
         if !found.is_empty() {
             remember(tree, repo, &found);
         }
         Ok(())
+    }
+
+    /// What there is to know of a repository's manifests; nothing is written down.
+    pub fn of(repo: &Dir, index: &Index) -> Result<Knowledge> {
+        let mut known = Knowledge::default();
+        known.learn(repo, index)?;
+        Ok(known)
+    }
+
+    /// Reads the facts that came, and the manifests of which none tells; gives what those say.
+    fn learn(&mut self, repo: &Dir, index: &Index) -> Result<Vec<Arc<Fact>>> {
+        self.position = facts::read(repo, self.position, &mut self.facts)?;
+        self.reconcile(repo, index)
     }
 
     /// The manifests whose `subject` is this digest (distribution specification, "Listing
@@ -165,13 +178,31 @@ impl Knowledge {
         self.contained.get(digest)
     }
 
+    /// All manifests that anything refers to by its `subject`, in no order.
+    pub fn subjects(&self) -> impl Iterator<Item = &Digest> {
+        self.by_subject.keys()
+    }
+
+    /// What indexes contain, each once, in no order.
+    pub fn all_contained(&self) -> impl Iterator<Item = &Descriptor> {
+        self.contained.values()
+    }
+
+    /// What kind of manifest a descriptor names, if it names one.
+    pub fn kind(&self, descriptor: &Descriptor) -> Option<Kind> {
+        match descriptor.media_type.as_str() {
+            "" => Kind::of_media_type(&self.facts.get(&descriptor.digest)?.media_type),
+            media_type => Kind::of_media_type(media_type),
+        }
+    }
+
     /// About how much memory it takes, in bytes.
     pub fn weight(&self) -> usize {
         self.weight
     }
 
     /// Walks from the entries to all that indexes contain; gives the facts that were not known.
-    fn reconcile(&mut self, tree: &Tree, repo: &Dir, index: &Index) -> Result<Vec<Arc<Fact>>> {
+    fn reconcile(&mut self, repo: &Dir, index: &Index) -> Result<Vec<Arc<Fact>>> {
         self.by_subject.clear();
         self.contained.clear();
         let mut found = Vec::new();
@@ -181,7 +212,7 @@ impl Knowledge {
             if !seen.insert(descriptor.digest.clone()) {
                 continue;
             }
-            let Some(fact) = self.fact(tree, repo, &descriptor, &mut found)? else {
+            let Some(fact) = self.fact(repo, &descriptor, &mut found)? else {
                 continue;
             };
             if let Some(subject) = &fact.subject {
@@ -209,7 +240,6 @@ impl Knowledge {
 
     fn fact(
         &mut self,
-        tree: &Tree,
         repo: &Dir,
         descriptor: &Descriptor,
         found: &mut Vec<Arc<Fact>>,
@@ -217,7 +247,7 @@ impl Knowledge {
         if let Some(fact) = self.facts.get(&descriptor.digest) {
             return Ok(Some(Arc::clone(fact)));
         }
-        let (manifest, size, readers) = match read_with_readers(tree, repo, descriptor) {
+        let (manifest, size, readers) = match read_with_readers(repo, descriptor) {
             Ok(Some(read)) => read,
             Ok(None) => return Ok(None),
             Err(error @ Error::Damaged { .. }) => {
@@ -240,7 +270,6 @@ impl Knowledge {
 
 /// Reads what a descriptor names, as [`read_manifest`] does, and who may read it.
 fn read_with_readers(
-    tree: &Tree,
     repo: &Dir,
     descriptor: &Descriptor,
 ) -> Result<Option<(Manifest, u64, Readers)>> {
@@ -248,12 +277,13 @@ fn read_with_readers(
         return Ok(None);
     }
     let digest = &descriptor.digest;
-    let Some(blob) = Blob::open(tree, repo, digest, &Account::default())? else {
+    let Some((file, stat)) = blobs::open(repo, digest)? else {
         return Ok(None);
     };
-    let bytes = bytes_of(blob.file(), digest, blob.path())?;
+    let at = repo.at(&path::blob(digest));
+    let bytes = bytes_of(&file, digest, &at)?;
     let read = parse(repo, descriptor, &bytes)?;
-    let readers = blob.readers()?;
+    let readers = Readers::of(&file, &stat, &at)?;
     Ok(read.map(|(manifest, size)| (manifest, size, readers)))
 }
 

@@ -134,7 +134,7 @@ fn help_and_version_fit_a_screen() {
     assert_eq!(version.stdout, format!("stillage {}\n", env!("CARGO_PKG_VERSION")));
     for (args, most) in [
         (&["--help"][..], 24),
-        (&["serve", "-h"], 40),
+        (&["serve", "-h"], 48),
         (&["check", "-h"], 24),
         (&["access", "-h"], 24),
         (&["snapshot", "-h"], 24),

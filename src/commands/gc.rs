@@ -7,7 +7,7 @@ use std::sync::Arc;
 use indicatif::ProgressBar;
 use stillage::config::{Gc, GcArgs};
 use stillage::layout::{RealDisk, Tree};
-use stillage::registry::{Registry, Settings};
+use stillage::registry::{Registry, Settings, Views};
 use stillage::upkeep::gc::{self, Event, Fate, Options, Summary, report};
 
 use super::{Outcome, PARTLY, misused, owner};
@@ -22,7 +22,7 @@ pub(crate) fn run(args: GcArgs) -> Outcome {
     owner::become_owner(&root)?;
     let tree = Tree::open(&root, Arc::new(RealDisk))?;
     // What takes manifests out is a commit like any other.
-    let registry = Registry::open(&root, Settings::default())?;
+    let registry = Registry::open(&root, Settings { views: Views::Keep, ..Settings::default() })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let format = if json { report::Format::Json } else { report::Format::Text };
     let mut out = io::BufWriter::new(io::stdout().lock());

@@ -48,7 +48,7 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     let registry = Registry::open(&settings.root, settings.registry)?;
     let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
     // Whatever writes beside requests: not to a tree that is only read.
-    let sweeper = (!registry.is_read_only()).then(|| registry.clone().keep_swept());
+    let kept = (!registry.is_read_only()).then(|| registry.clone());
     let mut http = settings.http.clone();
     if let Some((prefix, account)) = settings.accel.clone() {
         http.accel = Some(Arc::new(Accel::new(&registry, prefix, account.as_deref())?));
@@ -59,8 +59,9 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     let server =
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
     report(&settings, &server, accel.as_deref(), own.as_ref())?;
-    if let Some(sweeper) = sweeper {
-        tokio::spawn(sweeper);
+    if let Some(registry) = kept {
+        tokio::spawn(registry.clone().keep_swept());
+        tokio::spawn(async move { registry.keep_views().await });
     }
     collect(&settings)?;
     server.run(Box::pin(stop)).await;

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use super::{AnonymousMode, ConfigError, units};
 use crate::http::{BaseUrl, Network};
-use crate::registry::MinFree;
+use crate::registry::{MinFree, Views};
 use crate::upkeep::gc;
 use crate::{access, auth, http, registry};
 
@@ -46,7 +46,7 @@ pub struct ServeArgs {
     /// Listen beyond this machine without TLS: passwords travel in clear
     #[arg(long, env = "STILLAGE_PLAIN_HTTP", hide_env = true, value_parser = FalseyValueParser::new())]
     plain_http: bool,
-    /// With --auth none: listen beyond this machine, where everyone may then do everything
+    /// With --auth none: listen beyond this machine: all may do everything
     #[arg(long, env = "STILLAGE_OPEN_TO_ALL", hide_env = true, value_parser = FalseyValueParser::new())]
     open_to_all: bool,
     /// The certificate for TLS as PEM, with its chain; a renewed one needs no restart
@@ -63,7 +63,7 @@ pub struct ServeArgs {
     /// The URL under which clients reach the server behind a proxy
     #[arg(long, env = "STILLAGE_EXTERNAL_URL", hide_env = true, value_name = "URL")]
     external_url: Option<BaseUrl>,
-    /// A proxy whose X-Forwarded-* headers are believed: an address or 10.0.0.0/8; repeatable
+    /// A proxy whose X-Forwarded-* are believed: 10.1.2.3 or 10.0.0.0/8
     #[arg(long, env = "STILLAGE_TRUSTED_PROXY", hide_env = true, value_name = "CIDR")]
     #[arg(value_delimiter = ',')]
     trusted_proxy: Vec<Network>,
@@ -79,6 +79,9 @@ pub struct ServeArgs {
     /// Accept manifests that refer to what is not here
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_sparse: bool,
+    /// Keep no views for plain web servers, and remove those that are there
+    #[arg(long, env = "STILLAGE_NO_VIEWS", hide_env = true, value_parser = FalseyValueParser::new())]
+    no_views: bool,
     /// How many uploads one user may have open at once
     #[arg(long, env = "STILLAGE_MAX_UPLOADS", hide_env = true, value_name = "N")]
     #[arg(default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
@@ -241,6 +244,7 @@ impl ServeArgs {
                 max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
                 upload_expiry: self.upload_expiry,
                 min_free: self.min_free.unwrap_or(MinFree::Usual),
+                views: if self.no_views { Views::None } else { Views::Make },
             },
             gc_every: (!self.gc_every.is_zero() && !self.read_only).then_some(self.gc_every),
             gc_delay: Duration::from_secs(self.gc_delay),

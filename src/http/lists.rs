@@ -10,7 +10,7 @@ use super::errors::Failure;
 use super::reply::{self, value};
 use super::route::Page;
 use super::visit::Visit;
-use crate::oci::{Descriptor, Digest, Kind, MAX_MANIFEST, RepoName, Tag};
+use crate::oci::{self, Descriptor, Digest, Kind, MAX_MANIFEST, RepoName, Tag};
 use crate::registry;
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -30,8 +30,8 @@ impl Visit {
         let tags: Vec<&str> = found.items.iter().map(Tag::as_str).collect();
         let path = format!("/v2/{repo}/tags/list");
         let next = next(&found, tags.last().copied(), &path, page.n);
-        let body = json!({ "name": repo.as_str(), "tags": tags });
-        Ok(linked(reply::json(StatusCode::OK, &body), next))
+        let body = oci::tag_list(repo.as_str(), found.items.iter());
+        Ok(linked(reply::document(StatusCode::OK, reply::JSON, body), next))
     }
 
     pub(super) async fn referrers(
@@ -59,9 +59,8 @@ impl Visit {
 
 /// An index of these descriptors.
 fn index(manifests: &[Descriptor]) -> Response {
-    let media_type = Kind::OciIndex.media_type();
-    let body = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
-    reply::typed(StatusCode::OK, media_type, &body)
+    let body = oci::referrer_list(manifests);
+    reply::document(StatusCode::OK, Kind::OciIndex.media_type(), body)
 }
 
 /// What a repository answers in which nothing refers to anything, and one that is not there.

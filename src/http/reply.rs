@@ -8,6 +8,9 @@ use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
 
+/// The media type of what has none of its own.
+pub(super) const JSON: &str = "application/json";
+
 /// The digest of what is answered or was stored.
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
@@ -144,7 +147,7 @@ impl Problem {
 
 /// A JSON document.
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    typed(status, "application/json", body)
+    typed(status, JSON, body)
 }
 
 /// A JSON document of its own media type.
@@ -154,12 +157,16 @@ pub(super) fn typed(
     body: &impl Serialize,
 ) -> Response {
     // Only maps with keys that are no strings fail, and there are none.
-    let bytes = Bytes::from(serde_json::to_vec(body).unwrap_or_default());
+    document(status, media_type, serde_json::to_vec(body).unwrap_or_default())
+}
+
+/// A document as it is.
+pub(super) fn document(status: StatusCode, media_type: &'static str, bytes: Vec<u8>) -> Response {
     let mut response = with_status(status);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-    *response.body_mut() = Body::from(bytes);
+    *response.body_mut() = Body::from(Bytes::from(bytes));
     response
 }
 

@@ -38,3 +38,19 @@ pub fn replace(
     }
     Ok(file)
 }
+
+/// The same for a file that can be made anew at any time, and that a crash may take or cut: nothing is
+/// synced.
+pub fn put_view(disk: &dyn Disk, dir: &Dir, name: &str, bytes: &[u8]) -> Result<()> {
+    let beside = path::temporary(name);
+    let file = disk.create(dir, &beside, Mode::RUSR | Mode::WUSR)?;
+    let written = disk
+        .write(&file, bytes, 0)
+        .at(|| dir.at(&beside))
+        .and_then(|()| inherit::apply(dir, &file, Purpose::Public))
+        .and_then(|()| disk.rename(dir, &beside, dir, name));
+    if written.is_err() {
+        let _ = disk.unlink(dir, &beside);
+    }
+    written
+}

@@ -45,6 +45,15 @@ pub(super) fn repository(disk: &dyn Disk, root: &Dir, name: &str, maker: &Accoun
 /// differs is brought in line. Its name is durable on return: a commit may be the hundredth in the
 /// repository and the first with sha512.
 pub(super) fn inner(disk: &dyn Disk, repo: &Dir, relative: &str) -> Result<Dir> {
+    inside(disk, repo, relative, true)
+}
+
+/// The same for a directory that can be made anew at any time: its name is not synced.
+pub(super) fn view(disk: &dyn Disk, repo: &Dir, relative: &str) -> Result<Dir> {
+    inside(disk, repo, relative, false)
+}
+
+fn inside(disk: &dyn Disk, repo: &Dir, relative: &str, durable: bool) -> Result<Dir> {
     let dress = Dress::like(repo)?;
     relative.split('/').try_fold(repo.clone(), |at, name| {
         if let Some(found) = at.dir(name).or_absent()? {
@@ -56,7 +65,7 @@ pub(super) fn inner(disk: &dyn Disk, repo: &Dir, relative: &str) -> Result<Dir> 
             return Ok(found);
         }
         let (made, is_new) = make(disk, &at, name, &dress)?;
-        if is_new {
+        if is_new && durable {
             disk.sync_dir(&at)?;
         }
         Ok(made)

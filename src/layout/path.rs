@@ -3,7 +3,7 @@
 //! Paths of a repository are relative to its directory, those of the registry's own room to
 //! `ROOT/.stillage`.
 
-use crate::oci::{Algorithm, Digest, RepoName};
+use crate::oci::{Algorithm, Digest, Kind, RepoName, Tag};
 
 /// The registry's own room beneath ROOT. No repository name can begin with a dot.
 pub const ROOM: &str = ".stillage";
@@ -28,6 +28,8 @@ pub const TAGS: &str = "_tags.json";
 pub const REFERRERS: &str = "_referrers";
 /// What is known of manifests, in [`REFERRERS`].
 pub const FACTS: &str = "facts.jsonl";
+/// A symlink that says what the views were made from, in [`MANIFESTS`].
+pub const VIEWS_OF: &str = ".of";
 
 /// The version of the tree, in the room.
 pub const VERSION: &str = "version";
@@ -102,6 +104,21 @@ pub fn holders_name(digest: &Digest) -> &str {
 /// `unreferenced/<repository>`: the directory of a repository's notes.
 pub fn notes(repo: &RepoName) -> String {
     format!("{UNREFERENCED}/{repo}")
+}
+
+/// `<tag>.<kind>`: the name of a tag's manifest, in [`MANIFESTS`].
+pub fn tag_view(tag: &Tag, kind: Kind) -> String {
+    format!("{tag}.{}", kind.short())
+}
+
+/// `<hex>.<kind>`: the name of a manifest, in `_manifests/<algorithm>`.
+pub fn digest_view(digest: &Digest, kind: Kind) -> String {
+    format!("{}.{}", digest.hex(), kind.short())
+}
+
+/// `<hex>.json`: the name of the list of a manifest's referrers, in `_referrers/<algorithm>`.
+pub fn referrers_view(subject: &Digest) -> String {
+    format!("{}.json", subject.hex())
 }
 
 /// The number of an older part of the journal, `_log.<n>.jsonl`.

@@ -77,6 +77,13 @@ pub fn leftover(
             let sweep = Sweep { tree, before: Some(before), really, swept: Swept::default() };
             sweep.try_file(dir, name)
         }
+        // A view in the making. What it says is nobody's loss.
+        FileType::Symlink => {
+            if really {
+                tree.disk.unlink(dir, name)?;
+            }
+            Ok(Some(0))
+        }
         FileType::Directory if dir.dir(name)?.entries()?.next().is_none() => {
             if really {
                 tree.disk.remove_dir(dir, name)?;

@@ -121,6 +121,12 @@ impl Tree {
         make::as_open_as(repo, relative)
     }
 
+    /// A directory of views in a repository, whose name may be lost by a crash; as
+    /// [`make_inner`](Self::make_inner) otherwise.
+    pub fn make_view_dir(&self, repo: &Dir, relative: &str) -> Result<Dir> {
+        make::view(&*self.disk, repo, relative)
+    }
+
     /// A directory of the room, made when it is missing.
     pub fn make_in_room(&self, relative: &str) -> Result<Dir> {
         make::in_room(&*self.disk, &self.room, relative)

@@ -7,6 +7,7 @@ use super::commit::{Checked, Deed, Outcome, Refusal};
 use super::indexes::Meanwhile;
 use super::manifests::Put;
 use super::{Actor, Error, Inner, Result};
+use crate::graph::views::Commit;
 use crate::layout::blobs::Presence;
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::{self, Record};
@@ -200,9 +201,15 @@ impl<'a> Group<'a> {
         if self.changes.is_empty() && state.health == Health::Sound {
             return self.confirm(state, dir);
         }
+        let before = self.last.as_ref().map_or_else(Stamp::nothing, |last| last.stamp);
         self.publish(state, dir)?;
         if let Err(error) = facts::append(&self.inner.tree, self.dir, self.facts.iter().copied()) {
             tracing::debug!(%error, "facts of manifests were not written down");
+        }
+        if let Some(now) = &self.last {
+            let changes: Vec<&Change> = self.changes.iter().map(|(change, _)| change).collect();
+            let commit = Commit { before, now, changes: &changes, facts: &self.facts };
+            self.inner.follow(self.repo, self.dir, &commit);
         }
         self.still_named()
     }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{Inner, Result, locked};
-use crate::layout::{Account, Dir, Error, IndexFile, path, readers};
-use crate::oci::RepoName;
+use crate::layout::{self, Account, Dir, Error, IndexFile, path, readers};
+use crate::oci::{RepoName, Tag};
 
 /// The most index.json files that are held open.
 const MOST: usize = 512;
@@ -89,6 +89,26 @@ pub(super) enum Meanwhile {
     Wait,
 }
 
+/// No more tags are named in a line of the log.
+const MOST_NAMED: usize = 20;
+
+/// The administrator learns of changes that another tool has taken back, by mistake if it took no lock.
+fn tell_overwritten(name: &RepoName, dir: &Dir, index: &IndexFile) {
+    match layout::overwritten(dir, index) {
+        Ok(Some(tags)) if !tags.is_empty() => {
+            let named: Vec<&str> = tags.iter().take(MOST_NAMED).map(Tag::as_str).collect();
+            let (path, lock) = (dir.at(path::INDEX), dir.at(path::LOCK));
+            tracing::warn!(
+                repo = %name, ?path, tags = ?named, count = tags.len(),
+                "another tool wrote index.json, and these tags are as they were before their last change: \
+                 it has to run under flock {}", lock.display()
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::debug!(%error, "whether changes were overwritten is not known"),
+    }
+}
+
 impl Inner {
     /// The repository's index.json as it stands now; `None` if there is none.
     pub(super) fn index(
@@ -102,8 +122,17 @@ impl Inner {
             let last = self.indexes.last(name);
             match self.read_index(dir, last.as_ref(), meanwhile) {
                 Ok(Some(file)) => {
-                    if last.is_none_or(|last| !Arc::ptr_eq(&last, &file)) {
+                    if last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &file)) {
                         self.indexes.put(name, Arc::clone(&file));
+                    }
+                    // What was written here is put there by who wrote it.
+                    if last.as_ref().is_none_or(|last| last.stamp != file.stamp) {
+                        if !self.tree.is_read_only() {
+                            self.opened.add(name);
+                        }
+                        if last.is_some() {
+                            tell_overwritten(name, dir, &file);
+                        }
                     }
                     return Ok(Some(file));
                 }

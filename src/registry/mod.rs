@@ -20,6 +20,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod uploads;
+mod views;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -36,6 +37,7 @@ pub use manifests::{Push, Pushed, StoredManifest};
 pub use mount::MountFrom;
 pub use outside::Outside;
 pub use uploads::UploadStatus;
+pub use views::Views;
 
 pub use crate::layout::space::MinFree;
 pub use crate::layout::uploads::UploadId;
@@ -69,6 +71,8 @@ pub struct Settings {
     pub upload_expiry: Duration,
     /// What uploads leave free.
     pub min_free: MinFree,
+    /// Whether repositories have views for plain web servers.
+    pub views: Views,
 }
 
 impl Default for Settings {
@@ -80,6 +84,7 @@ impl Default for Settings {
             max_uploads: 1000,
             upload_expiry: Duration::from_secs(24 * 60 * 60),
             min_free: MinFree::Bytes(0),
+            views: Views::default(),
         }
     }
 }
@@ -147,6 +152,7 @@ struct Inner {
     threads: Arc<Semaphore>,
     space: Arc<Space>,
     knowledge: Mutex<HashMap<RepoName, Arc<Mutex<Knowledge>>>>,
+    opened: views::Opened,
 }
 
 impl Registry {
@@ -178,6 +184,7 @@ impl Registry {
             hashes: uploads::Hashes::default(),
             turns: blobs::Turns::default(),
             knowledge: Mutex::default(),
+            opened: views::Opened::default(),
         };
         Registry { inner: Arc::new(inner) }
     }

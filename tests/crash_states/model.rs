@@ -9,11 +9,13 @@
 //!   keep an order here; the model does not rely on it.
 //! - **Every file for itself.** Of what was written since the last fsync there is nothing, or each
 //!   write in turn whole, in half, or as its length in zeros.
+//! - A symlink says what it says from the moment that its name is there: it is content like a file's,
+//!   made at once and never changed.
 //! - Not assumed to happen: that a directory has two names (no file system has that), that a name
 //!   which was synced is lost, that bytes which were synced change. Modes and owners are those at the
 //!   time of the crash.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use stillage::layout::path;
@@ -90,8 +92,12 @@ impl Interner {
         };
         const ASIDE: [&str; 5] = ["pool", "holders", "uploads", "unreferenced", "trash"];
         let of_room = path.strip_prefix(".stillage/").and_then(|path| path.split('/').next());
-        let aside = of_room.is_some_and(|part| ASIDE.contains(&part))
-            || path.split('/').any(|part| part == "_referrers");
+        let derived = |part: &str| {
+            [path::REFERRERS, path::MANIFESTS, path::TAGS].contains(&part)
+                || part.starts_with(&format!(".{}.", path::TAGS))
+        };
+        let aside =
+            of_room.is_some_and(|part| ASIDE.contains(&part)) || path.split('/').any(derived);
         self.aside.push(aside);
         self.paths.push(path);
         self.beneath.push(Vec::new());
@@ -126,6 +132,7 @@ impl Node {
 pub struct Model {
     nodes: Vec<Node>,
     modes: Vec<u32>,
+    symlinks: HashSet<Id>,
 }
 
 /// A state in which a crash may leave the tree: parents come before what is in them.
@@ -162,7 +169,13 @@ impl State {
 impl Model {
     /// An empty ROOT.
     pub fn new() -> Model {
-        Model { nodes: vec![Node::Dir(Vec::new())], modes: vec![0o755] }
+        let nodes = vec![Node::Dir(Vec::new())];
+        Model { nodes, modes: vec![0o755], symlinks: HashSet::new() }
+    }
+
+    /// Whether something is a symlink; its content is what it says.
+    pub fn is_symlink(&self, id: Id) -> bool {
+        self.symlinks.contains(&id)
     }
 
     /// The mode of a file or directory.
@@ -183,6 +196,12 @@ impl Model {
                 if let Some((dir, name)) = at {
                     self.name(*dir, interner.name(name), Some(*id));
                 }
+            }
+            Step::Symlink { dir, name, id, target } => {
+                let may = vec![interner.content(target)];
+                self.node(*id, Node::File { may, now: target.to_vec() });
+                self.symlinks.insert(*id);
+                self.name(*dir, interner.name(name), Some(*id));
             }
             Step::Link { dir, name, id } => self.name(*dir, interner.name(name), Some(*id)),
             Step::Rename { from, old, to, new, id } => {

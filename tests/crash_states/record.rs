@@ -35,6 +35,13 @@ pub enum Step {
         at: Option<(Id, String)>,
         id: Id,
     },
+    /// A symlink, which never changes.
+    Symlink {
+        dir: Id,
+        name: String,
+        id: Id,
+        target: Arc<[u8]>,
+    },
     Write {
         id: Id,
         offset: u64,
@@ -404,8 +411,18 @@ impl Disk for Recorder {
         Ok(())
     }
 
-    fn symlink(&self, _: &CStr, dir: &Dir, name: &str) -> Result<()> {
-        panic!("{}: no state can be made up that has a symlink", dir.at(name).display());
+    fn symlink(&self, target: &CStr, dir: &Dir, name: &str) -> Result<()> {
+        let mut tape = self.tape();
+        tape.live().at(|| dir.at(name))?;
+        let parent = tape.dir(dir)?;
+        RealDisk.symlink(target, dir, name)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let held = rustix::fs::openat(dir, name, flags, Mode::empty()).at(|| dir.at(name))?;
+        let stat = dir.stat_name(name)?.expect("a new symlink");
+        let id = tape.meet(Inode::of(&stat), held);
+        let target = target.to_bytes().into();
+        tape.steps.push(Step::Symlink { dir: parent, name: name.to_owned(), id, target });
+        Ok(())
     }
 
     fn remove_dir(&self, dir: &Dir, name: &str) -> Result<()> {

@@ -258,7 +258,23 @@ fn history() -> Vec<Sample> {
                 repo.file("_referrers/facts.jsonl", wrong.as_bytes());
             }),
         ),
+        Sample::twisted("views-stale", image(), |root| {
+            views_made_from(&root.join("app"), b"another index.json");
+        }),
+        Sample::twisted("view-wrong", image(), |root| {
+            let repo = root.join("app");
+            views_made_from(&repo, &fs::read(repo.join("index.json")).unwrap());
+            symlink("../blobs/sha256/00", repo.join("_manifests/1.8.oci-image")).unwrap();
+            symlink("../blobs/sha256/00", repo.join("_manifests/1.9.oci-image")).unwrap();
+        }),
     ]
+}
+
+/// Views without any, which say that they were made from these bytes.
+fn views_made_from(repo: &Path, index: &[u8]) {
+    fs::create_dir(repo.join("_manifests")).unwrap();
+    let of = format!("{}:app", Stamp::of(index));
+    symlink(of, repo.join("_manifests/.of")).unwrap();
 }
 
 fn room() -> Vec<Sample> {

@@ -17,6 +17,7 @@
 //! - [`command`]: other programs, run with their output kept for the failure message.
 //! - [`volume`]: a small disk: to be full, read-only, without inodes or links, over its quota.
 //! - [`tmpfs`]: a small file system, to be filled.
+//! - [`views`]: what the views of a repository have to be.
 //! - [`power`]: file systems whose power can be cut.
 //! - [`proxy`]: nginx and Caddy with TLS in front of a server.
 //! - [`random`]: random choices that a seed replays.
@@ -42,6 +43,7 @@ mod registry;
 pub mod snapshot;
 pub mod tls;
 pub mod tmpfs;
+pub mod views;
 pub mod volume;
 
 pub use registry::{Registry, STILLAGE};

@@ -9,6 +9,7 @@ mod planted;
 mod sessions;
 mod sources;
 mod swapped;
+mod views;
 
 use std::path::PathBuf;
 use std::sync::Arc;

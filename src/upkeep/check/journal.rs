@@ -10,11 +10,38 @@ use super::lines;
 use super::probe;
 use super::rule::Rule;
 use crate::layout::journal::Record;
-use crate::layout::{Dir, Stamp, path};
+use crate::layout::{self, Dir, IndexFile, Stamp, path};
 use crate::oci::{Tag, What};
+
+/// No more tags are named in a finding.
+const MOST_NAMED: usize = 20;
 
 /// Checks every line, and what they say of index.json, whose stamp is `now` if there is one.
 pub(super) fn check(repo: &Dir, now: Option<Stamp>, findings: &mut Findings) {
+    compare(repo, now, findings, String::new);
+}
+
+/// The same for an index.json that was read: what another tool took back is said.
+pub(super) fn check_read(repo: &Dir, index: &IndexFile, findings: &mut Findings) {
+    compare(repo, Some(index.stamp), findings, || {
+        let tags = layout::overwritten(repo, index).ok().flatten().unwrap_or_default();
+        let named: Vec<&str> = tags.iter().take(MOST_NAMED).map(Tag::as_str).collect();
+        match tags.len() {
+            0 => String::new(),
+            count => format!(
+                "; {count} tags are as they were before their last change here: {}",
+                named.join(", ")
+            ),
+        }
+    });
+}
+
+fn compare(
+    repo: &Dir,
+    now: Option<Stamp>,
+    findings: &mut Findings,
+    overwritten: impl FnOnce() -> String,
+) {
     let mut history = History::new(now);
     let all_sound = read(repo, findings, |record| history.take(record));
     let at = repo.at(path::INDEX);
@@ -28,8 +55,10 @@ pub(super) fn check(repo: &Dir, now: Option<Stamp>, findings: &mut Findings) {
         }
         // A line that cannot be read may be the one with the stamp.
         (Some(now), History { any: true, met: false, .. }) if all_sound => {
-            let message =
-                format!("no line of the journal has its stamp {now}: another tool wrote it");
+            let message = format!(
+                "no line of the journal has its stamp {now}: another tool wrote it{}",
+                overwritten()
+            );
             findings.add(Rule::JournalStampUnknown, &at, message);
         }
         (Some(now), History { met: true, left: true, .. }) => {

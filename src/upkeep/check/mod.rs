@@ -32,6 +32,7 @@ mod repository;
 mod rights;
 mod room;
 mod rule;
+mod views;
 mod walk;
 
 use std::collections::HashSet;

@@ -8,7 +8,7 @@ use super::finding::Findings;
 use super::mend::{self, Mender};
 use super::probe::{self, Seen};
 use super::rule::Rule;
-use super::{Look, Run, blobs, closed, facts, hands, journal, manifests, rights};
+use super::{Look, Run, blobs, closed, facts, hands, journal, manifests, rights, views};
 use crate::layout::{self, Dir, Error, IndexFile, Inode, Stamp, lock, path};
 use crate::oci::Algorithm;
 
@@ -200,11 +200,14 @@ pub(super) fn glance(
     let blobs = blobs::check(look, mender, dir, &mut findings);
     let manifests = index(look, dir, &truth, &blobs, &mut findings);
     match &truth {
-        Truth::Read(file) => journal::check(dir, Some(file.stamp), &mut findings),
+        Truth::Read(file) => journal::check_read(dir, file, &mut findings),
         Truth::Absent => journal::check(dir, None, &mut findings),
         Truth::Malformed(_) | Truth::Bad => journal::check_lines(dir, &mut findings),
     }
     facts::check(look, dir, &blobs, &mut findings);
+    if let Truth::Read(file) = &truth {
+        views::check(name, dir, file, &mut findings);
+    }
     let Blobs { count: blobs, pooled, .. } = blobs;
     Glance { before, truth: truth.key(), findings, manifests, blobs, pooled }
 }

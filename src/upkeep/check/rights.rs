@@ -9,7 +9,7 @@ use super::finding::Findings;
 use super::probe;
 use super::rule::Rule;
 use crate::layout::acl::{self, Acl, AclEntry, AclTag};
-use crate::layout::{At as _, Dir, path};
+use crate::layout::{At as _, Dir, path, views};
 use crate::oci::Algorithm;
 
 /// Checks the directories, the lock and the journal of a repository.
@@ -45,6 +45,9 @@ fn inner(repo: &Dir, outer: &Stat, findings: &mut Findings) {
     };
     narrow(repo, path::BLOBS, findings);
     narrow(repo, path::REFERRERS, findings);
+    for dir in views::dirs() {
+        narrow(repo, &dir, findings);
+    }
     if let Some(blobs) = probe::look(repo.dir(path::BLOBS), findings) {
         for algorithm in Algorithm::ALL {
             narrow(&blobs, algorithm.as_str(), findings);

@@ -120,6 +120,10 @@ rules! {
     JournalStampOlder = "journal-stamp-older", Warning, Stillage;
     /// A fact differs from the manifest.
     FactsWrong = "facts-wrong", Error, Stillage;
+    /// The views were made from another index.json, or not to their end.
+    ViewsStale = "views-stale", Warning, Stillage;
+    /// A view shows something else than index.json does.
+    ViewWrong = "view-wrong", Error, Stillage;
     /// The tree has another layout version.
     VersionUnknown = "version-unknown", Error, Stillage;
     /// Others can enter the room.

@@ -13,7 +13,7 @@ use crate::graph::{self, Marks};
 use crate::layout::history::{self, Reading, Recent};
 use crate::layout::notes::Notes;
 use crate::layout::{
-    Dir, Error, IndexFile, OrAbsent, Result, Stamp, changed, modified, path, sweep,
+    Dir, Error, IndexFile, OrAbsent, Result, Stamp, changed, modified, path, sweep, views,
 };
 use crate::oci::{Algorithm, Digest, DigestMap, RepoName, What};
 
@@ -84,8 +84,9 @@ fn try_collect(
     }
     repo.clear_notes(run)?;
     sweep_beside(run, dir);
-    for inner in [path::BLOBS, path::REFERRERS] {
-        if let Some(inner) = dir.dir(inner).or_absent()? {
+    let inner = [path::BLOBS, path::REFERRERS].map(str::to_owned).into_iter();
+    for inner in inner.chain(views::dirs()) {
+        if let Some(inner) = dir.dir(&inner).or_absent()? {
             sweep_beside(run, &inner);
         }
     }

@@ -13,7 +13,7 @@ use super::{Pair, Run, SnapshotError, walk};
 use crate::layout::{
     self, Dir, Entry, Error, IndexFile, Listed, Listing, MAX_INDEX, OrAbsent, Stamp, lock, path,
 };
-use crate::oci::Index;
+use crate::oci::{Algorithm, Index};
 
 type Result<T> = std::result::Result<T, SnapshotError>;
 
@@ -116,7 +116,13 @@ pub(super) fn without_views(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
     let message = "index.json changed all the while its views were copied: they are left out, and are \
                    made from it again";
     run.notes(pair.name.clone(), message);
-    remove(run, pair, is_view)
+    remove(run, pair, is_view)?;
+    let Some(to) = &pair.to else { return Ok(()) };
+    let Some(lists) = to.dir(path::REFERRERS).or_absent()? else { return Ok(()) };
+    for algorithm in Algorithm::ALL {
+        layout::remove_all(&*run.disk, &lists, algorithm.as_str()).or_absent()?;
+    }
+    Ok(())
 }
 
 /// The journal, open, with the length that it has now.
@@ -146,7 +152,11 @@ fn copy(run: &mut Run<'_>, pair: &Pair, entry: &Entry) -> Result<()> {
         FileType::Directory if name == path::REFERRERS => {
             walk::within(run, pair, name, false, |run, child| {
                 run.summary.directories += 1;
-                files::copy(run, child, path::FACTS, false)
+                files::copy(run, child, path::FACTS, false)?;
+                for algorithm in Algorithm::ALL {
+                    walk::copy_all(run, child, algorithm.as_str(), false)?;
+                }
+                Ok(())
             })
         }
         FileType::Directory if is_directory(name) => walk::copy_all(run, pair, name, false),
@@ -164,7 +174,9 @@ pub(super) fn others(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
         if directory && name == path::REFERRERS {
             walk::within(run, pair, name, false, |run, child| {
                 for entry in walk::names(run, child, false) {
-                    if entry.name != path::FACTS || entry.kind == FileType::Directory {
+                    let lists = Algorithm::ALL.iter().any(|known| known.as_str() == entry.name);
+                    let expected = if lists { FileType::Directory } else { FileType::RegularFile };
+                    if !(lists || entry.name == path::FACTS) || entry.kind != expected {
                         other(run, child, &entry)?;
                     }
                 }

@@ -7,12 +7,15 @@ use rustix::fs::Mode;
 
 use super::super::{facts, journal, lines};
 use super::{At, Done, Work, there};
+use crate::graph::Knowledge;
+use crate::graph::views::Place;
 use crate::layout::facts::Fact;
 use crate::layout::inherit::{self, Purpose};
 use crate::layout::quarantine::is_still;
 use crate::layout::{
     self, At as _, Dir, Disk, IndexFile, Inode, OrAbsent, durable, path, read_all,
 };
+use crate::oci::RepoName;
 
 impl Work<'_> {
     /// Writes `oci-layout`, unless it names another version.
@@ -108,6 +111,20 @@ impl Work<'_> {
             }
             Ok(())
         })
+    }
+
+    /// Views are made to be those of index.json.
+    pub(super) fn views(&mut self, repo: &Dir, at: At<'_>) -> Done {
+        let Ok(name) = RepoName::parse(self.repository) else { return Ok(()) };
+        if !self.is_dry() {
+            let tree = self.mender.tree()?;
+            let _turn = self.turn(Some(repo))?;
+            let Ok(Some(index)) = IndexFile::read(repo) else { return Ok(()) };
+            let known = Knowledge::of(repo, &index.index)?;
+            Place { name: &name, dir: repo }.renew(&tree, &index, &known)?;
+        }
+        self.say(at, "views made from index.json", None);
+        Ok(())
     }
 
     /// Writes a file of lines anew, each through `each`; what it was is kept.

@@ -261,6 +261,11 @@ pub(super) fn repository(
     work.each(findings, &[Rule::LockOpen, Rule::JournalOpen], |work, at| work.narrow(dir, at));
     work.each(findings, &[Rule::JournalMalformed], |work, at| work.journal(dir, at));
     work.each(findings, &[Rule::FactsWrong], |work, at| work.facts(dir, at));
+    // From an index.json and facts that stay as they are: they are right at the next look otherwise.
+    let wrong = [Rule::ViewsStale, Rule::ViewWrong];
+    if let Some(first) = findings.iter().find(|finding| wrong.contains(&finding.rule)) {
+        work.each(std::slice::from_ref(first), &wrong, |work, at| work.views(dir, at));
+    }
     work.done
 }
 

@@ -1,0 +1,200 @@
+//! What the views of a repository show: all of it, or what a commit changed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+
+use super::{Knowledge, referrer};
+use crate::layout::facts::Fact;
+use crate::layout::readers::Readers;
+use crate::layout::views::{self, Origin, Step, Wanted};
+use crate::layout::{Dir, Error, IndexFile, Result, Stamp, Tree};
+use crate::oci::{
+    Change, Descriptor, Digest, Index, Kind, RepoName, What, referrer_list, tag_list,
+};
+
+/// A repository, open.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// What it is called.
+    pub name: &'a RepoName,
+    /// Its directory.
+    pub dir: &'a Dir,
+}
+
+/// What a commit made of an index.json.
+#[derive(Debug)]
+pub struct Commit<'a> {
+    /// Which one it was; [`Stamp::nothing`] if there was none.
+    pub before: Stamp,
+    /// Which one it is.
+    pub now: &'a IndexFile,
+    /// The changes, in their order.
+    pub changes: &'a [&'a Change],
+    /// What the manifests say that came in.
+    pub facts: &'a [&'a Fact],
+}
+
+impl Place<'_> {
+    /// Whether the views say that they were made from an index.json. One that is not for everybody to
+    /// read has none, and nothing has to say so.
+    pub fn has_views_of(&self, index: &IndexFile) -> Result<bool> {
+        Ok(index.readers != Readers::Everybody || self.are_of(index.stamp)?)
+    }
+
+    fn are_of(&self, stamp: Stamp) -> Result<bool> {
+        Ok(Origin::read(self.dir)?.is_some_and(|origin| origin == Origin::new(self.name, stamp)))
+    }
+
+    /// What makes the views those of an index.json. One that is not for everybody to read has none.
+    pub fn difference(&self, index: &IndexFile, known: &Knowledge) -> Result<Vec<Step>> {
+        if index.readers != Readers::Everybody {
+            return Wanted::default().difference(self.dir);
+        }
+        let manifests = manifests(&index.index, known);
+        let manifests = manifests.into_iter().map(|(digest, kind)| Step::manifest(digest, kind));
+        let tags = index.index.tags_after(None).filter_map(|tag| {
+            let entry = index.index.tagged(tag)?;
+            Some(Step::tag(tag, &entry.digest, known.kind(entry)?))
+        });
+        let lists = known.subjects().filter_map(|subject| {
+            self.list(subject, known).map(|list| Some(Step::referrers(subject, list?))).transpose()
+        });
+        let tag_list = Step::tag_list(self.tag_list(&index.index));
+        let all = manifests.chain(tags).chain([tag_list]).map(Ok).chain(lists);
+        all.collect::<Result<Wanted>>()?.difference(self.dir)
+    }
+
+    /// Makes the views those of an index.json, by what is different; call it under the repository's
+    /// lock.
+    pub fn renew(&self, tree: &Tree, index: &IndexFile, known: &Knowledge) -> Result<()> {
+        if index.readers != Readers::Everybody {
+            return views::remove(tree, self.dir);
+        }
+        let steps = self.difference(index, known)?;
+        views::change(tree, self.dir, &steps, &Origin::new(self.name, index.stamp))
+    }
+
+    /// Makes the views follow a commit, by what it changed; `false` if that does not suffice, and they
+    /// have to be renewed. Call it under the repository's lock.
+    pub fn follow(&self, tree: &Tree, commit: &Commit<'_>) -> Result<bool> {
+        let begins = commit.before == Stamp::nothing() && !views::are_there(self.dir)?;
+        if !(begins || self.are_of(commit.before)?) || !is_simple(commit) {
+            return Ok(false);
+        }
+        let Some(lists) = self.lists_with(commit.facts)? else { return Ok(false) };
+        let children = commit.facts.iter().flat_map(|fact| &fact.children).filter_map(with_kind);
+        let mut steps: Vec<Step> =
+            children.map(|(child, kind)| Step::manifest(&child.digest, kind)).collect();
+        for change in commit.changes {
+            let [before, after] =
+                [&change.before, &change.after].map(|entry| entry.as_ref().and_then(with_kind));
+            match (&change.tag, after) {
+                (Some(tag), Some((entry, kind))) => {
+                    steps.push(Step::tag(tag, &entry.digest, kind));
+                    let other = before.filter(|(_, before)| *before != kind);
+                    steps.extend(other.map(|(_, before)| Step::untag(tag, before)));
+                }
+                (Some(tag), None) => {
+                    steps.extend(before.map(|(_, before)| Step::untag(tag, before)));
+                }
+                (None, Some((entry, kind))) => steps.push(Step::manifest(&entry.digest, kind)),
+                (None, None) => {}
+            }
+        }
+        if begins || commit.changes.iter().any(|change| change.tag.is_some()) {
+            steps.push(Step::tag_list(self.tag_list(&commit.now.index)));
+        }
+        let list =
+            |(subject, list): (&Digest, Vec<_>)| Step::referrers(subject, referrer_list(&list));
+        steps.extend(lists.into_iter().map(list));
+        views::change(tree, self.dir, &steps, &Origin::new(self.name, commit.now.stamp))?;
+        Ok(true)
+    }
+
+    fn tag_list(&self, index: &Index) -> Vec<u8> {
+        tag_list(self.name.as_str(), index.tags_after(None))
+    }
+
+    /// The list of a manifest's referrers, without those that are not for everybody; `None` if there
+    /// are no others.
+    fn list(&self, subject: &Digest, known: &Knowledge) -> Result<Option<Vec<u8>>> {
+        let open = known.referrers(subject).filter(|fact| !known.is_closed(&fact.digest));
+        let mut list = Vec::new();
+        for fact in open {
+            match referrer(self.dir, fact) {
+                Ok(found) => list.extend(found),
+                // As for those who ask the server: one broken manifest must not hide the others.
+                Err(error @ Error::Damaged { .. }) => {
+                    tracing::error!(%error, "a manifest cannot be read and is left out");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((!list.is_empty()).then(|| referrer_list(&list)))
+    }
+
+    /// The lists of referrers as they are with these manifests besides; `None` if one that is there is
+    /// none.
+    fn lists_with<'f>(
+        &self,
+        facts: &[&'f Fact],
+    ) -> Result<Option<BTreeMap<&'f Digest, Vec<Descriptor>>>> {
+        let mut lists: BTreeMap<&Digest, Vec<Descriptor>> = BTreeMap::new();
+        for fact in facts {
+            let Some(subject) = &fact.subject else { continue };
+            let Some(entry) = referrer(self.dir, fact)? else { return Ok(None) };
+            if !lists.contains_key(subject) {
+                let there = match views::referrers(self.dir, subject)? {
+                    None => Vec::new(),
+                    Some(bytes) => match serde_json::from_slice::<List>(&bytes) {
+                        Ok(list) => list.manifests,
+                        Err(_) => return Ok(None),
+                    },
+                };
+                lists.insert(subject, there);
+            }
+            let list = lists.entry(subject).or_default();
+            if let Err(at) = list.binary_search_by(|there| there.digest.cmp(&entry.digest)) {
+                list.insert(at, entry);
+            }
+        }
+        Ok(Some(lists))
+    }
+}
+
+/// A list of referrers, of which nothing else matters.
+#[derive(Deserialize)]
+struct List {
+    manifests: Vec<Descriptor>,
+}
+
+/// All manifests that can be pulled by digest, each with its kind.
+fn manifests<'a>(index: &'a Index, known: &'a Knowledge) -> HashMap<&'a Digest, Kind> {
+    let entries = index.digests().filter_map(|digest| index.find(digest));
+    // What index.json says counts before what an index in it says.
+    let all = known.all_contained().chain(entries);
+    all.filter_map(|entry| Some((&entry.digest, known.kind(entry)?))).collect()
+}
+
+fn with_kind(entry: &Descriptor) -> Option<(&Descriptor, Kind)> {
+    Some((entry, Kind::of_media_type(&entry.media_type)?))
+}
+
+/// Whether what changed is all that changes in the views: nothing went that may still be in an index,
+/// every kind is known, and so is all that is in an index that came in.
+fn is_simple(commit: &Commit<'_>) -> bool {
+    let index = &commit.now.index;
+    let plain = |change: &Change| {
+        let known =
+            |entry: &Option<Descriptor>| entry.as_ref().is_none_or(|e| with_kind(e).is_some());
+        change.what != What::Delete && known(&change.before) && known(&change.after)
+    };
+    let flat = |child: &Descriptor| {
+        !Kind::of_media_type(&child.media_type).is_some_and(Kind::is_index)
+            || index.find(&child.digest).is_some()
+    };
+    commit.now.readers == Readers::Everybody
+        && commit.changes.iter().copied().all(plain)
+        && commit.facts.iter().all(|fact| fact.children.iter().all(flat))
+}

@@ -1,0 +1,291 @@
+//! The views: what a plain web server needs of a repository, made from its index.json and from
+//! nothing else (PROTOCOL.md, "Views").
+//!
+//! Nothing of them is synced, and no answer of the server relies on them. What says which
+//! index.json they were made from, `_manifests/.of`, goes before anything is changed and comes when
+//! all is done: views that a crash or a full disk left half-made are known by its absence. It is a
+//! symlink, for what a symlink says comes onto a disk together with its name, and on journaling file
+//! systems after what was done before.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::path::PathBuf;
+
+use rustix::fs::{self, FileType};
+use rustix::io::Errno;
+
+use super::dir::{self, Dir};
+use super::error::{At, OrAbsent, Result};
+use super::stamp::Stamp;
+use super::tree::Tree;
+use super::{durable, path};
+use crate::oci::{Algorithm, Digest, Kind, RepoName, Tag};
+
+/// A list of referrers that has more bytes than this is no list that we wrote.
+const MOST_LISTED: u64 = 64 * 1024 * 1024;
+
+/// What views were made from. The name belongs to it because the list of tags contains it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl Origin {
+    /// An index.json in a repository.
+    pub fn new(repo: &RepoName, stamp: Stamp) -> Origin {
+        Origin(format!("{stamp}:{repo}"))
+    }
+
+    /// What the views of a repository say that they were made from; `None` if there are none, or they
+    /// are not whole.
+    pub fn read(repo: &Dir) -> Result<Option<Origin>> {
+        let Some(dir) = repo.dir(path::MANIFESTS).or_absent()? else { return Ok(None) };
+        Ok(read_link(&dir, path::VIEWS_OF)?.map(Origin))
+    }
+}
+
+/// One change of the views.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The directory in the repository; empty for its own.
+    dir: String,
+    name: String,
+    what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    /// A symlink that says this.
+    Link(String),
+    /// A file of these bytes.
+    File(Vec<u8>),
+    /// Nothing.
+    Gone,
+}
+
+impl Step {
+    /// A tag names a manifest of this kind.
+    pub fn tag(tag: &Tag, digest: &Digest, kind: Kind) -> Step {
+        Step::link(path::MANIFESTS.to_owned(), path::tag_view(tag, kind), digest)
+    }
+
+    /// A tag names no manifest of this kind any more.
+    pub fn untag(tag: &Tag, kind: Kind) -> Step {
+        Step::gone(path::MANIFESTS, path::tag_view(tag, kind))
+    }
+
+    /// A manifest can be had by its digest.
+    pub fn manifest(digest: &Digest, kind: Kind) -> Step {
+        Step::link(manifests_of(digest.algorithm()), path::digest_view(digest, kind), digest)
+    }
+
+    /// The list of tags.
+    pub fn tag_list(body: Vec<u8>) -> Step {
+        Step { dir: String::new(), name: path::TAGS.to_owned(), what: What::File(body) }
+    }
+
+    /// The list of a manifest's referrers.
+    pub fn referrers(subject: &Digest, body: Vec<u8>) -> Step {
+        let dir = referrers_of(subject.algorithm());
+        Step { dir, name: path::referrers_view(subject), what: What::File(body) }
+    }
+
+    /// Where it changes something, from the repository's directory.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(&self.dir).join(&self.name)
+    }
+
+    /// What has to be so.
+    pub fn wants(&self) -> String {
+        match &self.what {
+            What::Link(target) => format!("has to be a link to {target}"),
+            What::File(bytes) => format!("has to have {} bytes made from index.json", bytes.len()),
+            What::Gone => "has to be gone".to_owned(),
+        }
+    }
+
+    fn link(dir: String, name: String, digest: &Digest) -> Step {
+        let up = "../".repeat(dir.split('/').count());
+        Step { dir, name, what: What::Link(format!("{up}{}", path::blob(digest))) }
+    }
+
+    fn gone(dir: &str, name: String) -> Step {
+        Step { dir: dir.to_owned(), name, what: What::Gone }
+    }
+
+    fn apply(&self, tree: &Tree, repo: &Dir, dirs: &mut HashMap<String, Dir>) -> Result<()> {
+        let dir = match dirs.get(&self.dir) {
+            _ if self.dir.is_empty() => repo.clone(),
+            Some(dir) => dir.clone(),
+            None => {
+                let dir = tree.make_view_dir(repo, &self.dir)?;
+                dirs.insert(self.dir.clone(), dir.clone());
+                dir
+            }
+        };
+        match &self.what {
+            What::Link(target) => put_link(tree, &dir, &self.name, target),
+            What::File(bytes) => durable::put_view(&*tree.disk, &dir, &self.name, bytes),
+            What::Gone => tree.disk.unlink(&dir, &self.name).or_absent().map(|_| ()),
+        }
+    }
+}
+
+/// Takes steps, after which the views are those of an index.json; call it under the repository's lock.
+/// On an error they are not whole.
+pub fn change(tree: &Tree, repo: &Dir, steps: &[Step], origin: &Origin) -> Result<()> {
+    let manifests = tree.make_view_dir(repo, path::MANIFESTS)?;
+    tree.disk.unlink(&manifests, path::VIEWS_OF).or_absent()?;
+    let mut dirs = HashMap::from([(path::MANIFESTS.to_owned(), manifests.clone())]);
+    steps.iter().try_for_each(|step| step.apply(tree, repo, &mut dirs))?;
+    symlink(tree, &manifests, path::VIEWS_OF, &origin.0)
+}
+
+/// All that the views of a repository have to be.
+#[derive(Debug, Default)]
+pub struct Wanted(HashMap<String, HashMap<String, What>>);
+
+impl FromIterator<Step> for Wanted {
+    fn from_iter<I: IntoIterator<Item = Step>>(steps: I) -> Wanted {
+        let mut all: HashMap<String, HashMap<String, What>> = HashMap::new();
+        for Step { dir, name, what } in steps {
+            all.entry(dir).or_default().insert(name, what);
+        }
+        Wanted(all)
+    }
+}
+
+impl Wanted {
+    /// What has to be done to what is there: first what is to come, then what is to go. What is no view
+    /// by its name and kind is somebody else's, and stays.
+    pub fn difference(self, repo: &Dir) -> Result<Vec<Step>> {
+        let Wanted(mut all) = self;
+        let (mut come, mut go) = (Vec::new(), Vec::new());
+        for dir_name in std::iter::once(String::new()).chain(dirs()) {
+            let mut wanted = all.remove(&dir_name).unwrap_or_default();
+            let dir = match dir_name.as_str() {
+                "" => Some(repo.clone()),
+                name => repo.dir(name).or_absent()?,
+            };
+            for (name, kind) in dir.iter().map(Dir::names).collect::<Result<Vec<_>>>()?.concat() {
+                let there = dir.as_ref().filter(|_| is_view(&dir_name, &name, kind));
+                match (wanted.get(&name), there) {
+                    (Some(what), Some(dir)) if what.stands(dir, &name)? => {
+                        wanted.remove(&name);
+                    }
+                    (None, Some(_)) => go.push(Step::gone(&dir_name, name)),
+                    _ => {}
+                }
+            }
+            let step = |(name, what)| Step { dir: dir_name.clone(), name, what };
+            come.extend(wanted.into_iter().map(step));
+        }
+        come.append(&mut go);
+        Ok(come)
+    }
+}
+
+impl What {
+    fn stands(&self, dir: &Dir, name: &str) -> Result<bool> {
+        match self {
+            What::Link(target) => Ok(read_link(dir, name)?.as_deref() == Some(target)),
+            What::File(bytes) => says(dir, name, bytes),
+            What::Gone => Ok(false),
+        }
+    }
+}
+
+/// The list of a manifest's referrers as it stands; `None` if there is none.
+pub fn referrers(repo: &Dir, subject: &Digest) -> Result<Option<Vec<u8>>> {
+    let name = format!("{}/{}", referrers_of(subject.algorithm()), path::referrers_view(subject));
+    let Some(file) = repo.file(&name).or_absent()? else { return Ok(None) };
+    dir::read_all(&file, MOST_LISTED, || repo.at(&name)).map(Some)
+}
+
+/// Whether a repository has views, whole or not.
+pub fn are_there(repo: &Dir) -> Result<bool> {
+    Ok(repo.stat_name(path::MANIFESTS)?.is_some() || repo.stat_name(path::TAGS)?.is_some())
+}
+
+/// Takes the views of a repository away; call it under its lock. What is no view stays.
+pub fn remove(tree: &Tree, repo: &Dir) -> Result<()> {
+    if let Some(manifests) = repo.dir(path::MANIFESTS).or_absent()? {
+        tree.disk.unlink(&manifests, path::VIEWS_OF).or_absent()?;
+    }
+    for step in Wanted::default().difference(repo)? {
+        step.apply(tree, repo, &mut HashMap::new())?;
+    }
+    for name in dirs().iter().rev() {
+        let (above, last) = name.rsplit_once('/').unwrap_or(("", name));
+        let parent =
+            if above.is_empty() { Some(repo.clone()) } else { repo.dir(above).or_absent()? };
+        let Some(parent) = parent else { continue };
+        match tree.disk.remove_dir(&parent, last).or_absent() {
+            Err(error) if error.errno() == Some(Errno::NOTEMPTY) => {}
+            removed => drop(removed?),
+        }
+    }
+    Ok(())
+}
+
+/// The directories of views, from the repository's, each after what it lies in.
+pub fn dirs() -> Vec<String> {
+    let mut dirs = vec![path::MANIFESTS.to_owned()];
+    dirs.extend(Algorithm::ALL.map(manifests_of));
+    dirs.extend(Algorithm::ALL.map(referrers_of));
+    dirs
+}
+
+/// Whether what has a name there can be a view, or what a killed server left of one.
+fn is_view(dir: &str, name: &str, kind: FileType) -> bool {
+    let in_manifests = dir.starts_with(path::MANIFESTS);
+    let named = match dir {
+        "" => name == path::TAGS,
+        _ if in_manifests => !name.starts_with('.'),
+        _ => name.strip_suffix(".json").is_some_and(|hex| hex.len() >= 64),
+    };
+    let expected = if in_manifests { FileType::Symlink } else { FileType::RegularFile };
+    kind == expected && (named || !dir.is_empty() && path::is_temporary(name))
+}
+
+/// What a symlink says; `None` if there is no symlink of that name, or it does not say text.
+fn read_link(dir: &Dir, name: &str) -> Result<Option<String>> {
+    match fs::readlinkat(dir, name, Vec::new()) {
+        // No symlink.
+        Err(Errno::INVAL) => Ok(None),
+        read => Ok(read.at(|| dir.at(name)).or_absent()?.and_then(|said| said.into_string().ok())),
+    }
+}
+
+/// Whether a regular file has these bytes.
+fn says(dir: &Dir, name: &str, bytes: &[u8]) -> Result<bool> {
+    let Some((file, stat)) = dir.file_stat(name).or_absent()? else { return Ok(false) };
+    let same_length = dir::size_of(&stat) == bytes.len() as u64;
+    Ok(same_length && dir::read_all(&file, bytes.len() as u64, || dir.at(name))? == bytes)
+}
+
+fn put_link(tree: &Tree, dir: &Dir, name: &str, target: &str) -> Result<()> {
+    match symlink(tree, dir, name, target) {
+        Err(error) if error.errno() == Some(Errno::EXIST) => {
+            let beside = path::temporary(name);
+            symlink(tree, dir, &beside, target)?;
+            let put = tree.disk.rename(dir, &beside, dir, name);
+            if put.is_err() {
+                let _ = tree.disk.unlink(dir, &beside);
+            }
+            put
+        }
+        made => made,
+    }
+}
+
+fn symlink(tree: &Tree, dir: &Dir, name: &str, target: &str) -> Result<()> {
+    let text = CString::new(target).map_err(std::io::Error::from).at(|| dir.at(name))?;
+    tree.disk.symlink(&text, dir, name)
+}
+
+fn manifests_of(algorithm: Algorithm) -> String {
+    format!("{}/{algorithm}", path::MANIFESTS)
+}
+
+fn referrers_of(algorithm: Algorithm) -> String {
+    format!("{}/{algorithm}", path::REFERRERS)
+}

@@ -1,0 +1,141 @@
+//! Views follow each commit, and are renewed where something else changed an index.json.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+
+use tokio::sync::Notify;
+
+use super::indexes::Meanwhile;
+use super::{Inner, Registry, Result, locked};
+use crate::graph::views::{Commit, Place};
+use crate::layout::{Dir, IndexFile, Inode, lock, path, views};
+use crate::oci::RepoName;
+
+/// Whether repositories have views.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Views {
+    /// All have.
+    #[default]
+    Make,
+    /// Those keep theirs that have some: a command does not know what the server does.
+    Keep,
+    /// None has: what is there goes with the next change, for nothing would keep it true.
+    None,
+}
+
+/// Repositories whose index.json was read anew, and whose views nobody has looked at since.
+#[derive(Debug, Default)]
+pub(super) struct Opened {
+    names: Mutex<HashSet<RepoName>>,
+    /// Those whose views were found to be what they say: they are believed from then on.
+    sound: Mutex<HashMap<RepoName, Inode>>,
+    bell: Notify,
+}
+
+/// Of more it is forgotten that they wait, until somebody reads them again, or that their views are
+/// sound, until they were looked at again.
+const MOST: usize = 100_000;
+
+impl Opened {
+    pub(super) fn add(&self, name: &RepoName) {
+        let mut names = locked(&self.names);
+        if names.len() < MOST && names.insert(name.clone()) {
+            self.bell.notify_one();
+        }
+    }
+
+    fn take(&self) -> Option<RepoName> {
+        let mut names = locked(&self.names);
+        let name = names.iter().next().cloned()?;
+        names.take(&name)
+    }
+
+    fn are_sound(&self, name: &RepoName, dir: Inode) -> bool {
+        locked(&self.sound).get(name) == Some(&dir)
+    }
+
+    fn found_sound(&self, name: &RepoName, dir: Inode) {
+        let mut sound = locked(&self.sound);
+        if sound.len() >= MOST {
+            sound.clear();
+        }
+        sound.insert(name.clone(), dir);
+    }
+}
+
+impl Registry {
+    /// Renews views again and again, of whatever is opened and was changed by others: run it beside a
+    /// server. It never ends.
+    pub async fn keep_views(&self) {
+        loop {
+            self.renew_views().await;
+            self.inner.opened.bell.notified().await;
+        }
+    }
+
+    /// Looks at the views of the repositories whose index.json was read anew since this was called last,
+    /// and renews those that are not what index.json asks for. What fails is tried when such a
+    /// repository is read anew the next time.
+    pub async fn renew_views(&self) {
+        while let Some(name) = self.inner.opened.take() {
+            let looked = name.clone();
+            let renewed = self.blocking(move |inner| inner.look_at_views(&looked)).await;
+            if let Err(error) = renewed {
+                tracing::warn!(%error, repo = %name, "views were not renewed");
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// After a commit, under the repository's lock. The commit stands, whatever becomes of its views:
+    /// they are renewed at the next occasion.
+    pub(super) fn follow(&self, name: &RepoName, dir: &Dir, commit: &Commit<'_>) {
+        let place = Place { name, dir };
+        let followed = match self.settings.views {
+            Views::None => views::remove(&self.tree, dir).map_err(Into::into),
+            Views::Keep if matches!(views::are_there(dir), Ok(false)) => Ok(()),
+            Views::Make | Views::Keep => match place.follow(&self.tree, commit) {
+                Ok(true) => Ok(()),
+                Ok(false) => self.renew(&place, commit.now),
+                Err(error) => Err(error.into()),
+            },
+        };
+        if let Err(error) = followed {
+            tracing::warn!(%error, repo = %name, "views are not up to date: a web server may serve old ones");
+        }
+    }
+
+    fn renew(&self, place: &Place<'_>, index: &IndexFile) -> Result<()> {
+        let renewed = |known: &_| place.renew(&self.tree, index, known);
+        Ok(self.with_knowledge(place.name, place.dir, index, renewed)??)
+    }
+
+    /// Renews views that are not what index.json asks for. Nobody is kept waiting for it unless there
+    /// is something to do.
+    fn look_at_views(&self, name: &RepoName) -> Result<()> {
+        if self.settings.views != Views::Make {
+            return Ok(());
+        }
+        let Some(dir) = self.tree.repository(name)? else { return Ok(()) };
+        let place = Place { name, dir: &dir };
+        let inode = dir.inode()?;
+        let Some(index) = self.index(name, &dir, Meanwhile::LastGood)? else { return Ok(()) };
+        if place.has_views_of(&index)? {
+            let different = |known: &_| place.difference(&index, known);
+            if self.opened.are_sound(name, inode)
+                || self.with_knowledge(name, &dir, &index, different)??.is_empty()
+            {
+                self.opened.found_sound(name, inode);
+                return Ok(());
+            }
+        }
+        let Some(_held) = lock::exclusive_within(&dir, path::LOCK, self.settings.lock_wait)? else {
+            return Ok(());
+        };
+        let Some(index) = self.index(name, &dir, Meanwhile::Wait)? else { return Ok(()) };
+        self.renew(&place, &index)?;
+        self.opened.found_sound(name, inode);
+        Ok(())
+    }
+}
