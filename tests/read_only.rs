@@ -19,6 +19,9 @@ use support::http::{Client, Request, Response};
 use support::volume::{Bound, Volume};
 use support::{Registry, STILLAGE};
 
+/// What the referrers API was told of in advance.
+const FACTS: &str = "open/app/_referrers/facts.jsonl";
+
 /// A tree with an image in `open/app` and in `private/app`, which only `games` may read, and something
 /// that refers to the one in `open/app`.
 struct Origin {
@@ -145,8 +148,7 @@ fn a_read_only_mount_is_served_with_a_room_and_without_one() {
         if !room {
             volume.remount("rw");
             fs::remove_dir_all(origin.root().join(".stillage")).expect("the room");
-            // Nor what the referrers API was told of in advance.
-            fs::remove_dir_all(origin.root().join("open/app/_referrers")).expect("the facts");
+            fs::remove_file(origin.root().join(FACTS)).expect("the facts");
         }
         volume.remount("ro");
         let before = picture(origin.root());
@@ -169,7 +171,7 @@ fn nothing_is_written_where_it_could_be() {
     for room in [true, false] {
         if !room {
             fs::remove_dir_all(origin.root().join(".stillage")).expect("the room");
-            fs::remove_dir_all(origin.root().join("open/app/_referrers")).expect("the facts");
+            fs::remove_file(origin.root().join(FACTS)).expect("the facts");
         }
         let (before, around) = (picture(origin.root()), picture(temp.path()));
         let replica = Replica::of(origin.root());
