@@ -149,6 +149,7 @@ fn a_read_only_mount_is_served_with_a_room_and_without_one() {
             volume.remount("rw");
             fs::remove_dir_all(origin.root().join(".stillage")).expect("the room");
             fs::remove_file(origin.root().join(FACTS)).expect("the facts");
+            fs::remove_file(origin.root().join("open/app/.lock")).expect("the lock");
         }
         volume.remount("ro");
         let before = picture(origin.root());
@@ -172,6 +173,7 @@ fn nothing_is_written_where_it_could_be() {
         if !room {
             fs::remove_dir_all(origin.root().join(".stillage")).expect("the room");
             fs::remove_file(origin.root().join(FACTS)).expect("the facts");
+            fs::remove_file(origin.root().join("open/app/.lock")).expect("the lock");
         }
         let (before, around) = (picture(origin.root()), picture(temp.path()));
         let replica = Replica::of(origin.root());
