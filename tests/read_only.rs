@@ -348,8 +348,9 @@ fn a_root_that_is_not_there_is_not_made() {
     let root = temp.path().join("registry");
     let root = root.to_str().expect("a plain path");
     let serve = |more: &[&str]| {
-        let args = ["serve", root, "--listen", "127.0.0.1:0", "--auth", "none"];
-        run(Command::new(STILLAGE).args(args).args(more)).refused()
+        // One that starts all the same is ended.
+        let args = ["60", STILLAGE, "serve", root, "--listen", "127.0.0.1:0", "--auth", "none"];
+        run(Command::new("timeout").args(args).args(more)).refused()
     };
     let refused = serve(&["--read-only"]);
     assert!(refused.stderr.contains("No such file or directory"), "{refused}");

@@ -163,8 +163,8 @@ mod tests {
         nginx(&Front {
             listen: "443",
             server_name: "registry.example",
-            certificate: Path::new("/etc/ssl/c.pem"),
-            key: Path::new("/etc/ssl/k.pem"),
+            certificate: Path::new("/etc/ssl/registry.pem"),
+            key: Path::new("/etc/ssl/registry.key"),
             upstream: "127.0.0.1:5000".parse().unwrap(),
             root: Path::new(root),
             prefix: "/_blobs",
@@ -178,13 +178,31 @@ mod tests {
             "    server 127.0.0.1:5000;",
             "    listen 443 ssl http2;",
             "    server_name registry.example;",
-            "    ssl_certificate \"/etc/ssl/c.pem\";",
-            "    ssl_certificate_key \"/etc/ssl/k.pem\";",
+            "    ssl_certificate \"/etc/ssl/registry.pem\";",
+            "    ssl_certificate_key \"/etc/ssl/registry.key\";",
             "    location /_blobs/ {",
             "        alias \"/srv/reg/\";",
             "        disable_symlinks on from=\"/srv/reg\";",
         ] {
             assert!(text.lines().any(|found| found == line), "{line:?} is not in {text}");
+        }
+    }
+
+    /// Whoever writes the configuration by hand writes what would be printed.
+    #[test]
+    fn the_page_has_no_other_lines() {
+        let words = |line: &str| {
+            let line = line.split(" #").next().unwrap_or_default().replace('"', "");
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let printed: Vec<String> = of("/srv/reg").unwrap().lines().map(words).collect();
+        let page = include_str!("../../docs/proxy.md");
+        let examples = page.lines().filter(|line| line.starts_with("    "));
+        let directives: Vec<String> =
+            examples.map(words).filter(|line| line.ends_with(';')).collect();
+        assert!(directives.len() > 30, "{directives:?}");
+        for line in directives {
+            assert!(printed.contains(&line), "{line:?} of docs/proxy.md is not printed");
         }
     }
 
