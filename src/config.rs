@@ -112,6 +112,14 @@ pub enum ConfigError {
         "--auth basic lets only administrators push: name their group with --admin-group GROUP"
     )]
     NoAdministrators,
+    /// Files would be handed to nobody.
+    #[error("--accel hands blobs to the proxy that --trusted-proxy names: name it, as 127.0.0.1")]
+    AccelProxy,
+    /// It would be another one at each start.
+    #[error(
+        "--read-only keeps no certificate: give one with --tls-cert and --tls-key instead of --tls"
+    )]
+    ReadOnlyCertificate,
     /// A relative directory would depend on where the workers were started.
     #[error("--pam-confdir {0:?} is not an absolute path")]
     PamConfdir(PathBuf),
@@ -197,6 +205,29 @@ mod tests {
             &["--tls-cert", "a", "--tls-key", "b", "--tls", "self-signed"],
             &["--tls", "on"],
         ] {
+            let line = ["stillage", "serve", "root"].iter().chain(wrong);
+            assert!(Cli::try_parse_from(line).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn who_only_reads_collects_nothing_and_makes_no_certificate() {
+        let replica = serve(&["--read-only", "--gc-every", "1h"]).unwrap();
+        assert!(replica.registry.read_only && replica.gc_every.is_none());
+        assert!(!serve(&[]).unwrap().registry.read_only);
+        let own = serve(&["--read-only", "--tls", "self-signed"]).unwrap_err();
+        assert_eq!(own, ConfigError::ReadOnlyCertificate);
+    }
+
+    #[test]
+    fn files_are_handed_to_a_proxy_that_is_named() {
+        assert_eq!(serve(&["--accel", "/_blobs"]).unwrap_err(), ConfigError::AccelProxy);
+        let both = ["--accel", "/_blobs/", "--trusted-proxy", "127.0.0.1"];
+        let (prefix, account) = serve(&both).unwrap().accel.unwrap();
+        assert_eq!((prefix.as_str(), account), ("/_blobs", None));
+        let named = [&both[..], &["--accel-user", "web"]].concat();
+        assert_eq!(serve(&named).unwrap().accel.unwrap().1.as_deref(), Some("web"));
+        for wrong in [&["--accel-user", "web"][..], &["--accel", "/v2"], &["--accel", "x"]] {
             let line = ["stillage", "serve", "root"].iter().chain(wrong);
             assert!(Cli::try_parse_from(line).is_err(), "{wrong:?}");
         }

@@ -306,6 +306,9 @@ pub fn referrer(repo: &Dir, fact: &Fact) -> Result<Option<Descriptor>> {
 /// Writes down what had to be read from manifests that another tool put there. If somebody holds
 /// the lock, or the tree is read-only, it is read again by the next process.
 fn remember(tree: &Tree, repo: &Dir, found: &[Arc<Fact>]) {
+    if tree.is_read_only() {
+        return;
+    }
     let written = lock::exclusive_within(repo, path::LOCK, Duration::ZERO).and_then(|held| {
         held.map(|_held| facts::append(tree, repo, found.iter().map(|f| &**f))).transpose()
     });

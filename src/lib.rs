@@ -13,7 +13,7 @@
 //! | [`auth`] | who are they, and may they: PAM, tokens, permissions | `oci` |
 //! | [`access`] | what `layout` read, decided by `auth`, and why in words | `layout`, `auth` |
 //! | [`http`] | the wire: route, gate, handlers, answers, the listener; webhooks | `registry`, `access`, `events` |
-//! | [`web`] | what lets a plain web server serve the tree: configurations, and the mirror's script | `layout` |
+//! | [`web`] | configurations for web servers that serve the tree or stand in front, and the mirror's script | `layout` |
 //! | [`config`] | settings, checked once at the start | `http`, `registry`, `upkeep`, `access`, `web` |
 //! | [`wipe`] | memory is wiped when it is given back | – |
 //!

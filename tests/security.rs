@@ -14,7 +14,7 @@ use support::snapshot::snapshot;
 use support::{Registry, STILLAGE};
 
 /// Every id, in the order of the page.
-const WIRE: [&str; 21] = [
+const WIRE: [&str; 22] = [
     "type-confusion",
     "page-size",
     "manifest-size",
@@ -30,6 +30,7 @@ const WIRE: [&str; 21] = [
     "smuggling",
     "http2",
     "forwarded",
+    "accel",
     "foreign-urls",
     "browser",
     "slow-client",

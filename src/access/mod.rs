@@ -18,7 +18,7 @@ pub use report::{
     ANONYMOUS, Answer, Answers, LevelRow, Named, Other, Question, Report, ReportError, State,
     Subject, report,
 };
-pub use server::{Problem, Server};
+pub use server::{Problem, Server, first_closed};
 pub use shell::quote;
 pub use start::{Start, renamers, start};
 pub use words::{Case, why};

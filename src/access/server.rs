@@ -1,5 +1,8 @@
 //! What the server's own account can see of a repository, and what it cannot.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -67,6 +70,12 @@ pub(super) fn report(server: &User, root: &Dir, repo: &RepoName, seen: &Way) -> 
         problems.extend(inside.iter().filter_map(|(level, needs)| problem(server, level, *needs)));
     }
     Server { account: named_user(server.uid), problems }
+}
+
+/// The first directory of a way that an account may not search.
+pub fn first_closed(account: &User, way: &[Arc<Level>]) -> Option<PathBuf> {
+    let closed = way.iter().find(|level| lacks(account, level, SEARCH) != 0);
+    closed.map(|level| level.path.clone())
 }
 
 /// What the server uses of a repository, as far as it is there and can be looked at.

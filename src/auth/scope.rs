@@ -119,6 +119,12 @@ impl Access {
         Access { resource: Resource::Catalog, actions: Actions::ALL }
     }
 
+    /// As much of it as reads; `None` where that is nothing.
+    pub fn reading(&self) -> Option<Access> {
+        let actions = self.actions.filter(|action| action == Action::Pull);
+        (!actions.is_empty()).then(|| Access { resource: self.resource.clone(), actions })
+    }
+
     /// One scope; `None` for a type, name or actions that mean nothing here.
     fn parse(scope: &str) -> Option<Access> {
         let (kind, rest) = scope.split_once(':')?;

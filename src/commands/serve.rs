@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::access;
 use stillage::auth::Auth;
 use stillage::config::{Certificate, Serve, ServeArgs};
-use stillage::http::{self, Own, Server, Tls, webhooks};
+use stillage::http::{self, Accel, Own, Server, Tls, webhooks};
 use stillage::layout::{RealDisk, Tree, Watcher};
 use stillage::registry::{Registry, Views};
 use stillage::upkeep::gc;
@@ -48,18 +48,25 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     let stop = told_to_stop()?;
     let registry = Registry::open(&settings.root, settings.registry)?;
     let auth = Auth::new(settings.auth(http::token_keys(&registry)))?;
-    let sweeper = registry.clone().keep_swept();
-    let (views, changes) = (registry.clone(), registry.clone());
+    // Whatever writes beside requests: not to a tree that is only read.
+    let kept = (!registry.is_read_only()).then(|| registry.clone());
     let mut http = settings.http.clone();
+    if let Some((prefix, account)) = settings.accel.clone() {
+        http.accel = Some(Arc::new(Accel::new(&registry, prefix, account.as_deref())?));
+    }
+    let accel = http.accel.clone();
     let own = certificate(&settings, &registry, &mut http)?;
     let server = Server::bind(settings.listen, registry, auth, http).await;
     let server =
         server.map_err(|error| format!("cannot listen at {}: {error}", settings.listen))?;
-    report(&settings, &server, own.as_ref())?;
-    tokio::spawn(sweeper);
-    tokio::spawn(async move { views.keep_views().await });
+    report(&settings, &server, accel.as_deref(), own.as_ref())?;
+    if let Some(registry) = kept {
+        tokio::spawn(registry.clone().keep_swept());
+        let views = registry.clone();
+        tokio::spawn(async move { views.keep_views().await });
+        watch(&settings, &server, registry)?;
+    }
     collect(&settings)?;
-    watch(&settings, &server, changes)?;
     server.run(Box::pin(stop)).await;
     Ok(())
 }
@@ -136,8 +143,17 @@ fn certificate(
 }
 
 /// What the person who started the server wants to know.
-fn report(settings: &Serve, server: &Server, own: Option<&Own>) -> io::Result<()> {
-    let [create, pull] = access::start(&settings.start()).map_err(io::Error::other)?;
+fn report(
+    settings: &Serve,
+    server: &Server,
+    accel: Option<&Accel>,
+    own: Option<&Own>,
+) -> io::Result<()> {
+    let [mut create, pull] = access::start(&settings.start()).map_err(io::Error::other)?;
+    if settings.registry.read_only {
+        "read-only: pushes and deletes are refused, and nothing is written here"
+            .clone_into(&mut create);
+    }
     if let Some(warning) = access::renamers(&settings.start()).map_err(io::Error::other)? {
         tracing::warn!("{warning}");
     }
@@ -148,6 +164,13 @@ fn report(settings: &Serve, server: &Server, own: Option<&Own>) -> io::Result<()
         "stillage: serving {root} at {scheme}://{address}\nstillage: {}\nstillage: {create}\nstillage: {pull}\n",
         server.who_can_log_in(),
     );
+    if let Some(accel) = accel {
+        let (line, warning) = accel.report().map_err(io::Error::other)?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        text.push_str(&format!("stillage: {line}\n"));
+    }
     if let Some(own) = own {
         text.push_str(&own.how_to_trust(address));
     }

@@ -44,10 +44,10 @@ pub struct ServeArgs {
     /// Let root log in
     #[arg(long, env = "STILLAGE_ALLOW_ROOT", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_root: bool,
-    /// Listen beyond this machine without TLS, though passwords travel in clear
+    /// Listen beyond this machine without TLS: passwords travel in clear
     #[arg(long, env = "STILLAGE_PLAIN_HTTP", hide_env = true, value_parser = FalseyValueParser::new())]
     plain_http: bool,
-    /// With --auth none: listen beyond this machine, where everyone may then do everything
+    /// With --auth none: listen beyond this machine: all may do everything
     #[arg(long, env = "STILLAGE_OPEN_TO_ALL", hide_env = true, value_parser = FalseyValueParser::new())]
     open_to_all: bool,
     /// The certificate for TLS as PEM, with its chain; a renewed one needs no restart
@@ -64,7 +64,7 @@ pub struct ServeArgs {
     /// The URL under which clients reach the server behind a proxy
     #[arg(long, env = "STILLAGE_EXTERNAL_URL", hide_env = true, value_name = "URL")]
     external_url: Option<BaseUrl>,
-    /// A proxy whose X-Forwarded-* headers are believed: an address or 10.0.0.0/8; repeatable
+    /// A proxy whose X-Forwarded-* are believed: 10.1.2.3 or 10.0.0.0/8
     #[arg(long, env = "STILLAGE_TRUSTED_PROXY", hide_env = true, value_name = "CIDR")]
     #[arg(value_delimiter = ',')]
     trusted_proxy: Vec<Network>,
@@ -77,17 +77,26 @@ pub struct ServeArgs {
         value_delimiter = ' '
     )]
     webhook: Vec<String>,
+    /// Let nginx send the blobs that it can read: see docs/proxy.md
+    #[arg(long, env = "STILLAGE_ACCEL", hide_env = true, value_name = "PREFIX")]
+    accel: Option<http::Prefix>,
+    /// The account that nginx runs as [default: www-data or nginx]
+    #[arg(long, env = "STILLAGE_ACCEL_USER", hide = true, value_name = "NAME", requires = "accel")]
+    accel_user: Option<String>,
+    /// Serve a copy or a read-only mount: write nothing, refuse pushes
+    #[arg(long, env = "STILLAGE_READ_ONLY", hide_env = true, value_parser = FalseyValueParser::new())]
+    read_only: bool,
     /// Accept manifests that refer to what is not here
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_sparse: bool,
-    /// Keep no views for plain web servers; those that are there go with the next change
+    /// Keep no views for plain web servers, and remove those that are there
     #[arg(long, env = "STILLAGE_NO_VIEWS", hide_env = true, value_parser = FalseyValueParser::new())]
     no_views: bool,
     /// How many uploads one user may have open at once
     #[arg(long, env = "STILLAGE_MAX_UPLOADS", hide_env = true, value_name = "N")]
     #[arg(default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     max_uploads: u32,
-    /// How long an upload that gets no byte is kept: 30m, 24h, 7d
+    /// How long an upload without any byte is kept: 30m, 7d
     #[arg(long, env = "STILLAGE_UPLOAD_EXPIRY", hide_env = true, value_name = "TIME")]
     #[arg(default_value = "24h", value_parser = units::duration)]
     upload_expiry: Duration,
@@ -187,6 +196,8 @@ pub struct Serve {
     pub pam_service: String,
     /// Where PAM's services are described, if not in /etc/pam.d.
     pub pam_confdir: Option<PathBuf>,
+    /// Where trusted proxies find blobs, and the account that they run as.
+    pub accel: Option<(http::Prefix, Option<String>)>,
     /// Which certificate the listener shows; none without TLS.
     pub certificate: Option<Certificate>,
     /// What the wire needs to know, but for the certificate itself.
@@ -223,6 +234,12 @@ impl ServeArgs {
         if open && self.anonymous == Some(AnonymousMode::None) {
             return Err(ConfigError::Anonymous);
         }
+        if self.accel.is_some() && self.trusted_proxy.is_empty() {
+            return Err(ConfigError::AccelProxy);
+        }
+        if self.read_only && self.tls.is_some() {
+            return Err(ConfigError::ReadOnlyCertificate);
+        }
         if self.auth == AuthMode::Basic && self.admin_group.is_none() {
             return Err(ConfigError::NoAdministrators);
         }
@@ -242,6 +259,7 @@ impl ServeArgs {
             root: self.root,
             listen: self.listen,
             registry: registry::Settings {
+                read_only: self.read_only,
                 allow_sparse: self.allow_sparse,
                 lock_wait: Duration::from_secs(self.lock_wait),
                 max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
@@ -249,7 +267,7 @@ impl ServeArgs {
                 min_free: self.min_free.unwrap_or(MinFree::Usual),
                 views: if self.no_views { Views::None } else { Views::Make },
             },
-            gc_every: (!self.gc_every.is_zero()).then_some(self.gc_every),
+            gc_every: (!self.gc_every.is_zero() && !self.read_only).then_some(self.gc_every),
             gc_delay: Duration::from_secs(self.gc_delay),
             gc: gc::Options {
                 grace: self.grace,
@@ -270,6 +288,7 @@ impl ServeArgs {
             allow_root: self.allow_root,
             pam_service: self.pam_service,
             pam_confdir: self.pam_confdir,
+            accel: self.accel.map(|prefix| (prefix, self.accel_user)),
             certificate,
             http: http::Settings {
                 external_url: self.external_url,

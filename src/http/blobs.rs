@@ -43,6 +43,12 @@ impl Visit {
         if is_known(&self.headers, digest) {
             return Ok(not_modified(digest));
         }
+        if self.by_proxy
+            && let Some(accel) = &self.app.settings.accel
+            && let Some(response) = accel.answer(repo, digest, &blob)
+        {
+            return Ok(response);
+        }
         let size = blob.size;
         let range = range(&self.headers, digest, size)?;
         let (status, first, len) = match range {
@@ -74,6 +80,13 @@ impl Visit {
         .await?;
         Ok(reply::empty(StatusCode::ACCEPTED))
     }
+}
+
+/// An answer that tells of a blob, but not how long it is.
+pub(super) fn described(digest: &Digest) -> Response {
+    let mut response = reply::with_status(StatusCode::OK);
+    describe(&mut response, digest, 0);
+    response
 }
 
 fn describe(response: &mut Response, digest: &Digest, len: u64) {

@@ -94,6 +94,8 @@ pub(super) enum Refusal {
     CrowdedAddress,
     #[error("the server has more in hand than it can do at once: try again")]
     Overloaded,
+    #[error("this server is read-only: push to the registry that it is a copy of")]
+    ReadOnly,
 }
 
 impl From<RouteError> for Failure {
@@ -179,6 +181,7 @@ fn of_refusal(refusal: Refusal) -> Problem {
             (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
         }
         Refusal::CrowdedAddress => (StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests),
+        Refusal::ReadOnly => (StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported),
     };
     let problem = Problem::new(status, code, &refusal);
     match refusal {
@@ -186,6 +189,7 @@ fn of_refusal(refusal: Refusal) -> Problem {
         Refusal::Crowded | Refusal::CrowdedAddress | Refusal::Overloaded => {
             problem.header(RETRY_AFTER, value("5"))
         }
+        Refusal::ReadOnly => problem.header(ALLOW, value("GET, HEAD")),
         _ => problem,
     }
 }

@@ -92,6 +92,7 @@ fn all() -> Vec<(Failure, u16, Code)> {
         (Refusal::Slow(1).into(), 408, Code::BlobUploadInvalid),
         (Refusal::Crowded.into(), 503, Code::Unavailable),
         (Refusal::Overloaded.into(), 503, Code::Unavailable),
+        (Refusal::ReadOnly.into(), 405, Code::Unsupported),
         (Refusal::CrowdedAddress.into(), 429, Code::TooManyRequests),
         (registry::Error::Overloaded.into(), 503, Code::Unavailable),
         (

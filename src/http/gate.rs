@@ -105,14 +105,16 @@ pub(super) fn admit(
         return log_in();
     }
     let asks = matches!(deed, Deed::ReadBlob { head: true, .. });
-    let found = app.registry.way(repo, asks || deed.right() != auth::Action::Pull)?;
+    // Where nobody pushes, nobody is promised anything.
+    let promises = asks && !app.registry.is_read_only();
+    let found = app.registry.way(repo, promises || deed.right() != auth::Action::Pull)?;
     let way = access::way(&found);
     let (verdict, judgement) = app.auth.decide(caller, repo, &way, deed.right());
     match verdict {
         Verdict::Allowed => {
             let push = || app.auth.decide(caller, repo, &way, auth::Action::Push).0;
             let account = who().having_seen(repo, &found);
-            Ok(Permit { account, promised: asks && push() == Verdict::Allowed })
+            Ok(Permit { account, promised: promises && push() == Verdict::Allowed })
         }
         Verdict::NeedsToken => log_in(),
         // No right is missing: that it cannot be written to now is no answer about who may.

@@ -12,11 +12,12 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use http::request::Parts;
-use http::{Request, StatusCode};
+use http::{Method, Request, StatusCode};
 
 use crate::auth::Auth;
 use crate::registry::Registry;
 
+mod accel;
 mod audit;
 mod blobs;
 mod body;
@@ -48,6 +49,7 @@ mod uploads;
 mod visit;
 pub mod webhooks;
 
+pub use accel::{Accel, AccelError, Prefix};
 use errors::{Failure, Refusal};
 pub use keys::token_keys;
 use log::Record;
@@ -66,6 +68,8 @@ pub struct Settings {
     pub external_url: Option<BaseUrl>,
     /// Proxies whose word about a client's address and URL counts.
     pub trusted_proxies: Vec<Network>,
+    /// Where trusted proxies send blobs themselves: how they are told which.
+    pub accel: Option<Arc<Accel>>,
     /// The certificate, where the listener speaks TLS.
     pub tls: Option<Tls>,
     /// No logins: then pages of other sites are kept out.
@@ -88,6 +92,7 @@ impl Default for Settings {
         Settings {
             external_url: None,
             trusted_proxies: Vec::new(),
+            accel: None,
             tls: None,
             open: false,
             patience: Duration::from_secs(60),
@@ -112,7 +117,9 @@ impl App {
         let (request, body) = request.into_parts();
         let mut record = Record::begin(&request, peer);
         let action = route::parse(&request.method, request.uri.path(), request.uri.query());
+        let closed = self.registry.is_read_only() && would_change(&request.method, &action);
         let (mut response, is_token) = match action {
+            _ if closed => (self.changes_nothing(&request, peer, &mut record), false),
             Ok(action) => {
                 let outcome =
                     Arc::clone(&self).act(&request, body, peer, &action, &mut record).await;
@@ -141,6 +148,18 @@ impl App {
         let mut response = Failure::from(refusal).into_response(None);
         reply::finish(&mut response);
         record.end(response)
+    }
+
+    /// Nobody is asked for a login for what nobody may.
+    fn changes_nothing(&self, request: &Parts, peer: IpAddr, record: &mut Record) -> Response {
+        let failure = match Origin::of(request, record.id(), peer, &self.settings) {
+            Ok(origin) => {
+                record.client(origin.client);
+                Refusal::ReadOnly.into()
+            }
+            Err(refusal) => Failure::from(refusal),
+        };
+        failure.into_response(None)
     }
 
     async fn act(
@@ -195,8 +214,8 @@ impl App {
             Err(failure) => return gate::alike(Err(failure), action),
         };
         let (client, headers) = (origin.client, request.headers.clone());
-        let request = origin.request.clone();
-        let visit = Visit { app: self, caller, permit, client, request, headers };
+        let (by_proxy, request) = (origin.by_proxy, origin.request.clone());
+        let visit = Visit { app: self, caller, permit, client, by_proxy, request, headers };
         let app = Arc::clone(&visit.app);
         let _turn = if makes_a_document(action) { Some(app.memory.turn().await?) } else { None };
         match action {
@@ -205,6 +224,12 @@ impl App {
             _ => Ok(reply::json(StatusCode::OK, &serde_json::json!({}))),
         }
     }
+}
+
+/// Whether a request would change something, whatever it is about and whether or not it makes sense.
+fn would_change(method: &Method, action: &Result<Action, RouteError>) -> bool {
+    let changes = matches!(*method, Method::PUT | Method::POST | Method::PATCH | Method::DELETE);
+    changes && !matches!(action, Ok(Action::TokenForm))
 }
 
 /// Whether the answer is a document that is made in memory, and may be large.

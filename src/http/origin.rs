@@ -95,6 +95,8 @@ pub(super) struct Origin {
     pub(super) client: IpAddr,
     /// The request's own name.
     pub(super) request: RequestId,
+    /// A trusted proxy passed it on, and said so.
+    pub(super) by_proxy: bool,
     /// `Host`, or the host of an absolute request target.
     pub(super) host: Option<String>,
     /// How the client reaches us; an error where an untrusted peer says that it is a proxy.
@@ -129,7 +131,8 @@ impl Origin {
             (None, None) if is_forwarded(&request.headers) => Err(Refusal::Forwarded),
             (None, None) => direct(scheme, host.as_deref()),
         };
-        Ok(Origin { client, request: id.clone(), host, base })
+        let by_proxy = hops.is_some() && is_forwarded(&request.headers);
+        Ok(Origin { client, request: id.clone(), by_proxy, host, base })
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Visit {
     pub(super) caller: Caller,
     pub(super) permit: Permit,
     pub(super) client: IpAddr,
+    /// A trusted proxy passes the request on.
+    pub(super) by_proxy: bool,
     pub(super) request: RequestId,
     pub(super) headers: HeaderMap,
 }

@@ -63,6 +63,14 @@ impl Dir {
         Ok(Dir { fd: Arc::new(fd), path: path.into() })
     }
 
+    /// A directory in which nothing is and nothing can be made: it stands where there is none.
+    pub(super) fn nowhere(path: PathBuf) -> Result<Dir> {
+        // Beneath what is no directory nothing is found, whoever asks and whatever is mounted where.
+        let flags = fs::MemfdFlags::CLOEXEC;
+        let fd = fs::memfd_create("nowhere", flags).at(|| path.clone())?;
+        Ok(Dir { fd: Arc::new(fd), path: path.into() })
+    }
+
     /// Opens a directory beneath this one.
     pub fn dir(&self, relative: &str) -> Result<Dir> {
         let fd = self.open(relative, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
@@ -143,7 +151,8 @@ impl Dir {
         debug_assert!(!name.contains('/'), "only the last component is kept from symlinks");
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
-            Err(Errno::NOENT) => Ok(None),
+            // Beneath [nowhere](Self::nowhere).
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error).at(|| self.at(name)),
         }
     }
@@ -347,6 +356,16 @@ mod tests {
         assert_eq!(root.dir("d").unwrap().file("../d/f").unwrap_err().errno(), Some(Errno::XDEV));
         assert!(root.file("none").unwrap_err().is_absent());
         assert!(root.file("d/f").is_ok_and(|f| read_all(&f, 0, PathBuf::new).is_err()));
+    }
+
+    #[test]
+    fn nothing_is_nowhere() {
+        let nowhere = Dir::nowhere("/r/.stillage".into()).unwrap();
+        assert!(nowhere.dir("pool").unwrap_err().is_absent());
+        assert!(nowhere.file("pool/sha256/00").unwrap_err().is_absent());
+        assert!(nowhere.stat_name("token-key").unwrap().is_none());
+        assert!(nowhere.create("token-key", OFlags::RDWR, Mode::RUSR).is_err());
+        assert!(fs::mkdirat(&nowhere, "pool", Mode::RWXU).is_err());
     }
 
     #[test]

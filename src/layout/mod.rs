@@ -43,6 +43,7 @@ mod own_certificate;
 pub mod path;
 pub mod pool;
 pub mod quarantine;
+mod read_only;
 pub mod readers;
 pub mod relink;
 pub mod rights;

@@ -87,6 +87,15 @@ pub struct Way {
     pub stopped: Option<Error>,
 }
 
+impl Way {
+    /// Whether a name right in the last level is one of this file.
+    pub fn names(&self, name: &str, file: Inode) -> bool {
+        let Some(held) = &self.held else { return false };
+        let found = fs::statat(&**held, name, AtFlags::SYMLINK_NOFOLLOW);
+        found.is_ok_and(|stat| Inode::of(&stat) == file)
+    }
+}
+
 /// Reads ways, and remembers a bounded number of levels.
 #[derive(Debug, Default)]
 pub struct Rights {
@@ -101,26 +110,28 @@ impl Rights {
     /// # Errors
     /// ROOT itself cannot be looked at. Whatever happens further down is in [`Way::stopped`].
     pub fn way(&self, tree: &Tree, repo: &RepoName, write: bool) -> Result<Way> {
-        self.beneath(&tree.root, tree.is_remote(), repo, write)
+        self.beneath(&tree.root, tree.is_remote(), repo.as_str(), write)
     }
 
     /// The same once, for a command: it needs no tree that is open for serving, makes nothing, and
     /// remembers nothing.
     pub fn look(root: &Dir, repo: &RepoName) -> Result<Way> {
-        Rights::default().beneath(root, true, repo, true)
+        Rights::default().beneath(root, true, repo.as_str(), true)
     }
 
-    fn beneath(&self, root_dir: &Dir, remote: bool, repo: &RepoName, write: bool) -> Result<Way> {
+    /// The same of any path beneath a directory. To look beneath another directory takes other
+    /// [`Rights`].
+    pub fn beneath(&self, root_dir: &Dir, remote: bool, path: &str, write: bool) -> Result<Way> {
         let reader = Reader { rights: self, remote };
         let (mut fd, root) = reader.root(root_dir)?;
         let levels = vec![root];
         let mut way = Way { levels, whole: false, held: None, read_only: false, stopped: None };
-        for end in ends(repo.as_str()) {
-            match reader.step(root_dir, &fd, &repo.as_str()[..end]) {
+        for end in ends(path) {
+            match reader.step(root_dir, &fd, &path[..end]) {
                 Ok(Some((next, level))) => {
                     fd = next;
                     way.levels.push(level);
-                    way.whole = end == repo.as_str().len();
+                    way.whole = end == path.len();
                 }
                 Ok(None) => break,
                 Err(error) => {

@@ -2,7 +2,8 @@
 //!
 //! The file holds the current key and the one before, so that tokens outlive a change of keys. It
 //! is replaced as a whole, under a lock, by whichever server of the tree is first to find the
-//! current key too old; the others see that the file changed.
+//! current key too old; the others see that the file changed. Where the tree is only read and has no
+//! such file, keys live in memory: tokens are good at the server that signed them, until it ends.
 
 use std::fmt;
 use std::fs::File;
@@ -129,6 +130,8 @@ impl Key {
 #[derive(Debug, Default)]
 pub struct KeyFile {
     last: Mutex<Option<Last>>,
+    /// Of a server that may not write the file.
+    own: Mutex<Option<Arc<Keys>>>,
 }
 
 #[derive(Debug)]
@@ -146,7 +149,7 @@ impl KeyFile {
     pub fn now(&self, tree: &Tree) -> Result<Arc<Keys>> {
         match self.look(tree, Trust::Status)? {
             Some(keys) => Ok(keys),
-            None => self.renew(tree),
+            None => self.made(tree),
         }
     }
 
@@ -154,7 +157,7 @@ impl KeyFile {
     pub fn again(&self, tree: &Tree) -> Result<Arc<Keys>> {
         match self.look(tree, Trust::Nothing)? {
             Some(keys) => Ok(keys),
-            None => self.renew(tree),
+            None => self.made(tree),
         }
     }
 
@@ -162,7 +165,8 @@ impl KeyFile {
     /// another process is at it, the old one goes on.
     pub fn to_sign(&self, tree: &Tree) -> Result<Arc<Keys>> {
         let keys = self.now(tree)?;
-        if !keys.is_due(SystemTime::now()) {
+        // Those who may write a tree renew its key; those who may not believe it as long as it is there.
+        if tree.is_read_only() || !keys.is_due(SystemTime::now()) {
             return Ok(keys);
         }
         self.renew(tree).or_else(|error| {
@@ -181,6 +185,21 @@ impl KeyFile {
         }
         *last = read(&tree.room)?;
         Ok(last.as_ref().map(|last| Arc::clone(&last.keys)))
+    }
+
+    /// Keys for a tree that has none.
+    fn made(&self, tree: &Tree) -> Result<Arc<Keys>> {
+        if tree.is_read_only() { self.in_memory(tree) } else { self.renew(tree) }
+    }
+
+    fn in_memory(&self, tree: &Tree) -> Result<Arc<Keys>> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = own.as_ref().filter(|keys| !keys.is_due(SystemTime::now())) {
+            return Ok(Arc::clone(keys));
+        }
+        let current = Key::new().at(|| tree.room.at(path::TOKEN_KEY))?;
+        let previous = own.take().map(|old| old.current.clone());
+        Ok(Arc::clone(own.insert(Arc::new(Keys { current, previous }))))
     }
 
     /// Makes a key, under the lock that keeps other servers of the tree from making one too.
@@ -349,6 +368,40 @@ mod tests {
         put(&tree, b"short");
         let error = keys.now(&tree).unwrap_err();
         assert!(error.to_string().contains("token-key: is no file of keys"), "{error}");
+    }
+
+    #[test]
+    fn a_tree_that_is_only_read_gets_no_key_and_keeps_the_one_it_has() {
+        let temp = tempfile::tempdir().unwrap();
+        let writable = tree(temp.path());
+        let read_only = Tree::open_read_only(temp.path()).unwrap();
+        let (one, other) = (KeyFile::default(), KeyFile::default());
+        let own = one.to_sign(&read_only).unwrap();
+        assert_eq!(one.now(&read_only).unwrap(), own);
+        assert_eq!(one.again(&read_only).unwrap(), own);
+        assert_ne!(other.now(&read_only).unwrap().current.secret, own.current.secret);
+        assert!(writable.room.stat_name(path::TOKEN_KEY).unwrap().is_none());
+        assert!(writable.room.stat_name(path::TOKEN_LOCK).unwrap().is_none());
+        // Of whatever age: to check what the others sign takes the key that they have.
+        put(&writable, &[7; 32]);
+        for keys in [&one, &other] {
+            assert_eq!(*keys.to_sign(&read_only).unwrap().current.secret, [7; 32]);
+        }
+        assert_eq!(std::fs::read(writable.room.at(path::TOKEN_KEY)).unwrap(), [7; 32]);
+    }
+
+    #[test]
+    fn a_key_in_memory_is_replaced_when_it_is_old() {
+        let temp = tempfile::tempdir().unwrap();
+        let tree = Tree::open_read_only(temp.path()).unwrap();
+        let keys = KeyFile::default();
+        let first = keys.to_sign(&tree).unwrap();
+        let made = SystemTime::UNIX_EPOCH;
+        let old = Key { made, ..first.current.clone() };
+        *keys.own.lock().unwrap() = Some(Arc::new(Keys { current: old, previous: None }));
+        let second = keys.to_sign(&tree).unwrap();
+        assert_ne!(second.current.secret, first.current.secret);
+        assert_eq!(second.previous.as_ref().unwrap().secret, first.current.secret);
     }
 
     #[test]

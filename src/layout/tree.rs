@@ -31,6 +31,8 @@ pub struct Tree {
     /// The server's account: only inodes of its own are shared between repositories.
     uid: u32,
     remote: bool,
+    /// Nothing of it may be changed.
+    pub(super) read_only: bool,
     /// Inodes whose content is known.
     pub(super) verified: Arc<Verified>,
 }
@@ -60,7 +62,7 @@ impl Tree {
         }
         let uid = rustix::process::geteuid().as_raw();
         let remote = is_remote(&root)?;
-        Ok(Tree { root, room, disk, uid, remote, verified: Arc::default() })
+        Ok(Tree { root, room, disk, uid, remote, read_only: false, verified: Arc::default() })
     }
 
     /// A room for a tree that has none, as a copy: with the version in it, and nothing that only a
@@ -77,7 +79,7 @@ impl Tree {
     pub fn for_repair(root: Dir, room: Dir, disk: Arc<dyn Disk>) -> Result<Tree> {
         let uid = rustix::process::geteuid().as_raw();
         let remote = is_remote(&root)?;
-        Ok(Tree { root, room, disk, uid, remote, verified: Arc::default() })
+        Ok(Tree { root, room, disk, uid, remote, read_only: false, verified: Arc::default() })
     }
 
     /// A repository's directory, if there is one.
@@ -201,7 +203,7 @@ pub fn is_remote(root: &Dir) -> Result<bool> {
 }
 
 /// The room holds the key and other people's uploads: nobody else may enter.
-fn check_room(root: &Dir, room: &Dir) -> Result<()> {
+pub(super) fn check_room(root: &Dir, room: &Dir) -> Result<()> {
     let stat = room.stat()?;
     let own = rustix::process::geteuid().as_raw();
     if stat.st_uid != own {
@@ -236,15 +238,25 @@ fn others_room(root: &Dir, owner: u32, own: u32) -> Result<String> {
     })
 }
 
-fn check_version(disk: &dyn Disk, root: &Dir, room: &Dir) -> Result<()> {
+/// Whether a room says which version it has.
+///
+/// # Errors
+/// It says one that this program does not know.
+pub(super) fn known_version(room: &Dir) -> Result<bool> {
     let at = || room.at(path::VERSION);
-    if let Some(file) = room.regular(path::VERSION, OFlags::RDONLY, Mode::empty()).or_absent()? {
-        let bytes = dir::read_all(&file, 64, at)?;
-        if bytes != path::VERSION_TEXT.as_bytes() {
-            let found = String::from_utf8_lossy(&bytes).trim().escape_debug().to_string();
-            let why = format!("layout version {found} is not known to this program, which knows 1");
-            return Err(Error::damaged(at(), why));
-        }
+    let file = room.regular(path::VERSION, OFlags::RDONLY, Mode::empty()).or_absent()?;
+    let Some(file) = file else { return Ok(false) };
+    let bytes = dir::read_all(&file, 64, at)?;
+    if bytes != path::VERSION_TEXT.as_bytes() {
+        let found = String::from_utf8_lossy(&bytes).trim().escape_debug().to_string();
+        let why = format!("layout version {found} is not known to this program, which knows 1");
+        return Err(Error::damaged(at(), why));
+    }
+    Ok(true)
+}
+
+fn check_version(disk: &dyn Disk, root: &Dir, room: &Dir) -> Result<()> {
+    if known_version(room)? {
         return Ok(());
     }
     let text = path::VERSION_TEXT.as_bytes();

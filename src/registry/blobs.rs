@@ -36,6 +36,11 @@ impl OpenBlob {
         OpenBlob { file, size, state: None }
     }
 
+    /// Whether only the server could change it.
+    pub fn is_sealed(&self) -> bool {
+        self.state.is_none()
+    }
+
     /// Whether the content still is what was found when it was opened. To be asked after each read,
     /// before its bytes go out.
     pub fn is_unchanged(&self) -> io::Result<bool> {

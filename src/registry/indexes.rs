@@ -127,7 +127,9 @@ impl Inner {
                     }
                     // What was written here is put there by who wrote it.
                     if last.as_ref().is_none_or(|last| last.stamp != file.stamp) {
-                        self.opened.add(name);
+                        if !self.tree.is_read_only() {
+                            self.opened.add(name);
+                        }
                         if last.is_some() {
                             tell_overwritten(name, dir, &file);
                         }

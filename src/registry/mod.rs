@@ -12,6 +12,7 @@ mod indexes;
 mod lists;
 mod manifests;
 mod mount;
+mod outside;
 mod promise;
 mod receive;
 mod slots;
@@ -34,6 +35,7 @@ pub use error::{Error, Result};
 pub use lists::Page;
 pub use manifests::{Push, Pushed, StoredManifest};
 pub use mount::MountFrom;
+pub use outside::Outside;
 pub use uploads::UploadStatus;
 pub use views::Views;
 
@@ -54,6 +56,8 @@ const THREADS: usize = 256;
 /// What an administrator may choose.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
+    /// Nothing is ever written to the tree: whatever would change it is refused.
+    pub read_only: bool,
     /// Take manifests whose blobs are absent.
     pub allow_sparse: bool,
     /// How long a request waits for a repository's lock.
@@ -74,6 +78,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
+            read_only: false,
             allow_sparse: false,
             lock_wait: layout::lock::REQUEST_WAIT,
             max_uploads: 1000,
@@ -151,14 +156,20 @@ struct Inner {
 }
 
 impl Registry {
-    /// Opens a tree; ROOT and its room are made when they are missing.
+    /// Opens a tree; ROOT and its room are made when they are missing, unless it is read only.
     pub fn open(root: &Path, settings: Settings) -> Result<Registry> {
+        if settings.read_only {
+            return Ok(Self::of(Tree::open_read_only(root)?, settings));
+        }
         Self::open_on(root, settings, Arc::new(RealDisk))
     }
 
     /// The same with another way to the file system, which a test may record.
     pub fn open_on(root: &Path, settings: Settings, disk: Arc<dyn Disk>) -> Result<Registry> {
-        let tree = Tree::open(root, disk)?;
+        Ok(Self::of(Tree::open(root, disk)?, settings))
+    }
+
+    fn of(tree: Tree, settings: Settings) -> Registry {
         let inner = Inner {
             slots: Arc::new(slots::Slots::new(settings.max_uploads)),
             threads: Arc::new(Semaphore::new(THREADS)),
@@ -175,7 +186,12 @@ impl Registry {
             knowledge: Mutex::default(),
             opened: views::Opened::default(),
         };
-        Ok(Registry { inner: Arc::new(inner) })
+        Registry { inner: Arc::new(inner) }
+    }
+
+    /// Whether nothing can be changed here.
+    pub fn is_read_only(&self) -> bool {
+        self.inner.tree.is_read_only()
     }
 
     /// The keys that sign tokens (`.stillage/token-key`), made at the first call. A look at the
@@ -215,9 +231,13 @@ impl Registry {
         Ok(way?)
     }
 
-    /// Whether pushes can be taken now: the tree is there and may be written, and there is space.
+    /// Whether pushes can be taken now: the tree is there and may be written, and there is space. Where
+    /// nobody pushes, whether the tree is there.
     pub async fn ready(&self) -> Result<()> {
         self.blocking(|inner| {
+            if inner.tree.is_read_only() {
+                return Ok(inner.tree.refuse_unreadable()?);
+            }
             inner.tree.refuse_read_only()?;
             Ok(inner.space.check()?)
         })

@@ -1,6 +1,7 @@
 //! What lets a plain web server serve the tree: its configuration, and the script that keeps a copy of
 //! the tree up to date. Text only: nothing here opens a file.
 
+pub mod accel;
 mod mirror;
 mod quote;
 

@@ -19,6 +19,7 @@
 //! - [`tmpfs`]: a small file system, to be filled.
 //! - [`views`]: what the views of a repository have to be.
 //! - [`power`]: file systems whose power can be cut.
+//! - [`proxy`]: nginx and Caddy with TLS in front of a server.
 //! - [`random`]: random choices that a seed replays.
 //! - [`web`]: nginx, Caddy and Apache on a tree.
 #![allow(
@@ -36,6 +37,7 @@ pub mod content;
 pub mod deeds;
 pub mod http;
 pub mod power;
+pub mod proxy;
 pub mod random;
 pub mod recipes;
 mod registry;

@@ -84,6 +84,13 @@ impl Bound {
         run(Command::new("mount").arg("--bind").args([from, to])).ok();
         Bound(to.to_owned())
     }
+
+    /// A directory mounted over itself, read-only.
+    pub fn read_only(path: &Path) -> Bound {
+        let bound = Bound::new(path, path);
+        run(Command::new("mount").args(["-o", "remount,bind,ro"]).arg(path)).ok();
+        bound
+    }
 }
 
 impl Drop for Bound {
