@@ -223,7 +223,8 @@ fn read(client: &Client, load: &Load) {
     }
 }
 
-/// The manifest that a tag names, whose blobs are all there; `None` if there is no such tag.
+/// The manifest that a tag names, which is there by its digest too, with all its blobs; `None` if there is
+/// no such tag.
 fn find(client: &Client, name: &str) -> Option<Vec<u8>> {
     let (repo, tag) = name.split_once(':').expect("a tag");
     let path = format!("/v2/{repo}/manifests/{tag}");
@@ -233,8 +234,12 @@ fn find(client: &Client, name: &str) -> Option<Vec<u8>> {
             return None;
         }
         let answer = answer.expect_status(200);
-        assert_eq!(answer.header("docker-content-digest"), Some(sha256(&answer.body).as_str()));
-        let Some(missing) = missing(client, repo, &answer.json()) else { return Some(answer.body) };
+        let digest = sha256(&answer.body);
+        assert_eq!(answer.header("docker-content-digest"), Some(digest.as_str()));
+        let by_digest = client.head(&format!("/v2/{repo}/manifests/{digest}"));
+        let itself = (by_digest.status != 200).then_some(digest);
+        let missing = itself.or_else(|| missing(client, repo, &answer.json()));
+        let Some(missing) = missing else { return Some(answer.body) };
         // It may have been deleted, or moved, since it was read: then the tag is another one.
         let again = client.get(&path);
         assert!(
