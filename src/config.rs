@@ -7,21 +7,26 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 
-use crate::auth;
+use crate::http::webhooks::WebhookError;
 use crate::oci::NameError;
+use crate::{auth, web};
 
 mod access;
 mod check;
 mod gc;
 mod serve;
 mod snapshot;
+mod statics;
 mod units;
+mod watch;
 
 pub use access::AccessArgs;
 pub use check::CheckArgs;
 pub use gc::{Gc, GcArgs};
 pub use serve::{Certificate, Serve, ServeArgs};
 pub use snapshot::SnapshotArgs;
+pub use statics::{MirrorArgs, SiteArgs, StaticArgs, StaticCommand};
+pub use watch::WatchArgs;
 
 /// An OCI container registry that is nothing but files.
 #[derive(Debug, Parser)]
@@ -48,8 +53,12 @@ pub enum Command {
     Gc(GcArgs),
     /// Copy ROOT to DEST on the same file system, in moments: blobs are shared
     Snapshot(SnapshotArgs),
+    /// Print what happens in ROOT: a line of JSON for each push, tag, untag and delete
+    Watch(WatchArgs),
     /// Say who may do what to a repository, and which directory decides it
     Access(AccessArgs),
+    /// Print what lets a plain web server serve the tree: a configuration, the script of a mirror
+    Static(StaticArgs),
 }
 
 /// What is allowed without a login, as typed.
@@ -95,6 +104,9 @@ pub enum ConfigError {
     /// No repository can be called so.
     #[error(transparent)]
     Repository(#[from] NameError),
+    /// Nobody can be told there.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// Nobody could push.
     #[error(
         "--auth basic lets only administrators push: name their group with --admin-group GROUP"
@@ -108,9 +120,26 @@ pub enum ConfigError {
         "--read-only keeps no certificate: give one with --tls-cert and --tls-key instead of --tls"
     )]
     ReadOnlyCertificate,
+    /// How far its receiver was told would be forgotten.
+    #[error(
+        "--read-only keeps no account of what was posted: let the origin's server have --webhook"
+    )]
+    ReadOnlyWebhook,
+    /// nginx would take the port, or find it taken.
+    #[error("nginx and Stillage cannot both listen at {0}: say where with --listen or --upstream")]
+    SamePort(SocketAddr),
     /// A relative directory would depend on where the workers were started.
     #[error("--pam-confdir {0:?} is not an absolute path")]
     PamConfdir(PathBuf),
+    /// There is no working directory that a relative path could begin at, or no path.
+    #[error("{0:?}: {1}")]
+    NoPath(PathBuf, String),
+    /// A web server's configuration cannot say that.
+    #[error(transparent)]
+    Site(#[from] web::SiteError),
+    /// No mirror can be made of that.
+    #[error(transparent)]
+    Mirror(#[from] web::MirrorError),
 }
 
 #[cfg(test)]
@@ -196,6 +225,8 @@ mod tests {
         assert!(!serve(&[]).unwrap().registry.read_only);
         let own = serve(&["--read-only", "--tls", "self-signed"]).unwrap_err();
         assert_eq!(own, ConfigError::ReadOnlyCertificate);
+        let told = serve(&["--read-only", "--webhook", "http://127.0.0.1:1/"]).unwrap_err();
+        assert_eq!(told, ConfigError::ReadOnlyWebhook);
     }
 
     #[test]
@@ -229,8 +260,11 @@ mod tests {
     #[test]
     fn every_argument_has_its_variable() {
         let cli = Cli::command();
-        let arguments =
-            std::iter::once(&cli).chain(cli.get_subcommands()).flat_map(|c| c.get_arguments());
+        let commands = std::iter::once(&cli).chain(cli.get_subcommands());
+        let all =
+            commands.flat_map(|command| std::iter::once(command).chain(command.get_subcommands()));
+        // The commands of the first level are met twice.
+        let arguments = all.flat_map(|command| command.get_arguments());
         let mut seen = 0;
         for argument in arguments {
             let id = argument.get_id().as_str();

@@ -9,11 +9,12 @@
 //! | [`graph`] | which blob refers to which | `layout` |
 //! | [`registry`] | the deeds: pull, push, mount, tag, list, delete, and the commit they share | `graph` |
 //! | [`upkeep`] | what an administrator runs over a whole tree: check, gc, snapshot | `graph` |
+//! | [`events`] | what changed in a repository, and how far somebody was told of it | `layout` |
 //! | [`auth`] | who are they, and may they: PAM, tokens, permissions | `oci` |
 //! | [`access`] | what `layout` read, decided by `auth`, and why in words | `layout`, `auth` |
-//! | [`http`] | the wire: route, gate, handlers, answers, the listener | `registry`, `access` |
-//! | [`web`] | configurations for web servers that serve the tree or stand in front | – |
-//! | [`config`] | settings, checked once at the start | `http`, `registry`, `upkeep`, `access` |
+//! | [`http`] | the wire: route, gate, handlers, answers, the listener; webhooks | `registry`, `access`, `events` |
+//! | [`web`] | what lets a plain web server serve the tree: configurations, and the mirror's script | `layout` |
+//! | [`config`] | settings, checked once at the start | `http`, `registry`, `upkeep`, `access`, `web` |
 //! | [`wipe`] | memory is wiped when it is given back | – |
 //!
 //! The program itself, `main` and one file of `commands/` for each command, sees all of them.
@@ -41,6 +42,7 @@
 pub mod access;
 pub mod auth;
 pub mod config;
+pub mod events;
 pub mod graph;
 pub mod http;
 pub mod layout;

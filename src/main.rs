@@ -27,7 +27,9 @@ fn main() -> ExitCode {
         Command::Check(args) => commands::check::run(&args),
         Command::Gc(args) => commands::gc::run(args),
         Command::Snapshot(args) => commands::snapshot::run(&args),
+        Command::Watch(args) => commands::watch::run(&args),
         Command::Access(args) => commands::access::run(args),
+        Command::Static(args) => commands::statics::run(&args),
     });
     outcome.unwrap_or_else(|error| {
         // Who closed our stdout, as head(1) does, does not want to hear about it.

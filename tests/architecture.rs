@@ -5,17 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, and what each may use: the arrows of lib.rs.
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 13] = [
     ("oci", &[]),
     ("layout", &["oci"]),
     ("graph", &["oci", "layout"]),
     ("registry", &["oci", "layout", "graph"]),
     ("upkeep", &["oci", "layout", "graph"]),
+    ("events", &["oci", "layout"]),
     ("auth", &["oci"]),
     ("access", &["oci", "layout", "auth"]),
-    ("http", &["oci", "layout", "graph", "registry", "upkeep", "auth", "access"]),
-    ("config", &["oci", "registry", "upkeep", "auth", "access", "http"]),
-    ("web", &[]),
+    ("web", &["oci", "layout"]),
+    ("config", &["oci", "registry", "upkeep", "auth", "access", "http", "web"]),
+    ("http", &["oci", "layout", "graph", "registry", "upkeep", "auth", "access", "events"]),
     ("wipe", &[]),
     ("lib", &[]),
 ];

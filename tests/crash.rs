@@ -99,7 +99,7 @@ fn every_state_after_every_sequence_of_up_to_three_deeds_is_sound() {
 /// they are there.
 const COVERED: [(&str, &[&str], &str); 11] = [
     (
-        "layout/make::inner",
+        "layout/make::inside",
         &[" of first", " of deep", " of mounted", " of blobs"],
         "a commit syncs what it has not synced itself, whoever made it; but not everybody commits",
     ),

@@ -12,6 +12,8 @@ pub(crate) mod gc;
 mod owner;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
+pub(crate) mod statics;
+pub(crate) mod watch;
 
 /// What `stillage` exits with where arguments contradict each other, as clap does for others.
 const USAGE: u8 = 2;

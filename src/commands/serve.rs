@@ -13,9 +13,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stillage::access;
 use stillage::auth::Auth;
 use stillage::config::{Certificate, Serve, ServeArgs};
-use stillage::http::{self, Accel, Own, Server, Tls};
-use stillage::layout::{RealDisk, Tree};
-use stillage::registry::Registry;
+use stillage::http::{self, Accel, Own, Server, Tls, webhooks};
+use stillage::layout::{RealDisk, Tree, Watcher};
+use stillage::registry::{Registry, Views};
 use stillage::upkeep::gc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -24,7 +24,8 @@ use super::{Outcome, misused};
 /// No more descriptors than this are kept back for files, however many there may be.
 const FILES: u64 = 16 * 1024;
 
-/// How long the server sleeps before it looks again at when the last collection was.
+/// How long the server sleeps before it looks again at when the last collection was, or at a tree of
+/// which the kernel cannot tell what changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 /// Serves until it is told to stop.
@@ -61,9 +62,11 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     report(&settings, &server, accel.as_deref(), own.as_ref())?;
     if let Some(registry) = kept {
         tokio::spawn(registry.clone().keep_swept());
-        tokio::spawn(async move { registry.keep_views().await });
+        let views = registry.clone();
+        tokio::spawn(async move { views.keep_views().await });
+        collect(&settings)?;
+        watch(&settings, &server, registry)?;
     }
-    collect(&settings)?;
     server.run(Box::pin(stop)).await;
     Ok(())
 }
@@ -89,6 +92,32 @@ fn collect(settings: &Serve) -> Result<(), Box<dyn Error>> {
         }
     };
     std::thread::Builder::new().name("gc".to_owned()).spawn(collect)?;
+    Ok(())
+}
+
+/// Tells views and receivers of events what changes in the tree, by whomever, in threads that end with
+/// the process: what was not told is told after the next start.
+fn watch(settings: &Serve, server: &Server, registry: Registry) -> Result<(), Box<dyn Error>> {
+    let for_views = settings.look_every.filter(|_| settings.registry.views == Views::Make);
+    if settings.webhooks.is_empty() && for_views.is_none() {
+        return Ok(());
+    }
+    let tree = Tree::open(&settings.root, Arc::new(RealDisk))?;
+    let told = webhooks::start(&tree, &settings.webhooks, &server.url()?)?;
+    let every = settings.look_every.unwrap_or(LOOK_AGAIN);
+    let watch = move || {
+        // In a large tree that takes its time. Receivers are told of what changed until then, too.
+        let mut watcher = Watcher::start(&tree.root, every, tree.is_remote());
+        told.iter().for_each(|pending| pending.add_all());
+        loop {
+            let changed = watcher.wait();
+            if for_views.is_some() {
+                registry.may_have_changed(&changed);
+            }
+            told.iter().for_each(|pending| pending.add(&changed));
+        }
+    };
+    std::thread::Builder::new().name("watch".to_owned()).spawn(watch)?;
     Ok(())
 }
 

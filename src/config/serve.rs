@@ -9,6 +9,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
 use super::{AnonymousMode, ConfigError, units};
+use crate::http::webhooks::WebhookUrl;
 use crate::http::{BaseUrl, Network};
 use crate::registry::{MinFree, Views};
 use crate::upkeep::gc;
@@ -76,6 +77,15 @@ pub struct ServeArgs {
     /// Serve a copy or a read-only mount: write nothing, refuse pushes
     #[arg(long, env = "STILLAGE_READ_ONLY", hide_env = true, value_parser = FalseyValueParser::new())]
     read_only: bool,
+    /// Post what happens there to a URL; repeatable: docs/events.md
+    #[arg(
+        long,
+        env = "STILLAGE_WEBHOOK",
+        hide_env = true,
+        value_name = "URL",
+        value_delimiter = ' '
+    )]
+    webhook: Vec<String>,
     /// Accept manifests that refer to what is not here
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_sparse: bool,
@@ -117,6 +127,11 @@ pub struct ServeArgs {
     /// How many seconds after its start the server collects at the earliest
     #[arg(long, env = "STILLAGE_GC_DELAY", hide = true, default_value = "300")]
     gc_delay: u64,
+    /// How many seconds pass between looks at everything where the kernel cannot tell what changes; 0:
+    /// views are renewed by requests alone
+    #[arg(long, env = "STILLAGE_LOOK_EVERY", hide = true, default_value = "600")]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    look_every: u64,
     /// How many seconds a client may keep the server waiting
     #[arg(long, env = "STILLAGE_PATIENCE", hide = true, default_value = "60")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -142,7 +157,7 @@ enum OwnTls {
     SelfSigned,
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     let wanted = |error| format!("{error}: write ADDR:PORT, such as 127.0.0.1:5001");
     let found = text.to_socket_addrs().map_err(wanted)?;
     let mut found = found.collect::<Vec<_>>().into_iter();
@@ -164,6 +179,11 @@ pub struct Serve {
     pub gc_delay: Duration,
     /// What is collected.
     pub gc: gc::Options,
+    /// Who is told what happens.
+    pub webhooks: Vec<WebhookUrl>,
+    /// How much time passes between looks at everything, where the kernel cannot tell what changes;
+    /// none where nobody is to be told but receivers of events.
+    pub look_every: Option<Duration>,
     /// How people log in.
     pub mode: auth::Mode,
     /// What is allowed without a login.
@@ -220,12 +240,16 @@ impl ServeArgs {
         if self.read_only && self.tls.is_some() {
             return Err(ConfigError::ReadOnlyCertificate);
         }
+        if self.read_only && !self.webhook.is_empty() {
+            return Err(ConfigError::ReadOnlyWebhook);
+        }
         if self.auth == AuthMode::Basic && self.admin_group.is_none() {
             return Err(ConfigError::NoAdministrators);
         }
         if let Some(path) = self.pam_confdir.as_ref().filter(|path| path.is_relative()) {
             return Err(ConfigError::PamConfdir(path.clone()));
         }
+        let webhooks = self.webhook.iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
         let connections = usize::try_from(self.max_connections).unwrap_or(usize::MAX);
         let each =
             self.max_connections_each.map(|each| usize::try_from(each).unwrap_or(usize::MAX));
@@ -255,6 +279,8 @@ impl ServeArgs {
                 upload_expiry: None,
                 ..gc::Options::default()
             },
+            webhooks,
+            look_every: (self.look_every != 0).then(|| Duration::from_secs(self.look_every)),
             mode: match self.auth {
                 AuthMode::Pam => auth::Mode::Pam,
                 AuthMode::Basic => auth::Mode::Basic,

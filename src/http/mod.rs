@@ -47,6 +47,7 @@ mod tls;
 mod token;
 mod uploads;
 mod visit;
+pub mod webhooks;
 
 pub use accel::{Accel, AccelError, Prefix};
 use errors::{Failure, Refusal};

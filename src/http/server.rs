@@ -51,6 +51,21 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// The URL under which clients reach it, as far as the server knows.
+    pub fn url(&self) -> io::Result<String> {
+        let settings = &self.app.settings;
+        if let Some(url) = &settings.external_url {
+            return Ok(url.as_str().to_owned());
+        }
+        let scheme = if settings.tls.is_some() { "https" } else { "http" };
+        let address = self.address()?;
+        if !address.ip().is_unspecified() {
+            return Ok(format!("{scheme}://{address}"));
+        }
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Ok(format!("{scheme}://{host}:{}", address.port()))
+    }
+
     /// The second line of the start report.
     pub fn who_can_log_in(&self) -> String {
         self.app.auth.who_can_log_in()

@@ -119,7 +119,26 @@ impl Dir {
 
     fn open(&self, relative: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
         let flags = flags | OFlags::CLOEXEC;
-        fs::openat2(&self.fd, relative, flags, mode, BENEATH).at(|| self.at(relative))
+        match fs::openat2(&self.fd, relative, flags, mode, BENEATH) {
+            Err(Errno::ACCESS) => Err(self.shut(relative)),
+            opened => opened.at(|| self.at(relative)),
+        }
+    }
+
+    /// The error for what this account may not open, with what an administrator wants to know.
+    fn shut(&self, relative: &str) -> Error {
+        let own = rustix::process::geteuid().as_raw();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let looked = fs::openat2(&self.fd, relative, flags, Mode::empty(), BENEATH);
+        let why = match looked.and_then(fs::fstat) {
+            Ok(stat) => {
+                let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+                format!("it has mode {mode:04o}, uid {uid} and gid {gid}, and this is uid {own}")
+            }
+            Err(_) => format!("a directory on the way is closed to this account, uid {own}"),
+        };
+        let why = format!("{}: {why}", std::io::Error::from(Errno::ACCESS));
+        Error::Shut { path: self.at(relative), why }
     }
 
     /// The status of the directory itself.

@@ -18,6 +18,14 @@ pub enum Error {
         /// What the operating system said.
         source: Arc<io::Error>,
     },
+    /// This account may not open it.
+    #[error("{}: {why}", .path.display())]
+    Shut {
+        /// The file or directory.
+        path: PathBuf,
+        /// Whose it is, its mode, and who asks.
+        why: String,
+    },
     /// The file was read and is not what it has to be.
     #[error("{}: {why}", .path.display())]
     Damaged {
@@ -82,6 +90,7 @@ impl Error {
                 _ => Errno::from_io_error(source),
             },
             Error::Full { .. } => Some(Errno::NOSPC),
+            Error::Shut { .. } => Some(Errno::ACCESS),
             Error::Damaged { .. } | Error::Replaced { .. } | Error::NoAcls { .. } => None,
         }
     }
@@ -95,6 +104,7 @@ impl Error {
     pub fn path(&self) -> &Path {
         match self {
             Error::Io { path, .. }
+            | Error::Shut { path, .. }
             | Error::Damaged { path, .. }
             | Error::Full { path, .. }
             | Error::Replaced { path }

@@ -18,7 +18,7 @@ use super::stamp::Stamp;
 use crate::oci::{Descriptor, Digest, What};
 
 /// Longer lines are not read: two descriptors of the largest manifest are not so long.
-const MAX_LINE: u64 = 32 * 1024 * 1024;
+pub(super) const MAX_LINE: u64 = 32 * 1024 * 1024;
 
 /// A journal that names more digests is not kept in memory.
 const MAX_DIGESTS: usize = 1_000_000;
@@ -30,7 +30,7 @@ const MAX_TAG: usize = 128;
 const MAX_MEDIA_TYPE: usize = 1024;
 
 /// So often the journal may be set aside while it is being looked for.
-const TRIES: usize = 100;
+pub(super) const TRIES: usize = 100;
 
 /// One line: what it says, or its bytes if it is none of ours.
 type Line<'a> = std::result::Result<Record, &'a [u8]>;
@@ -232,7 +232,7 @@ impl Found {
 /// What is needed of a descriptor to find what it refers to. A line may be as long as a line can be,
 /// and a million of them held would be the memory's end. A type that is none may stand for anything:
 /// whatever the content spells counts then.
-fn bare(descriptor: Descriptor) -> Descriptor {
+pub(super) fn bare(descriptor: Descriptor) -> Descriptor {
     let Descriptor { media_type, digest, size, .. } = descriptor;
     let media_type = Some(media_type).filter(|text| text.len() <= MAX_MEDIA_TYPE);
     Descriptor::new(media_type.as_deref().unwrap_or("application/json"), digest, size)

@@ -49,6 +49,15 @@ impl IndexFile {
         }
     }
 
+    /// Which bytes stand there now, whatever they say; `None` if there is no such file.
+    pub fn stamp_now(dir: &Dir) -> Result<Option<Stamp>> {
+        let Some(file) = dir.file(path::INDEX).or_absent()? else {
+            return Ok(None);
+        };
+        let bytes = dir::read_all(&file, MAX_INDEX, || dir.at(path::INDEX))?;
+        Ok(Some(Stamp::of(&bytes)))
+    }
+
     /// Reads it again unless `last` is certain to be what stands there now. Equal bytes are not
     /// parsed twice.
     pub fn refresh(dir: &Dir, last: &Arc<IndexFile>) -> Result<Option<Arc<IndexFile>>> {

@@ -8,7 +8,8 @@
 //!   [`uploads`], [`facts`], [`holders`] and [`notes`] are what lies in it; [`lock`] has the locks,
 //!   [`Walk`] goes over all repositories, [`rights`] and [`readers`] read owners, modes and ACLs,
 //!   [`KeyFile`] has the keys that sign tokens.
-//! - [`history`] reads the journal; [`trash`] holds what was removed on purpose; [`pool`] goes over the
+//! - [`history`] reads the journal, [`groups`] what comes after a mark in it, [`told`] keeps how far others
+//!   were told; [`Watcher`] says which repositories may have changed; [`trash`] holds what was removed on purpose; [`pool`] goes over the
 //!   pool's names; [`Collected`] says when the last collection was.
 //! - [`quarantine`] takes what a repair removes, [`relink`] gives names the content that they lost.
 //! - [`Staging`] makes a directory that appears whole, [`copy`] and [`Attributes`] what lies in it.
@@ -26,6 +27,7 @@ mod disk;
 pub mod durable;
 mod error;
 pub mod facts;
+pub mod groups;
 pub mod history;
 pub mod holders;
 mod incoming;
@@ -50,6 +52,7 @@ mod staging;
 mod stamp;
 pub mod sweep;
 mod token_keys;
+pub mod told;
 pub mod trash;
 mod tree;
 pub mod uploads;
@@ -57,6 +60,7 @@ mod verified;
 mod version;
 pub mod views;
 mod walk;
+mod watch;
 
 pub use account::Account;
 pub use attributes::Attributes;
@@ -76,7 +80,8 @@ pub use own_certificate::OwnCertificate;
 pub use staging::{Place, Staging, StagingError, remove_all};
 pub use stamp::Stamp;
 pub use token_keys::{Key, KeyFile, Keys};
-pub use tree::Tree;
+pub use tree::{Tree, is_remote};
 pub use verified::Verdict;
 pub use version::Version;
 pub use walk::Walk;
+pub use watch::{Changed, Watcher};

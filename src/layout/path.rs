@@ -61,6 +61,12 @@ pub const TLS: &str = "tls";
 pub const TLS_CERTIFICATE: &str = "cert.pem";
 /// The certificate's key, in [`TLS`].
 pub const TLS_KEY: &str = "key.pem";
+/// How far each receiver of events was told, in the room.
+pub const WEBHOOKS: &str = "webhooks";
+/// Which receiver it is, in its directory.
+pub const RECEIVER: &str = "_receiver.json";
+/// How far it was told of a repository, in a directory of the repository's name in the receiver's.
+pub const TOLD: &str = "_told.json";
 /// An upload session's bytes, in its directory.
 pub const UPLOAD_DATA: &str = "data";
 /// Whose session it is, in its directory.
@@ -104,6 +110,11 @@ pub fn holders_name(digest: &Digest) -> &str {
 /// `unreferenced/<repository>`: the directory of a repository's notes.
 pub fn notes(repo: &RepoName) -> String {
     format!("{UNREFERENCED}/{repo}")
+}
+
+/// `webhooks/<id>`: what is known of a receiver of events.
+pub fn receiver(id: &str) -> String {
+    format!("{WEBHOOKS}/{id}")
 }
 
 /// `<tag>.<kind>`: the name of a tag's manifest, in [`MANIFESTS`].

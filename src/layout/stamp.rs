@@ -20,6 +20,11 @@ impl Stamp {
         Stamp { len: bytes.len() as u64, hash: xxh3_128(bytes) }
     }
 
+    /// How many bytes they were.
+    pub fn len_of(self) -> u64 {
+        self.len
+    }
+
     /// The stamp of a repository that has no index.json yet.
     pub fn nothing() -> Stamp {
         Stamp::of(b"")

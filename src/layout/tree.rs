@@ -189,7 +189,7 @@ fn make_root(disk: &dyn Disk, root: &Path) -> Result<()> {
 }
 
 /// Network file systems and FUSE, behind which one may be, by their magic numbers (statfs(2)).
-fn is_remote(root: &Dir) -> Result<bool> {
+pub fn is_remote(root: &Dir) -> Result<bool> {
     const NFS: i64 = 0x6969;
     const SMB: i64 = 0x517b;
     const CIFS: i64 = 0xff53_4d42;

@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
 use super::indexes::Meanwhile;
 use super::{Inner, Registry, Result, locked};
 use crate::graph::views::{Commit, Place};
-use crate::layout::{Dir, IndexFile, Inode, lock, path, views};
+use crate::layout::{Changed, Dir, IndexFile, Inode, Walk, lock, path, views};
 use crate::oci::RepoName;
 
 /// Whether repositories have views.
@@ -29,6 +30,8 @@ pub(super) struct Opened {
     names: Mutex<HashSet<RepoName>>,
     /// Those whose views were found to be what they say: they are believed from then on.
     sound: Mutex<HashMap<RepoName, Inode>>,
+    /// All are to be looked at.
+    all: AtomicBool,
     bell: Notify,
 }
 
@@ -42,6 +45,11 @@ impl Opened {
         if names.len() < MOST && names.insert(name.clone()) {
             self.bell.notify_one();
         }
+    }
+
+    fn add_all(&self) {
+        self.all.store(true, Ordering::Release);
+        self.bell.notify_one();
     }
 
     fn take(&self) -> Option<RepoName> {
@@ -64,6 +72,17 @@ impl Opened {
 }
 
 impl Registry {
+    /// What may have changed without a request is looked at by [`keep_views`](Self::keep_views).
+    pub fn may_have_changed(&self, changed: &Changed) {
+        if self.inner.settings.views != Views::Make {
+            return;
+        }
+        if changed.all {
+            self.inner.opened.add_all();
+        }
+        changed.names.iter().for_each(|name| self.inner.opened.add(name));
+    }
+
     /// Renews views again and again, of whatever is opened and was changed by others: run it beside a
     /// server. It never ends.
     pub async fn keep_views(&self) {
@@ -77,6 +96,11 @@ impl Registry {
     /// and renews those that are not what index.json asks for. What fails is tried when such a
     /// repository is read anew the next time.
     pub async fn renew_views(&self) {
+        if self.inner.opened.all.swap(false, Ordering::AcqRel)
+            && let Err(error) = self.blocking(Inner::open_all).await
+        {
+            tracing::warn!(%error, "not all views were looked at");
+        }
         while let Some(name) = self.inner.opened.take() {
             let looked = name.clone();
             let renewed = self.blocking(move |inner| inner.look_at_views(&looked)).await;
@@ -88,6 +112,17 @@ impl Registry {
 }
 
 impl Inner {
+    /// All repositories are to be looked at, but for those that cannot be read.
+    fn open_all(&self) -> Result<()> {
+        for found in Walk::after(&self.tree.root, None)? {
+            match found {
+                Ok((name, _)) => self.opened.add(&name),
+                Err(error) => tracing::warn!(%error, "views are not looked at"),
+            }
+        }
+        Ok(())
+    }
+
     /// After a commit, under the repository's lock. The commit stands, whatever becomes of its views:
     /// they are renewed at the next occasion.
     pub(super) fn follow(&self, name: &RepoName, dir: &Dir, commit: &Commit<'_>) {

@@ -126,6 +126,8 @@ fn a_repository_that_is_replaced_meanwhile_is_left() {
     });
     assert_eq!(told.left["a"], Why::Moved.to_string());
     assert!(f.has("b", &garbage));
+    // Under the other name its views are stale.
+    fs::rename(f.at("b"), f.at("a")).unwrap();
 }
 
 /// Many pushers, two collectors with hardly any grace, and deletions that make garbage again: who was

@@ -7,6 +7,7 @@ use stillage::oci::Digest;
 use super::deeds::REPOS;
 use super::run::{Run, Step, same};
 use super::tree::{self, Laid};
+use crate::support::views;
 
 /// How a repository is damaged by whoever removes one of its blobs.
 const OF_REMOVED_BLOBS: [&str; 2] = ["manifest-missing", "blob-missing"];
@@ -104,7 +105,13 @@ impl Run<'_> {
             .filter(|name| !self.world.missing(name).is_empty())
             .collect();
         let mut found = BTreeSet::new();
+        let mut stale = BTreeSet::new();
         for finding in self.face.check() {
+            // Somebody else changed index.json or the name, and nobody opened it since.
+            if finding.rule == "views-stale" {
+                stale.insert(finding.repository);
+                continue;
+            }
             // Whoever wrote index.json wrote no line of the journal.
             let outsider = self.world.repo(&finding.repository).is_some_and(|r| r.is_foreign);
             if finding.rule == "journal-stamp-unknown" && outsider {
@@ -116,7 +123,20 @@ impl Run<'_> {
             }
             found.insert(finding.repository);
         }
-        only(&found, &damaged, "repositories in which check finds blobs missing")
+        only(&found, &damaged, "repositories in which check finds blobs missing")?;
+        self.compare_views(&stale)
+    }
+
+    /// Views that say that they are those of index.json are.
+    fn compare_views(&self, stale: &BTreeSet<String>) -> Step {
+        for (name, _) in self.world.repos.iter().filter(|(name, _)| !stale.contains(*name)) {
+            let repo = self.face.root().join(name);
+            if repo.join("_manifests/.of").is_symlink() && repo.join("index.json").exists() {
+                let (found, wanted) = (views::found(&repo), views::wanted(&repo, name));
+                same!(found, wanted, "the views of {name}");
+            }
+        }
+        Ok(())
     }
 }
 

@@ -110,10 +110,10 @@ impl Run<'_> {
 
     pub(super) fn lose_facts(&mut self, random: &mut Random) -> Step {
         let repo = self.world.draw_repo(random);
-        let facts = self.face.root().join(&repo).join("_referrers");
+        let facts = self.face.root().join(&repo).join("_referrers/facts.jsonl");
         if facts.exists() {
-            self.tell(format!("rm -rf {repo}/_referrers"));
-            fs::remove_dir_all(facts).map_err(|error| error.to_string())?;
+            self.tell(format!("rm {repo}/_referrers/facts.jsonl"));
+            fs::remove_file(facts).map_err(|error| error.to_string())?;
         }
         Ok(())
     }

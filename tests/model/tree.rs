@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use stillage::oci::Digest;
+use stillage::oci::{Algorithm, Digest};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -279,6 +279,12 @@ impl Laid {
             return Some(());
         }
         let (repo, name) = path.rsplit_once('/')?;
+        // Views are compared by what they say.
+        let lists = Algorithm::ALL.map(|algorithm| format!("/_referrers/{algorithm}/"));
+        let is_view = path.contains("/_manifests/") || name == "_tags.json";
+        if is_view || lists.iter().any(|lists| path.contains(lists)) {
+            return Some(());
+        }
         match name {
             "index.json" => {
                 self.indexes.insert(repo.to_owned());

@@ -83,6 +83,19 @@ impl Containers {
         self.image_id(name)
     }
 
+    /// Pushes these images of the store as one, for all their platforms.
+    #[track_caller]
+    pub fn push_together(&self, images: &[&str], to: &str) {
+        self.podman(&["manifest", "create", "localhost/together"]).ok();
+        for image in images {
+            let source = format!("containers-storage:{image}");
+            self.podman(&["manifest", "add", "localhost/together", &source]).ok();
+        }
+        let to = format!("docker://{to}");
+        let push = ["manifest", "push", "--all", "--tls-verify=false", "localhost/together", &to];
+        self.podman(&push).ok();
+    }
+
     /// The id (digest of the config) of an image in this store.
     #[track_caller]
     pub fn image_id(&self, name: &str) -> String {

@@ -21,6 +21,7 @@
 //! - [`power`]: file systems whose power can be cut.
 //! - [`proxy`]: nginx and Caddy with TLS in front of a server.
 //! - [`random`]: random choices that a seed replays.
+//! - [`web`]: nginx, Caddy and Apache on a tree.
 #![allow(
     dead_code,
     unused_imports,
@@ -45,6 +46,7 @@ pub mod tls;
 pub mod tmpfs;
 pub mod views;
 pub mod volume;
+pub mod web;
 
 pub use registry::{Registry, STILLAGE};
 

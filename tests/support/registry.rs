@@ -73,6 +73,8 @@ impl Registry {
     pub fn start_held(calls: &Calls, root: &Path, args: &[&str]) -> Registry {
         let mut registry = Registry::prepare(Vec::new(), room(), root.to_path_buf(), args, &[]);
         registry.calls = Some(calls.clone());
+        // Nobody looks at the tree but on behalf of a request: calls can be counted.
+        registry.envs.push(("STILLAGE_LOOK_EVERY".to_owned(), "0".to_owned()));
         registry.run();
         registry
     }

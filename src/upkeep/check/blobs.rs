@@ -71,7 +71,10 @@ pub(super) fn check(
     for algorithm in Algorithm::ALL {
         if let Some(dir) = probe::dir(&dir, algorithm.as_str(), findings).there() {
             let place = Place { dir: &dir, algorithm, repo: level.as_ref(), shared: &shared, own };
-            blobs.append(place.check(look, mender.as_deref_mut(), findings));
+            // A name that could not be looked at may be an inode's other one: none is pooled then.
+            let sure = algorithm == Algorithm::Sha256 || !findings.any(Rule::Unreadable);
+            let mender = mender.as_deref_mut().filter(|_| sure);
+            blobs.append(place.check(look, mender, findings));
         }
     }
     for (name, kind) in probe::names(&dir, findings) {

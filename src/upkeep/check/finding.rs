@@ -129,6 +129,11 @@ impl Findings {
         self.found.push(Finding { rule, repository, path, message, count });
     }
 
+    /// Whether a rule is broken anywhere.
+    pub(super) fn any(&self, rule: Rule) -> bool {
+        self.found.iter().any(|finding| finding.rule == rule)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.found.is_empty()
     }

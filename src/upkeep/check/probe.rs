@@ -47,7 +47,7 @@ impl<T> Seen<T> {
 pub(super) fn unreadable(error: &Error, findings: &mut Findings) {
     let why = match error {
         Error::Io { source, .. } => source.to_string(),
-        Error::Damaged { why, .. } => why.clone(),
+        Error::Damaged { why, .. } | Error::Shut { why, .. } => why.clone(),
         // Of making directories and of uploads only.
         Error::NoAcls { .. } | Error::Replaced { .. } | Error::Full { .. } => error.to_string(),
     };

@@ -26,7 +26,7 @@ pub(super) fn check(look: &Look<'_>, room: &Dir, findings: &mut Findings) -> Res
     for name in [path::GC_LOCK, path::TOKEN_LOCK, path::COLLECTED] {
         probe::status(room, name, FileType::RegularFile, findings);
     }
-    for dir in [path::TRASH, path::QUARANTINE] {
+    for dir in [path::TRASH, path::QUARANTINE, path::WEBHOOKS] {
         probe::status(room, dir, FileType::Directory, findings);
     }
     pool::check(look, room, findings).map(Some)

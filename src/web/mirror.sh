@@ -1,0 +1,50 @@
+#!/bin/sh
+# One round of a mirror: makes a read-only copy of a tree, or brings it up to date, so that a web server
+# may serve it all the while (stillage static nginx).
+#
+# Run it from a timer, as root or as an account that can read all of the origin. It exits with 0 when the
+# copy is up to date; after anything else it is as sound as before, and the next round goes on.
+#
+# What names blobs is set aside first, and published when the blobs are there; blobs go last. So whoever
+# pulls from the copy never meets a tag without its blobs, and what was deleted is gone after the round.
+set -euf
+
+ORIGIN=@ORIGIN@
+MIRROR=@MIRROR@
+# What is set aside. It also says that MIRROR is a mirror: nothing else is ever overwritten.
+STAGE=@STAGE@
+@LOCK@
+umask 077
+mkdir -p "$STAGE"
+exec 9>"$STAGE/.running"
+flock -n 9 || { echo "a round is running already" >&2; exit 1; }
+
+# The registry's own room, locks, journals and files in the making stay where they are.
+NEVER='--exclude=/.stillage/ --exclude=.lock --exclude=_log.jsonl --exclude=_log.*.jsonl --exclude=.*.????????????????'
+BLOBS='--include=*/ --include=oci-layout --include=blobs/** --exclude=*'
+# Manifests by digest, and all other names: index.json, tags, lists.
+DIGESTS='--exclude=blobs/ --include=*/ --include=_manifests/sha256/* --include=_manifests/sha512/* --exclude=*'
+OTHERS='--exclude=_manifests/sha256/ --exclude=_manifests/sha512/'
+NAMES='--exclude=blobs/ --include=*/ --include=index.json --include=_* --include=_*/** --exclude=*'
+
+# Files that vanish meanwhile (24) were replaced or deleted: the next round sees what came of it.
+copy() {
+  code=0
+  rsync -aHA --numeric-ids $NEVER "$@" >/dev/null || code=$?
+  [ "$code" -eq 0 ] || [ "$code" -eq 24 ] || exit "$code"
+}
+
+# Names change within the second and keep their length: they are compared by content. What a tag names may
+# contain other manifests; these are looked at before the tags, for what goes meanwhile, and after them, for
+# what comes.
+copy --checksum --delete $DIGESTS "$ORIGIN/" "$STAGE/names/"
+copy --checksum --delete $OTHERS $NAMES "$ORIGIN/" "$STAGE/names/"
+copy --checksum $DIGESTS "$ORIGIN/" "$STAGE/names/"
+if [ -z "$(find "$STAGE/names" -name index.json -print | head -n 1)" ]; then
+  echo "there is no repository in $ORIGIN: nothing is changed" >&2
+  exit 1
+fi
+copy $BLOBS "$ORIGIN/" "$MIRROR/"
+copy --checksum $DIGESTS "$STAGE/names/" "$MIRROR/"
+copy --checksum --delete-after $NAMES "$STAGE/names/" "$MIRROR/"
+copy --delete $BLOBS "$ORIGIN/" "$MIRROR/"

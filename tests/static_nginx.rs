@@ -1,0 +1,636 @@
+//! The tree served by nginx alone, with what `stillage static nginx` prints: every class of answers, what
+//! must not be reached, and real clients.
+
+mod support;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use support::Registry;
+use support::command::run;
+use support::containers::{Containers, localhost};
+use support::content::{
+    DOCKER_LIST, DOCKER_MANIFEST, Image, OCI_INDEX, OCI_MANIFEST, index, random, referrer, sha256,
+    sha512,
+};
+use support::http::{Client, Request, Response};
+use support::web::{Web, open_room, print};
+
+/// An account of every Debian that is neither ours nor nginx's.
+const DAEMON: u32 = 1;
+
+/// A registry, and nginx on its tree. Dropped in this order.
+struct Served {
+    web: Web,
+    registry: Registry,
+    _room: tempfile::TempDir,
+}
+
+impl Served {
+    fn new() -> Served {
+        Served::called("registry")
+    }
+
+    /// ROOT has this name.
+    fn called(name: &str) -> Served {
+        let room = open_room();
+        let registry = Registry::start_on(&room.path().join(name), &["--auth", "none"]);
+        let web = Web::nginx(registry.root());
+        Served { web, registry, _room: room }
+    }
+
+    fn ours(&self) -> Client {
+        self.registry.client()
+    }
+
+    fn nginx(&self) -> Client {
+        self.web.client()
+    }
+
+    fn repo(&self, name: &str) -> std::path::PathBuf {
+        self.registry.root().join(name)
+    }
+}
+
+/// What a client goes by. `Accept-Ranges` and `ETag` are each server's own.
+const HEADERS: [&str; 8] = [
+    "content-type",
+    "content-length",
+    "docker-content-digest",
+    "docker-distribution-api-version",
+    "cache-control",
+    "x-content-type-options",
+    "content-security-policy",
+    "location",
+];
+
+#[track_caller]
+fn assert_alike(ours: &Response, theirs: &Response, what: &str) {
+    assert_eq!(theirs.status, ours.status, "{what}: {theirs:?}\n{ours:?}");
+    // The server says of what has no digest nothing, nginx that it is to be asked for anew.
+    let named = ["/manifests/", "/blobs/"].iter().any(|part| what.contains(part));
+    for name in HEADERS.into_iter().filter(|name| named || *name != "cache-control") {
+        assert_eq!(theirs.header(name), ours.header(name), "{what}, {name}: {theirs:?}\n{ours:?}");
+    }
+    assert_eq!(theirs.text(), ours.text(), "{what}");
+}
+
+/// One of everything, in repositories within repositories. Gives the paths that a client may ask for.
+fn push_everything(client: &Client) -> Vec<String> {
+    let mut paths = vec!["/v2/".to_owned()];
+    for repo in ["a", "a/b", "a/b/c/d/e", "x.y/z_1/w--2"] {
+        let put = |reference: &str, media_type: &str, bytes: &[u8]| {
+            client.put_manifest(repo, reference, media_type, bytes).expect_status(201);
+        };
+        let [image, second] = [Image::random(30_000), Image::random(10)];
+        client.push_image(repo, "1.8", &image);
+        client.push_image(repo, "V_2-x.gz", &second);
+        let docker = |image: &Image| {
+            let text = String::from_utf8(image.manifest.clone()).expect("text");
+            text.replace(OCI_MANIFEST, DOCKER_MANIFEST).into_bytes()
+        };
+        let docker = docker(&image);
+        put("docker", DOCKER_MANIFEST, &docker);
+        let both = index(&[(OCI_MANIFEST, &image.manifest), (OCI_MANIFEST, &second.manifest)]);
+        put("multi", OCI_INDEX, &both);
+        let list = index(&[(DOCKER_MANIFEST, &docker)]);
+        let list = String::from_utf8(list).expect("text").replace(OCI_INDEX, DOCKER_LIST);
+        put("list", DOCKER_LIST, list.as_bytes());
+        let long = Image::of(vec![random(77)], "");
+        client.push_image(repo, "of-512", &long);
+        put(&sha512(&long.manifest), OCI_MANIFEST, &long.manifest);
+        client.push_blob(repo, b"{}");
+        let signature = referrer(&image.digest, image.manifest.len(), "application/x.sig");
+        put(&sha256(&signature), OCI_MANIFEST, &signature);
+
+        let tags = ["1.8", "V_2-x.gz", "docker", "multi", "list", "of-512"];
+        let digests = [
+            image.digest.clone(),
+            sha256(&docker),
+            sha256(&both),
+            sha256(list.as_bytes()),
+            sha512(&long.manifest),
+            sha256(&signature),
+        ];
+        let references = tags.map(str::to_owned).into_iter().chain(digests);
+        paths.extend(references.map(|reference| format!("/v2/{repo}/manifests/{reference}")));
+        for blob in [&image.layers[0], &image.config, &b"{}".to_vec()] {
+            paths.push(format!("/v2/{repo}/blobs/{}", sha256(blob)));
+        }
+        paths.push(format!("/v2/{repo}/blobs/{}", sha512(&long.manifest)));
+        paths.push(format!("/v2/{repo}/tags/list"));
+        for subject in [&image.digest, &second.digest, &sha512(b"nothing")] {
+            paths.push(format!("/v2/{repo}/referrers/{subject}"));
+        }
+    }
+    paths.push(format!("/v2/none/referrers/{}", sha256(b"nothing")));
+    paths
+}
+
+#[test]
+fn nginx_answers_what_the_server_answers() {
+    let served = Served::new();
+    let paths = push_everything(&served.ours());
+    for path in &paths {
+        assert_alike(&served.ours().get(path), &served.nginx().get(path), path);
+        assert_alike(&served.ours().head(path), &served.nginx().head(path), path);
+        let ok = served.nginx().get(path).status;
+        assert_eq!(ok, 200, "{path}");
+    }
+    // What is not there, in repositories that are there and in others.
+    let nothing = sha256(b"nothing");
+    for repo in ["a", "a/b"] {
+        for path in [
+            format!("/v2/{repo}/manifests/none"),
+            format!("/v2/{repo}/manifests/{nothing}"),
+            format!("/v2/{repo}/blobs/{nothing}"),
+            format!("/v2/{repo}/blobs/{}", sha512(b"nothing")),
+        ] {
+            let (ours, theirs) = (served.ours().get(&path), served.nginx().get(&path));
+            assert_eq!((theirs.status, theirs.code()), (ours.status, ours.code()), "{path}");
+            theirs.expect_error(404, &ours.code());
+        }
+    }
+    // A directory on the way to a repository is none.
+    for repo in ["a/b/c", "x.y", "none"] {
+        for path in [format!("/v2/{repo}/manifests/1.8"), format!("/v2/{repo}/blobs/{nothing}")] {
+            served.nginx().get(&path).expect_error(404, "NAME_UNKNOWN");
+        }
+        let path = format!("/v2/{repo}/tags/list");
+        served.nginx().get(&path).expect_error(404, "NAME_UNKNOWN");
+        let head = served.nginx().head(&path).expect_status(404);
+        assert_eq!(head.body, b"");
+    }
+    assert_eq!(served.nginx().get("/v2").expect_status(200).text(), "{}");
+    assert_eq!(served.web.log(), "", "nothing of this is worth a line in the log");
+}
+
+#[test]
+fn ranges_and_validators_are_those_of_content_that_never_changes() {
+    let served = Served::new();
+    let image = Image::random(100_000);
+    served.ours().push_image("a", "v1", &image);
+    let layer = &image.layers[0];
+    let blob = format!("/v2/a/blobs/{}", sha256(layer));
+    let nginx = served.nginx();
+    let range = |value: &str| nginx.send(Request::get(&blob).header("Range", value));
+    let part = range("bytes=5-9").expect_status(206);
+    assert_eq!(part.body, layer[5..=9]);
+    assert_eq!(part.header("content-range"), Some("bytes 5-9/100000"));
+    assert_eq!(range("bytes=99990-").expect_status(206).body, layer[99_990..]);
+    assert_eq!(range("bytes=-3").expect_status(206).body, layer[99_997..]);
+    assert_eq!(range("lines=1-2").expect_status(200).body, *layer);
+    let beyond = range("bytes=100000-").expect_error(416, "RANGE_INVALID");
+    assert_eq!(beyond.header("content-range"), Some("bytes */100000"));
+
+    // A download that was cut short goes on.
+    let whole = nginx.get(&blob);
+    let etag = whole.header("etag").expect("a validator");
+    let rest = Request::get(&blob).header("Range", "bytes=70000-").header("If-Range", etag);
+    assert_eq!(nginx.send(rest).expect_status(206).body, layer[70_000..]);
+    let by_digest = format!("/v2/a/manifests/{}", image.digest);
+    for path in [&blob, &by_digest] {
+        let etag = nginx.get(path).header("etag").expect("a validator").to_owned();
+        for value in [etag.as_str(), &format!("\"x\", W/{etag}"), "*"] {
+            let same = nginx.send(Request::get(path).header("If-None-Match", value));
+            assert_eq!(same.expect_status(304).body, b"");
+        }
+        nginx.send(Request::get(path).header("If-None-Match", "\"x\"")).expect_status(200);
+    }
+    // What may change within a second and keep its length is told anew each time.
+    let manifest = served.repo("a/_manifests/v1.oci-image");
+    let list = served.repo("a/_tags.json");
+    for (path, file) in [("/v2/a/manifests/v1", manifest), ("/v2/a/tags/list", list)] {
+        let answer = nginx.get(path).expect_status(200);
+        assert_eq!((answer.header("etag"), answer.header("last-modified")), (None, None), "{path}");
+        let mut date = Command::new("date");
+        date.args(["-u", "+%a, %d %b %Y %T GMT", "-r"]).arg(file);
+        let modified = run(date.env("LC_ALL", "C")).ok().stdout;
+        for (name, value) in [("If-None-Match", etag), ("If-Modified-Since", modified.trim())] {
+            let again = nginx.send(Request::get(path).header(name, value));
+            assert_eq!(again.expect_status(200).body, answer.body, "{path}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_written_and_nothing_else_is_read() {
+    let served = Served::new();
+    served.ours().push_image("a", "v1", &Image::random(1000));
+    served.ours().push_image("a/b", "v1", &Image::random(1000));
+    let nginx = served.nginx();
+    let blob = format!("/v2/a/blobs/{}", sha256(b"x"));
+    for path in ["/", "/v2/", "/v2/a/manifests/v1", &blob, "/v2/a/blobs/uploads/", "/a/index.json"]
+    {
+        for method in ["PUT", "POST", "PATCH", "DELETE", "OPTIONS", "MKCOL", "MOVE", "TRACE", "X"] {
+            let request = Request::new(method, path).body("body");
+            let refused = nginx.send(request).expect_error(405, "UNSUPPORTED");
+            assert_eq!(refused.header("allow"), Some("GET, HEAD"), "{method} {path}");
+        }
+    }
+    // Nor is a body awaited that is announced.
+    let large = Request::put("/v2/a/manifests/v2").header("Content-Length", "999999999999");
+    nginx.send(large.header("Expect", "100-continue")).expect_error(405, "UNSUPPORTED");
+    assert_eq!(served.ours().tags("a"), ["v1"]);
+
+    let files = [".lock", "index.json", "oci-layout", "_tags.json", "_log.jsonl", "_manifests/.of"];
+    for file in files {
+        assert!(served.repo("a").join(file).symlink_metadata().is_ok(), "{file} is there");
+    }
+    let hex = &sha256(b"x")[7..];
+    let inside = files.iter().map(ToString::to_string).chain([
+        "_manifests/v1.oci-image".to_owned(),
+        "_referrers/facts.jsonl".to_owned(),
+        format!("blobs/sha256/{hex}"),
+        "blobs/".to_owned(),
+        String::new(),
+    ]);
+    for file in inside {
+        for path in [
+            format!("/a/{file}"),
+            format!("/v2/a/{file}"),
+            format!("/v2/a/b/../{file}"),
+            format!("/v2/a/manifests/../{file}"),
+            format!("/v2/a/manifests/..%2F{file}"),
+            format!("/v2/a/manifests/%2e%2e%2f{file}"),
+            format!("/v2/a/blobs/sha256:../../{file}"),
+            format!("/v2/a/referrers/sha256:%2e%2e/{file}"),
+            format!("/v2/../a/{file}"),
+            format!("/v2/a%00/{file}"),
+            format!("/v2/./a//{file}"),
+            format!("//a/{file}"),
+        ] {
+            let answer = nginx.get(&path);
+            assert!([400, 404].contains(&answer.status), "{path}: {answer:?}");
+        }
+    }
+    let stays_out = [
+        "/",
+        "/.stillage/version",
+        "/v2/.stillage/version",
+        "/v2/.stillage/tags/list",
+        "/v2/_catalog",
+        "/v2/A/tags/list",
+        "/v2/a//b/tags/list",
+        "/v2/a/manifests/.of",
+        "/v2/a/manifests/v1%0a",
+        "/v2/a/manifests/v1.oci-image",
+        "/v2/a/manifests/",
+        "/v2/a/manifests/sha256",
+        "/v2/a/manifests/sha256:00",
+        "/v2/a/blobs/v1",
+        "/v2/a/tags/list/",
+        "/v2/a/tags/list%0a",
+        "/v2/a/tags",
+        "/tag.oci-image",
+        "/manifest.oci-image",
+        "/token",
+        "/healthz",
+    ];
+    for path in stays_out {
+        let answer = nginx.get(path).expect_status(404);
+        assert!(!answer.code().is_empty(), "{path}: {answer:?}");
+    }
+    // Names of which a component, or all of it, is longer than a file system takes.
+    for name in ["a".repeat(300), vec!["abc"; 1200].join("/")] {
+        nginx.get(&format!("/v2/{name}/tags/list")).expect_error(404, "NAME_UNKNOWN");
+    }
+    // The same name, spelled differently, is the same repository.
+    for path in ["/v2/a%2Fb/tags/list", "/v2/a/x/../b/tags/list", "/v2/%61/b/tags/list?n=1"] {
+        assert_eq!(nginx.get(path).expect_status(200).json()["name"], "a/b", "{path}");
+    }
+}
+
+/// Somebody who may write a repository with a shell plants links to what nginx's account can read.
+#[test]
+fn planted_symlinks_are_not_followed() {
+    let served = Served::new();
+    let client = served.ours();
+    let image = Image::random(1000);
+    client.push_image("a", "v1", &image);
+    client.push_image("other", "v1", &Image::random(1000));
+    let nginx = served.nginx();
+    let plant = |target: &str, at: &str, owner: Option<u32>| {
+        let path = served.repo("a").join(at);
+        let _ = fs::remove_file(&path);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        symlink(target, &path).expect("planted");
+        lchown(&path, owner, owner).expect("root");
+    };
+    let secret = served.repo("secret.txt");
+    fs::write(&secret, "what nginx's account can read").expect("a file");
+    let secret = secret.to_str().expect("text");
+    let hex = &sha256(b"planted")[7..];
+    let real = format!("../blobs/sha256/{}", &image.digest[7..]);
+    for owner in [Some(DAEMON), None] {
+        for kind in ["oci-image", "oci-index", "docker-image", "docker-list"] {
+            plant(secret, &format!("_manifests/evil.{kind}"), owner);
+            nginx.get("/v2/a/manifests/evil").expect_error(404, "MANIFEST_UNKNOWN");
+            fs::remove_file(served.repo("a").join(format!("_manifests/evil.{kind}")))
+                .expect("gone");
+        }
+        for (at, path, code) in [
+            (format!("blobs/sha256/{hex}"), format!("/v2/a/blobs/sha256:{hex}"), "BLOB_UNKNOWN"),
+            ("_tags.json".to_owned(), "/v2/a/tags/list".to_owned(), "NAME_UNKNOWN"),
+        ] {
+            plant(secret, &at, owner);
+            nginx.get(&path).expect_error(404, code);
+        }
+        plant(secret, &format!("_referrers/sha256/{hex}.json"), owner);
+        let list = nginx.get(&format!("/v2/a/referrers/sha256:{hex}")).expect_status(200);
+        assert_eq!(list.json()["manifests"], serde_json::json!([]));
+        // A directory.
+        plant("../other", "nested", owner);
+        for path in ["/v2/a/nested/tags/list", "/v2/a/nested/manifests/v1"] {
+            nginx.get(path).expect_error(404, "NAME_UNKNOWN");
+        }
+    }
+    // By digest the extension decides, and the link counts if its owner has what it names.
+    let by_digest = format!("/v2/a/manifests/sha256:{hex}");
+    plant(secret, &format!("_manifests/sha256/{hex}.oci-image"), Some(DAEMON));
+    nginx.get(&by_digest).expect_error(404, "MANIFEST_UNKNOWN");
+    // Somebody's link to what is there: not followed either.
+    plant(&real, "_manifests/evil.oci-image", Some(DAEMON));
+    nginx.get("/v2/a/manifests/evil").expect_error(404, "MANIFEST_UNKNOWN");
+    // By tag nothing but a blob of the repository is sent, whoever made the link.
+    plant(&format!("{secret}.d/blobs/sha256/{hex}"), "_manifests/evil.oci-image", None);
+    nginx.get("/v2/a/manifests/evil").expect_error(404, "MANIFEST_UNKNOWN");
+    let elsewhere = fs::canonicalize(served.repo("other/_manifests/v1.oci-image")).expect("a blob");
+    plant(elsewhere.to_str().expect("text"), "_manifests/evil.oci-image", None);
+    nginx.get("/v2/a/manifests/evil").expect_error(404, "MANIFEST_UNKNOWN");
+    // A file that is no link is no view, and a directory is nothing.
+    let view = served.repo("a/_manifests/evil.oci-image");
+    fs::remove_file(&view).expect("gone");
+    fs::write(&view, "{}").expect("a file");
+    nginx.get("/v2/a/manifests/evil").expect_error(404, "MANIFEST_UNKNOWN");
+    fs::remove_file(&view).expect("gone");
+    fs::create_dir(&view).expect("a directory");
+    nginx.get("/v2/a/manifests/evil").expect_error(404, "MANIFEST_UNKNOWN");
+    nginx.get("/v2/a/manifests/v1").expect_status(200);
+    fs::remove_dir_all(served.repo("a")).expect("what was planted");
+}
+
+/// A manifest that is another account's, as after `skopeo copy … oci:`: the link to it is the server's.
+/// Its layers are files like any other.
+#[test]
+fn what_another_account_put_there_is_served_once_it_is_the_registrys() {
+    let served = Served::new();
+    let image = Image::random(1000);
+    served.ours().push_image("a", "v1", &image);
+    let blob = |digest: &str| served.repo("a/blobs/sha256").join(&digest[7..]);
+    let layer = sha256(&image.layers[0]);
+    for digest in [&image.digest, &layer] {
+        // Another inode, as another tool writes one.
+        let bytes = fs::read(blob(digest)).expect("a blob");
+        fs::remove_file(blob(digest)).expect("removed");
+        fs::write(blob(digest), bytes).expect("written");
+        lchown(blob(digest), Some(DAEMON), Some(DAEMON)).expect("root");
+    }
+    let paths = ["v1", &image.digest].map(|reference| format!("/v2/a/manifests/{reference}"));
+    for path in &paths {
+        served.ours().get(path).expect_status(200);
+        served.nginx().get(path).expect_error(404, "MANIFEST_UNKNOWN");
+    }
+    served.nginx().get(&format!("/v2/a/blobs/{layer}")).expect_status(200);
+    served.ours().push_image("a", "v1", &image);
+    for path in &paths {
+        served.nginx().get(path).expect_status(200);
+    }
+}
+
+#[test]
+fn private_repositories_are_those_that_www_data_cannot_enter() {
+    let served = Served::new();
+    let client = served.ours();
+    let image = Image::random(1000);
+    for repo in ["team/app", "team/app/nested", "open/app", "listed/app"] {
+        client.push_image(repo, "v1", &image);
+    }
+    let mode = |path: &str, mode: u32| {
+        fs::set_permissions(served.repo(path), Permissions::from_mode(mode)).expect("its mode");
+    };
+    let paths = |repo: &str| {
+        [
+            format!("/v2/{repo}/manifests/v1"),
+            format!("/v2/{repo}/manifests/{}", image.digest),
+            format!("/v2/{repo}/blobs/{}", sha256(&image.layers[0])),
+            format!("/v2/{repo}/tags/list"),
+            format!("/v2/{repo}/referrers/{}", image.digest),
+            format!("/v2/{repo}/blobs/x"),
+        ]
+    };
+    let nginx = served.nginx();
+    for path in paths("team/app") {
+        if !path.ends_with("/x") {
+            nginx.get(&path).expect_status(200);
+        }
+    }
+    for closed in ["team/app", "team"] {
+        let before = fs::metadata(served.repo(closed)).expect("there").permissions().mode();
+        for bits in [0o700, 0o750, 0o2770, 0o754] {
+            mode(closed, bits);
+            for repo in ["team/app", "team/app/nested"] {
+                for (path, other) in paths(repo).iter().zip(paths("none")) {
+                    // Word for word what is said of a repository that nobody has.
+                    assert_alike(&nginx.get(&other), &nginx.get(path), path);
+                }
+            }
+        }
+        mode(closed, before);
+    }
+    for path in paths("open/app").iter().filter(|path| !path.ends_with("/x")) {
+        nginx.get(path).expect_status(200);
+    }
+}
+
+#[test]
+fn podman_and_skopeo_pull_from_nginx_alone() {
+    let mut served = Served::new();
+    let server = localhost(served.registry.addr());
+    let home = Containers::new();
+    let mut ids = Vec::new();
+    for arch in ["amd64", "arm64"] {
+        let name = format!("localhost/{arch}");
+        ids.push(home.image(&name, arch, arch));
+        let to = format!("{server}/deep/er/app:{arch}");
+        home.podman(&["push", "--tls-verify=false", &name, &to]).ok();
+        let docker = format!("{server}/deep/er/app:{arch}-docker");
+        home.podman(&["push", "--tls-verify=false", "--format", "v2s2", &name, &docker]).ok();
+    }
+    let together = ["localhost/amd64:latest", "localhost/arm64:latest"];
+    home.push_together(&together, &format!("{server}/deep/er/app:both"));
+    let digests = ["amd64", "both"].map(|tag| {
+        let answer = served.ours().get(&format!("/v2/deep/er/app/manifests/{tag}"));
+        sha256(&answer.expect_status(200).body)
+    });
+    served.registry.term();
+
+    let web = localhost(served.web.addr());
+    let guest = Containers::new();
+    let pull = |reference: &str, args: &[&str]| {
+        let name = format!("{web}/deep/er/app{reference}");
+        guest.podman(&[&["pull", "--tls-verify=false"], args, &[&name]].concat()).ok();
+        let id = guest.image_id(&name);
+        guest.forget_images();
+        id
+    };
+    assert_eq!(pull(":amd64", &[]), ids[0]);
+    assert_eq!(pull(&format!("@{}", digests[0]), &[]), ids[0]);
+    for (id, arch) in ids.iter().zip(["amd64", "arm64"]) {
+        assert_eq!(pull(":both", &["--arch", arch]), *id);
+        assert_eq!(pull(&format!("@{}", digests[1]), &["--arch", arch]), *id);
+    }
+    pull(":arm64-docker", &[]);
+
+    let from = format!("docker://{web}/deep/er/app:both");
+    let to = format!("oci:{}:both", guest.path().join("copy").display());
+    guest.skopeo(&["copy", "--all", "--src-tls-verify=false", &from, &to]).ok();
+    let tags =
+        guest.skopeo(&["list-tags", "--tls-verify=false", &format!("docker://{web}/deep/er/app")]);
+    assert!(tags.ok().stdout.contains("amd64-docker"));
+    let inspected = guest.skopeo(&["inspect", "--tls-verify=false", &from]).ok();
+    assert!(inspected.stdout.contains(&digests[1]), "{inspected}");
+    // Who has a login elsewhere sends it here too, and is served all the same.
+    let push = guest.skopeo(&["copy", "--dest-tls-verify=false", &to, &from]).refused();
+    assert!(push.text().contains("read-only") || push.text().contains("405"), "{push}");
+    served.registry.run();
+}
+
+/// The digest that is said is that of the bytes that are sent, and a tag that is there is found,
+/// whatever it moves to meanwhile.
+#[test]
+fn a_tag_that_moves_is_always_whole() {
+    let served = Served::new();
+    let client = served.ours();
+    let image = Image::random(100);
+    client.push_image("a", "image", &image);
+    let kinds = [
+        (OCI_MANIFEST, image.manifest.clone()),
+        (OCI_INDEX, index(&[(OCI_MANIFEST, &image.manifest)])),
+        (OCI_MANIFEST, {
+            let second = Image::random(100);
+            client.push_image("a", "second", &second);
+            second.manifest
+        }),
+        (OCI_INDEX, index(&[])),
+    ];
+    client.put_manifest("a", "moves", kinds[0].0, &kinds[0].1).expect_status(201);
+    let done = AtomicBool::new(false);
+    let rounds = if support::long() { 5000 } else { 300 };
+    let answered = [0, 1].map(|_| AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let readers = answered.each_ref().map(|answered| {
+            scope.spawn(|| {
+                let mut connection = served.nginx().connect();
+                while !done.load(Ordering::Relaxed) {
+                    let answer = connection.try_send(&Request::get("/v2/a/manifests/moves"));
+                    let Ok(answer) = answer else {
+                        // nginx ends a connection after 1,000 requests.
+                        connection = served.nginx().connect();
+                        continue;
+                    };
+                    let answer = answer.expect_status(200);
+                    let digest = sha256(&answer.body);
+                    assert_eq!(answer.header("docker-content-digest"), Some(digest.as_str()));
+                    let kind = kinds.iter().find(|(_, bytes)| *bytes == answer.body);
+                    let (media_type, _) = kind.expect("one that was pushed");
+                    assert_eq!(answer.header("content-type"), Some(*media_type));
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        });
+        let end = Ended(&done);
+        for (media_type, bytes) in kinds.iter().cycle().take(rounds) {
+            client.put_manifest("a", "moves", media_type, bytes).expect_status(201);
+            // While one request is answered the tag moves once at most: twice is twice too often.
+            for (reader, answered) in readers.iter().zip(&answered) {
+                let before = answered.load(Ordering::Relaxed);
+                while answered.load(Ordering::Relaxed) < before + 2 && !reader.is_finished() {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        drop(end);
+        for reader in readers {
+            reader.join().expect("a reader");
+        }
+    });
+}
+
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn any_name_of_root_is_quoted_or_refused() {
+    let served = Served::called("it's a \"registry\" {of} #; \\mine");
+    served.ours().push_image("a", "v1", &Image::random(1000));
+    for path in ["/v2/a/manifests/v1", "/v2/a/tags/list"] {
+        assert_alike(&served.ours().get(path), &served.nginx().get(path), path);
+    }
+    let manifest = served.nginx().get("/v2/a/manifests/v1").json();
+    let blob = manifest["layers"][0]["digest"].as_str().expect("a digest").to_owned();
+    for path in
+        [format!("/v2/a/blobs/{blob}"), format!("/v2/a/manifests/{}", sha256(blob.as_bytes()))]
+    {
+        let (ours, theirs) = (served.ours().get(&path), served.nginx().get(&path));
+        assert_eq!((ours.status, ours.code()), (theirs.status, theirs.code()), "{path}");
+    }
+    for (root, why) in [("/a$b", "begins a variable"), ("/a\nb", "control character")] {
+        let refused = print(&["nginx", root]);
+        assert_eq!(refused.code, Some(2), "{refused}");
+        assert!(refused.stderr.contains(why), "{refused}");
+    }
+    let relative = print(&["nginx", "./x/../y"]).ok().stdout;
+    let here = std::env::current_dir().expect("a directory");
+    assert!(relative.contains(&format!("root \"{}/x/../y\"", here.display())), "{relative}");
+}
+
+#[test]
+fn with_a_certificate_it_speaks_tls() {
+    let room = open_room();
+    let registry = Registry::start_on(&room.path().join("registry"), &["--auth", "none"]);
+    let image = Image::random(200_000);
+    registry.client().push_image("a/b", "v1", &image);
+    let pair = support::tls::Pair::new(room.path());
+    let args = [&pair.args()[..], &["--server-name", "localhost"]].concat();
+    let web = Web::start("nginx", registry.root(), &args);
+    let blob = sha256(&image.layers[0]);
+    let url = format!("https://localhost:{}/v2/a/b/blobs/{blob}", web.addr().port());
+    let file = room.path().join("got");
+    let mut curl = Command::new("curl");
+    curl.args(["-sSf", "--cacert"]).arg(&pair.certificate).arg("-o").arg(&file).arg(url);
+    run(&mut curl).ok();
+    assert!(fs::read(file).expect("a file") == image.layers[0]);
+}
+
+/// Layouts that another tool left, and what nobody can read, are no reason for another answer.
+#[test]
+fn what_cannot_be_read_is_not_there() {
+    let served = Served::new();
+    let image = Image::random(1000);
+    served.ours().push_image("a", "v1", &image);
+    let hide = |path: &Path, mode: u32| {
+        fs::set_permissions(path, Permissions::from_mode(mode)).expect("its mode");
+    };
+    let blob = served.repo("a/blobs/sha256").join(&sha256(&image.layers[0])[7..]);
+    let path = format!("/v2/a/blobs/{}", sha256(&image.layers[0]));
+    hide(&blob, 0o400);
+    served.nginx().get(&path).expect_error(404, "BLOB_UNKNOWN");
+    hide(&blob, 0o444);
+    served.nginx().get(&path).expect_status(200);
+    let manifest = served.repo("a/blobs/sha256").join(&image.digest[7..]);
+    hide(&manifest, 0o400);
+    for reference in ["v1", &image.digest] {
+        let path = format!("/v2/a/manifests/{reference}");
+        served.nginx().get(&path).expect_error(404, "MANIFEST_UNKNOWN");
+    }
+    hide(&manifest, 0o444);
+}
