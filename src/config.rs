@@ -120,6 +120,14 @@ pub enum ConfigError {
         "--read-only keeps no certificate: give one with --tls-cert and --tls-key instead of --tls"
     )]
     ReadOnlyCertificate,
+    /// How far its receiver was told would be forgotten.
+    #[error(
+        "--read-only keeps no account of what was posted: let the origin's server have --webhook"
+    )]
+    ReadOnlyWebhook,
+    /// nginx would take the port, or find it taken.
+    #[error("nginx and Stillage cannot both listen at {0}: say where with --listen or --upstream")]
+    SamePort(SocketAddr),
     /// A relative directory would depend on where the workers were started.
     #[error("--pam-confdir {0:?} is not an absolute path")]
     PamConfdir(PathBuf),
@@ -217,6 +225,8 @@ mod tests {
         assert!(!serve(&[]).unwrap().registry.read_only);
         let own = serve(&["--read-only", "--tls", "self-signed"]).unwrap_err();
         assert_eq!(own, ConfigError::ReadOnlyCertificate);
+        let told = serve(&["--read-only", "--webhook", "http://127.0.0.1:1/"]).unwrap_err();
+        assert_eq!(told, ConfigError::ReadOnlyWebhook);
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn at_the_acknowledgement(kind: Kind) {
             world.deed(&client, &mut random);
             switch.cut();
             registry.kill9();
-            power.restore();
+            restore(&power);
             registry.run();
             let wrong = world.differs(&registry);
             assert!(wrong.is_empty(), "{kind:?}, after {:?}: {wrong:#?}", world.deeds);
@@ -110,7 +110,7 @@ fn loses_without_fsync(kind: Kind) -> bool {
     switch.cut();
     registry.kill9();
     drop(registry);
-    power.restore();
+    restore(&power);
     let mut registry = Registry::start_on(&power.root(), &["--auth", "none"]);
     registry.expect_damage();
     !world.differs(&registry).is_empty()
@@ -319,7 +319,7 @@ fn under_load(kind: Kind) {
                 cut_under_load(&power, &registry, &mut random, &tags, &collections);
             acknowledged += done;
             registry.kill9();
-            power.restore();
+            restore(&power);
             registry.run();
             settle(kind, &registry, written, &mut tags);
         }
@@ -502,6 +502,12 @@ fn settle(
     let found = tags.iter().filter_map(|(key, image)| differs(&client, key, image.as_ref()));
     wrong.extend(found);
     assert!(wrong.is_empty(), "{kind:?}: {wrong:#?}");
+}
+
+/// The power is back, and the machine starts: with another boot of the kernel, which this one is not.
+fn restore(power: &Power) {
+    power.restore();
+    support::views::as_after_a_start(&power.root());
 }
 
 fn differs(client: &Client, (repo, tag): &(String, String), is: Option<&Image>) -> Option<String> {

@@ -64,9 +64,9 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
         tokio::spawn(registry.clone().keep_swept());
         let views = registry.clone();
         tokio::spawn(async move { views.keep_views().await });
+        collect(&settings)?;
         watch(&settings, &server, registry)?;
     }
-    collect(&settings)?;
     server.run(Box::pin(stop)).await;
     Ok(())
 }

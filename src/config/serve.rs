@@ -68,15 +68,6 @@ pub struct ServeArgs {
     #[arg(long, env = "STILLAGE_TRUSTED_PROXY", hide_env = true, value_name = "CIDR")]
     #[arg(value_delimiter = ',')]
     trusted_proxy: Vec<Network>,
-    /// Post what happens there to a URL; repeatable: docs/events.md
-    #[arg(
-        long,
-        env = "STILLAGE_WEBHOOK",
-        hide_env = true,
-        value_name = "URL",
-        value_delimiter = ' '
-    )]
-    webhook: Vec<String>,
     /// Let nginx send the blobs that it can read: see docs/proxy.md
     #[arg(long, env = "STILLAGE_ACCEL", hide_env = true, value_name = "PREFIX")]
     accel: Option<http::Prefix>,
@@ -86,6 +77,15 @@ pub struct ServeArgs {
     /// Serve a copy or a read-only mount: write nothing, refuse pushes
     #[arg(long, env = "STILLAGE_READ_ONLY", hide_env = true, value_parser = FalseyValueParser::new())]
     read_only: bool,
+    /// Post what happens there to a URL; repeatable: docs/events.md
+    #[arg(
+        long,
+        env = "STILLAGE_WEBHOOK",
+        hide_env = true,
+        value_name = "URL",
+        value_delimiter = ' '
+    )]
+    webhook: Vec<String>,
     /// Accept manifests that refer to what is not here
     #[arg(long, env = "STILLAGE_ALLOW_SPARSE", hide_env = true, value_parser = FalseyValueParser::new())]
     allow_sparse: bool,
@@ -239,6 +239,9 @@ impl ServeArgs {
         }
         if self.read_only && self.tls.is_some() {
             return Err(ConfigError::ReadOnlyCertificate);
+        }
+        if self.read_only && !self.webhook.is_empty() {
+            return Err(ConfigError::ReadOnlyWebhook);
         }
         if self.auth == AuthMode::Basic && self.admin_group.is_none() {
             return Err(ConfigError::NoAdministrators);

@@ -7,6 +7,8 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand};
 
 use super::{ConfigError, serve};
+use crate::http::Prefix;
+use crate::web::accel::Front;
 use crate::web::{Mirror, Server, Site};
 
 /// `stillage static`
@@ -22,7 +24,7 @@ pub struct StaticArgs {
 #[derive(Debug, Subcommand)]
 pub enum StaticCommand {
     /// A server block for /etc/nginx/conf.d
-    Nginx(SiteArgs),
+    Nginx(NginxArgs),
     /// A site for the Caddyfile
     Caddy(SiteArgs),
     /// A virtual host for /etc/apache2/sites-available
@@ -31,7 +33,26 @@ pub enum StaticCommand {
     Mirror(MirrorArgs),
 }
 
-/// `stillage static nginx` and its siblings
+/// `stillage static nginx`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Print a configuration that serves the tree in ROOT for reading, without a Stillage \
+                  process.\n\nThere are no logins: everybody pulls what the web server's account can read. \
+                  With --accel it stands in front of a Stillage that has the logins."
+)]
+pub struct NginxArgs {
+    #[command(flatten)]
+    site: SiteArgs,
+    /// Stand in front of `stillage serve --accel PREFIX`, and send the blobs: docs/proxy.md
+    #[arg(long, env = "STILLAGE_ACCEL", hide_env = true, value_name = "PREFIX")]
+    accel: Option<Prefix>,
+    /// Where that one listens
+    #[arg(long, env = "STILLAGE_UPSTREAM", hide_env = true, value_name = "ADDR:PORT")]
+    #[arg(default_value = "127.0.0.1:5000", value_parser = serve::address)]
+    upstream: SocketAddr,
+}
+
+/// `stillage static caddy` and `stillage static apache`
 #[derive(Debug, Args)]
 #[command(
     long_about = "Print a configuration that serves the tree in ROOT for reading, without a Stillage \
@@ -84,7 +105,7 @@ impl StaticCommand {
     /// Checks what was typed, and gives what it comes to: a configuration or a script.
     pub fn text(&self) -> Result<String, ConfigError> {
         match self {
-            StaticCommand::Nginx(args) => args.configuration(Server::Nginx),
+            StaticCommand::Nginx(args) => args.configuration(),
             StaticCommand::Caddy(args) => args.configuration(Server::Caddy),
             StaticCommand::Apache(args) => args.configuration(Server::Apache),
             StaticCommand::Mirror(args) => {
@@ -99,19 +120,33 @@ impl StaticCommand {
     }
 }
 
+impl NginxArgs {
+    fn configuration(&self) -> Result<String, ConfigError> {
+        let Some(prefix) = &self.accel else { return self.site.configuration(Server::Nginx) };
+        let site = self.site.site()?;
+        if site.listen == self.upstream {
+            return Err(ConfigError::SamePort(self.upstream));
+        }
+        Ok(Front { site, upstream: self.upstream, prefix: prefix.to_string() }.nginx()?)
+    }
+}
+
 impl SiteArgs {
     fn configuration(&self, server: Server) -> Result<String, ConfigError> {
+        Ok(server.configuration(&self.site()?)?)
+    }
+
+    fn site(&self) -> Result<Site, ConfigError> {
         let tls = match self.tls_cert.as_deref().zip(self.tls_key.as_deref()) {
             Some((certificate, key)) => Some((whole(certificate)?, whole(key)?)),
             None => None,
         };
-        let site = Site {
+        Ok(Site {
             root: whole(&self.root)?,
             listen: self.listen,
             tls,
             name: self.server_name.clone(),
-        };
-        Ok(server.configuration(&site)?)
+        })
     }
 }
 

@@ -8,7 +8,9 @@ use super::{Knowledge, referrer};
 use crate::layout::facts::Fact;
 use crate::layout::readers::Readers;
 use crate::layout::views::{self, Origin, Step, Wanted};
-use crate::layout::{Dir, Error, IndexFile, Result, Stamp, Tree};
+use crate::layout::{
+    Dir, Error, IndexFile, MAX_INDEX, OrAbsent, Result, Stamp, Tree, path, read_all,
+};
 use crate::oci::{
     Change, Descriptor, Digest, Index, Kind, RepoName, What, referrer_list, tag_list,
 };
@@ -40,6 +42,19 @@ impl Place<'_> {
     /// read has none, and nothing has to say so.
     pub fn has_views_of(&self, index: &IndexFile) -> Result<bool> {
         Ok(index.readers != Readers::Everybody || self.are_of(index.stamp)?)
+    }
+
+    /// Whether the views say, in this boot, what they were made from.
+    pub fn say(&self) -> Result<bool> {
+        Ok(Origin::read(self.dir)?.is_some())
+    }
+
+    /// Whether the views say that they are those of index.json as it is, without an understanding of
+    /// it; also where there is no index.json.
+    pub fn are_current(&self) -> Result<bool> {
+        let Some(file) = self.dir.file(path::INDEX).or_absent()? else { return Ok(true) };
+        let bytes = read_all(&file, MAX_INDEX, || self.dir.at(path::INDEX))?;
+        self.are_of(Stamp::of(&bytes))
     }
 
     fn are_of(&self, stamp: Stamp) -> Result<bool> {

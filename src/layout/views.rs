@@ -3,13 +3,14 @@
 //!
 //! Nothing of them is synced, and no answer of the server relies on them. What says which
 //! index.json they were made from, `_manifests/.of`, goes before anything is changed and comes when
-//! all is done: views that a crash or a full disk left half-made are known by its absence. It is a
-//! symlink, for what a symlink says comes onto a disk together with its name, and on journaling file
-//! systems after what was done before.
+//! all is done: views that a full disk or a killed server left half-made are known by its absence. It
+//! also names the kernel's boot in which it was written: a power cut may take some views and leave it,
+//! so what another boot says is not believed, and the views are compared.
 
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use rustix::fs::{self, FileType};
 use rustix::io::Errno;
@@ -29,17 +30,34 @@ const MOST_LISTED: u64 = 64 * 1024 * 1024;
 pub struct Origin(String);
 
 impl Origin {
-    /// An index.json in a repository.
+    /// An index.json in a repository, as it is said in this boot.
     pub fn new(repo: &RepoName, stamp: Stamp) -> Origin {
-        Origin(format!("{stamp}:{repo}"))
+        Origin(format!("{stamp}:{repo}:{}", boot()))
     }
 
-    /// What the views of a repository say that they were made from; `None` if there are none, or they
-    /// are not whole.
+    /// What the views of a repository say that they were made from; `None` if there are none, they are
+    /// not whole, or it was said in another boot.
     pub fn read(repo: &Dir) -> Result<Option<Origin>> {
         let Some(dir) = repo.dir(path::MANIFESTS).or_absent()? else { return Ok(None) };
-        Ok(read_link(&dir, path::VIEWS_OF)?.map(Origin))
+        let said = read_link(&dir, path::VIEWS_OF)?;
+        let of_this_boot = |said: &String| said.rsplit(':').next() == Some(boot());
+        Ok(said.filter(of_this_boot).map(Origin))
     }
+}
+
+/// Which boot of the kernel this is: no two have the same. Where that cannot be known, what this process
+/// says is believed by nobody else.
+fn boot() -> &'static str {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| {
+        let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let known = read.map(|text| text.trim().to_owned()).ok().filter(|text| text.len() == 36);
+        known.unwrap_or_else(|| {
+            let mut bytes = [0; 16];
+            let _ = getrandom::fill(&mut bytes);
+            format!("{:032x}", u128::from_ne_bytes(bytes))
+        })
+    })
 }
 
 /// One change of the views.

@@ -86,6 +86,7 @@ impl Registry {
     /// Renews views again and again, of whatever is opened and was changed by others: run it beside a
     /// server. It never ends.
     pub async fn keep_views(&self) {
+        self.inner.opened.add_all();
         loop {
             self.renew_views().await;
             self.inner.opened.bell.notified().await;
@@ -112,11 +113,16 @@ impl Registry {
 }
 
 impl Inner {
-    /// All repositories are to be looked at, but for those that cannot be read.
+    /// All repositories are to be looked at whose views do not say that they are those of index.json:
+    /// after the machine's start, all.
     fn open_all(&self) -> Result<()> {
         for found in Walk::after(&self.tree.root, None)? {
             match found {
-                Ok((name, _)) => self.opened.add(&name),
+                Ok((name, dir)) => {
+                    if !matches!((Place { name: &name, dir: &dir }).are_current(), Ok(true)) {
+                        self.opened.add(&name);
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "views are not looked at"),
             }
         }

@@ -2,52 +2,80 @@
 //! blobs are sent by nginx from the tree.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 
-use thiserror::Error;
+use super::{Server, Site, SiteError, host};
 
 /// What stands in the configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct Front<'a> {
-    /// Where nginx listens: `443` or `192.0.2.7:443`.
-    pub listen: &'a str,
-    /// The name under which clients reach it.
-    pub server_name: &'a str,
-    /// The certificate with its chain, as PEM.
-    pub certificate: &'a Path,
-    /// The certificate's key.
-    pub key: &'a Path,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Front {
+    /// Where nginx listens, under which name, with which certificate; and ROOT, by its path without
+    /// symlinks.
+    pub site: Site,
     /// Where Stillage listens, on this machine.
     pub upstream: SocketAddr,
-    /// ROOT, by its path without symlinks.
-    pub root: &'a Path,
     /// What `--accel` was given, without a slash at its end.
-    pub prefix: &'a str,
+    pub prefix: String,
 }
 
-/// nginx has no way to write this: `$` begins a variable, however it is quoted.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error(
-    "{0:?} cannot stand in a configuration of nginx: its path has a character that nginx reads otherwise"
-)]
-pub struct Unspeakable(PathBuf);
+impl Front {
+    /// The configuration, to be included in nginx's `http` block.
+    ///
+    /// # Errors
+    /// A path or the name cannot be written in nginx's language.
+    pub fn nginx(&self) -> Result<String, SiteError> {
+        let Front { site, upstream, prefix } = self;
+        let name = site.name.as_deref().map(host).transpose()?;
+        let tls = match &site.tls {
+            None => None,
+            Some((certificate, key)) => {
+                Some((Server::Nginx.path(certificate)?, Server::Nginx.path(key)?))
+            }
+        };
+        let root = Server::Nginx.path(&site.root)?;
+        let root = root.trim_end_matches('/');
+        let (scheme, ssl) = if tls.is_some() { ("https", " ssl http2") } else { ("http", "") };
+        Ok(text(&Words {
+            listen: format!("{}{ssl}", site.listen),
+            server_name: name.unwrap_or("_"),
+            external: format!("{scheme}://{}", name.unwrap_or("NAME")),
+            tls: tls.map_or_else(String::new, |(certificate, key)| {
+                certificate_lines(&certificate, &key)
+            }),
+            upstream: *upstream,
+            root,
+            prefix,
+        }))
+    }
+}
 
-/// The configuration, to be included in nginx's `http` block.
-///
-/// # Errors
-/// A path has a character that cannot be quoted.
-pub fn nginx(front: &Front<'_>) -> Result<String, Unspeakable> {
-    let Front { listen, server_name, upstream, prefix, .. } = front;
-    let root = front.root.to_str().map(|root| root.trim_end_matches('/'));
-    let root = root.ok_or_else(|| Unspeakable(front.root.to_owned()))?;
-    let quoted = |path: &Path| quote(path).ok_or_else(|| Unspeakable(path.to_owned()));
-    let (certificate, key) = (quoted(front.certificate)?, quoted(front.key)?);
-    let (files, from) = (quoted(format!("{root}/").as_ref())?, quoted(root.as_ref())?);
-    Ok(format!(
+struct Words<'a> {
+    listen: String,
+    server_name: &'a str,
+    external: String,
+    tls: String,
+    upstream: SocketAddr,
+    root: &'a str,
+    prefix: &'a str,
+}
+
+fn certificate_lines(certificate: &str, key: &str) -> String {
+    format!(
+        r##"    ssl_certificate "{certificate}";
+    ssl_certificate_key "{key}";
+    ssl_protocols TLSv1.2 TLSv1.3;
+    # With kernel TLS (the module `tls`) sendfile works under TLS too; without it nginx reads the file.
+    ssl_conf_command Options KTLS;
+"##
+    )
+}
+
+fn text(words: &Words<'_>) -> String {
+    let Words { listen, server_name, external, tls, upstream, root, prefix } = words;
+    format!(
         r##"# A registry behind nginx: TLS here, logins and permissions in Stillage, blobs by sendfile from its tree.
 #
-#     stillage serve {from} --listen {upstream} --trusted-proxy 127.0.0.1 \
-#         --external-url https://{server_name} --anonymous none --accel {prefix}
+#     stillage serve "{root}" --listen {upstream} --trusted-proxy 127.0.0.1 \
+#         --external-url {external} --anonymous none --accel {prefix}
 #
 # (--anonymous pull lets everybody who reaches nginx pull what `others` may read.)
 # nginx 1.22 or later. Put it into /etc/nginx/conf.d/ and run `nginx -t && nginx -s reload`.
@@ -60,14 +88,9 @@ upstream stillage {{
 }}
 
 server {{
-    listen {listen} ssl http2;
+    listen {listen};
     server_name {server_name};
-    ssl_certificate {certificate};
-    ssl_certificate_key {key};
-    ssl_protocols TLSv1.2 TLSv1.3;
-    # With kernel TLS (the module `tls`) sendfile works under TLS too; without it nginx reads the file.
-    ssl_conf_command Options KTLS;
-
+{tls}
     # Layers are as large as they are, and a token for many repositories is a long header.
     client_max_body_size 0;
     large_client_header_buffers 4 32k;
@@ -81,7 +104,7 @@ server {{
         # What clients themselves say of where they come from is thrown away.
         proxy_set_header Host $http_host;
         proxy_set_header X-Forwarded-For $remote_addr;
-        proxy_set_header X-Forwarded-Proto https;
+        proxy_set_header X-Forwarded-Proto $scheme;
         proxy_set_header X-Forwarded-Host $http_host;
         proxy_set_header X-Real-IP "";
         proxy_set_header Forwarded "";
@@ -99,8 +122,8 @@ server {{
     # asked for from outside, there is nothing.
     location {prefix}/ {{
         internal;
-        alias {files};
-        disable_symlinks on from={from};
+        alias "{root}/";
+        disable_symlinks on "from={root}";
         types {{ }}
         default_type application/octet-stream;
         sendfile on;
@@ -143,49 +166,44 @@ server {{
     }}
 }}
 "##
-    ))
-}
-
-/// A path as one word of a configuration.
-fn quote(path: &Path) -> Option<String> {
-    let text = path.to_str()?;
-    if text.contains('$') || text.contains(char::is_control) {
-        return None;
-    }
-    Some(format!("\"{}\"", text.replace('\\', r"\\").replace('"', "\\\"")))
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(root: &str) -> Result<String, Unspeakable> {
-        nginx(&Front {
-            listen: "443",
-            server_name: "registry.example",
-            certificate: Path::new("/etc/ssl/registry.pem"),
-            key: Path::new("/etc/ssl/registry.key"),
-            upstream: "127.0.0.1:5000".parse().unwrap(),
-            root: Path::new(root),
-            prefix: "/_blobs",
-        })
+    fn front(root: &str) -> Front {
+        let site = Site {
+            root: root.into(),
+            listen: "192.0.2.7:443".parse().unwrap(),
+            tls: Some(("/etc/ssl/registry.pem".into(), "/etc/ssl/registry.key".into())),
+            name: Some("registry.example".into()),
+        };
+        let upstream = "127.0.0.1:5000".parse().unwrap();
+        Front { site, upstream, prefix: "/_blobs".into() }
     }
 
     #[test]
     fn every_word_is_filled_in() {
-        let text = of("/srv/reg").unwrap();
+        let mut plain = front("/srv/reg/");
+        let text = plain.nginx().unwrap();
         for line in [
             "    server 127.0.0.1:5000;",
-            "    listen 443 ssl http2;",
+            "    listen 192.0.2.7:443 ssl http2;",
             "    server_name registry.example;",
             "    ssl_certificate \"/etc/ssl/registry.pem\";",
             "    ssl_certificate_key \"/etc/ssl/registry.key\";",
             "    location /_blobs/ {",
             "        alias \"/srv/reg/\";",
-            "        disable_symlinks on from=\"/srv/reg\";",
+            "        disable_symlinks on \"from=/srv/reg\";",
         ] {
             assert!(text.lines().any(|found| found == line), "{line:?} is not in {text}");
         }
+        (plain.site.tls, plain.site.name) = (None, None);
+        let text = plain.nginx().unwrap();
+        assert!(!text.contains("ssl") && text.contains("listen 192.0.2.7:443;"), "{text}");
+        assert!(text.contains("--external-url http://NAME"), "{text}");
     }
 
     /// Whoever writes the configuration by hand writes what would be printed.
@@ -195,23 +213,23 @@ mod tests {
             let line = line.split(" #").next().unwrap_or_default().replace('"', "");
             line.split_whitespace().collect::<Vec<_>>().join(" ")
         };
-        let printed: Vec<String> = of("/srv/reg").unwrap().lines().map(words).collect();
+        let printed: Vec<String> = front("/srv/reg").nginx().unwrap().lines().map(words).collect();
         let page = include_str!("../../docs/proxy.md");
         let examples = page.lines().filter(|line| line.starts_with("    "));
         let directives: Vec<String> =
             examples.map(words).filter(|line| line.ends_with(';')).collect();
         assert!(directives.len() > 30, "{directives:?}");
-        for line in directives {
+        for line in directives.into_iter().filter(|line| !line.starts_with("listen ")) {
             assert!(printed.contains(&line), "{line:?} of docs/proxy.md is not printed");
         }
     }
 
     #[test]
     fn paths_are_quoted_or_refused() {
-        let text = of("/srv/a \"b\" \\c; }/").unwrap();
+        let text = front("/srv/a \"b\" \\c; }/").nginx().unwrap();
         assert!(text.contains(r#"alias "/srv/a \"b\" \\c; }/";"#), "{text}");
         for bad in ["/srv/$root", "/srv/a\nb"] {
-            assert_eq!(of(bad), Err(Unspeakable(bad.into())));
+            assert!(matches!(front(bad).nginx(), Err(SiteError::Path { .. })), "{bad:?}");
         }
     }
 }

@@ -20,7 +20,7 @@ exec 9>"$STAGE/.running"
 flock -n 9 || { echo "a round is running already" >&2; exit 1; }
 
 # The registry's own room, locks, journals and files in the making stay where they are.
-NEVER='--exclude=/.stillage/ --exclude=.lock --exclude=_log.jsonl --exclude=_log.*.jsonl --exclude=.*.????????????????'
+NEVER='--exclude=/.stillage/ --exclude=.lock --exclude=_log.jsonl --exclude=_log.*.jsonl --exclude=.*.???????????????? --filter=H__manifests/.of'
 BLOBS='--include=*/ --include=oci-layout --include=blobs/** --exclude=*'
 # Manifests by digest, and all other names: index.json, tags, lists.
 DIGESTS='--exclude=blobs/ --include=*/ --include=_manifests/sha256/* --include=_manifests/sha512/* --exclude=*'

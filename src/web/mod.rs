@@ -1,5 +1,5 @@
-//! What lets a plain web server serve the tree: its configuration, and the script that keeps a copy of
-//! the tree up to date. Text only: nothing here opens a file.
+//! What lets a plain web server serve the tree, or stand in front of Stillage: its configuration, and the
+//! script that keeps a copy of the tree up to date. Text only: nothing here opens a file.
 
 pub mod accel;
 mod mirror;

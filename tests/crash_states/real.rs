@@ -18,6 +18,7 @@ use super::deeds::{self, Image, Way};
 use super::judge::Outsiders;
 use super::model::{Interner, Model, State};
 use super::promises::{Expected, Repo};
+use crate::support::views;
 
 /// Why the program finds a state wrong, if it does.
 pub fn judge(
@@ -32,12 +33,12 @@ pub fn judge(
     make(model, interner, state, &root);
     // Before the first promise there may be nothing at all.
     if root.exists() {
-        checked(&root, outsiders, false)?;
+        checked(&root, outsiders)?;
     }
     // A snapshot is whole, or not there.
     let snapshot = root.with_file_name(deeds::SNAPSHOT);
     if snapshot.exists() {
-        checked(&snapshot, outsiders, false).map_err(|why| format!("the snapshot: {why}"))?;
+        checked(&snapshot, outsiders).map_err(|why| format!("the snapshot: {why}"))?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
@@ -45,7 +46,7 @@ pub fn judge(
         .block_on(has_copies(&snapshot, expected))
         .map_err(|why| format!("the snapshot: {why}"))?;
     runtime.block_on(serves(&root, expected))?;
-    checked(&root, outsiders, true).map_err(|why| format!("after a push: {why}"))
+    checked(&root, outsiders).map_err(|why| format!("after a push: {why}"))
 }
 
 /// Where a path of the model is.
@@ -72,7 +73,10 @@ pub fn make(model: &Model, interner: &mut Interner, state: &State, root: &Path) 
                 continue;
             }
             (Some(content), None) if model.is_symlink(entry.id) => {
-                let target = OsStr::from_bytes(&interner.contents[content]);
+                let target = Path::new(OsStr::from_bytes(&interner.contents[content]));
+                // The machine was started again.
+                let said = path.ends_with("_manifests/.of").then(|| views::another_boot(target));
+                let target = said.as_ref().map_or(target, Path::new);
                 std::os::unix::fs::symlink(target, &path).expect("a symlink");
                 made.push((entry.id, &interner.paths[entry.path]));
                 continue;
@@ -87,16 +91,11 @@ pub fn make(model: &Model, interner: &mut Interner, state: &State, root: &Path) 
     }
 }
 
-/// What `check` finds. Views are not synced: what a crash leaves of them is put right when the
-/// repository is opened.
-fn checked(root: &Path, outsiders: &Outsiders, opened: bool) -> Result<(), String> {
+fn checked(root: &Path, outsiders: &Outsiders) -> Result<(), String> {
     let mut found: Vec<Finding> = Vec::new();
     let checked = check::check(root, check::Options::default(), &mut |finding| found.push(finding));
     checked.map_err(|error| error.to_string())?;
-    found.retain(|finding| {
-        let view = matches!(finding.rule, Rule::ViewsStale | Rule::ViewWrong) && !opened;
-        !view && !is_swept(finding) && !is_theirs(finding, outsiders)
-    });
+    found.retain(|finding| !is_swept(finding) && !is_theirs(finding, outsiders));
     if found.is_empty() { Ok(()) } else { Err(format!("check finds {found:#?}")) }
 }
 

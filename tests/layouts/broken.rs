@@ -273,7 +273,8 @@ fn history() -> Vec<Sample> {
 /// Views without any, which say that they were made from these bytes.
 fn views_made_from(repo: &Path, index: &[u8]) {
     fs::create_dir(repo.join("_manifests")).unwrap();
-    let of = format!("{}:app", Stamp::of(index));
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let of = format!("{}:app:{}", Stamp::of(index), boot.trim());
     symlink(of, repo.join("_manifests/.of")).unwrap();
 }
 

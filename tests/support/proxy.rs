@@ -10,10 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use stillage::web::accel::{self, Front};
 
-use super::Registry;
+use super::command::run;
 use super::tls::{Curl, Pair};
+use super::{Registry, STILLAGE};
 
 /// A web server is there within this time, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,23 +37,19 @@ impl Proxy {
         let pair = Pair::new(room.path());
         let root = fs::canonicalize(registry.root()).expect("ROOT");
         on_a_free_port(room, pair.certificate.clone(), |room, addr| {
-            let front = accel::nginx(&Front {
-                listen: &addr.to_string(),
-                server_name: "localhost",
-                certificate: &pair.certificate,
-                key: &pair.key,
-                upstream: registry.addr(),
-                root: &root,
-                prefix: PREFIX,
-            });
+            // Without what is typed for `serve`: the printed lines alone.
+            let mut print = Command::new(STILLAGE);
+            print.args(["static", "nginx", "--accel", PREFIX, "--server-name", "localhost"]);
+            print.arg(&root).args(["--listen", &addr.to_string()]).args(pair.args());
+            print.args(["--upstream", &registry.addr().to_string()]);
+            let front = run(&mut print).ok().stdout;
             let room_path = room.display();
             let text = format!(
                 "user www-data; daemon off; worker_processes 1; pid {room_path}/pid;\n\
                  error_log {room_path}/log info;\nevents {{ }}\nhttp {{\n\
                  access_log off; client_body_temp_path {room_path}/body;\n\
                  proxy_temp_path {room_path}/p; fastcgi_temp_path {room_path}/f;\n\
-                 uwsgi_temp_path {room_path}/u; scgi_temp_path {room_path}/s;\n{}}}\n",
-                front.expect("plain paths")
+                 uwsgi_temp_path {room_path}/u; scgi_temp_path {room_path}/s;\n{front}}}\n"
             );
             fs::write(room.join("conf"), text).expect("the configuration");
             let mut nginx = program("nginx");

@@ -166,6 +166,8 @@ struct Look<'a> {
     again: Option<&'a HashSet<PathBuf>>,
     /// So many threads look at one place.
     hands: usize,
+    /// What is found is put right.
+    repairing: bool,
 }
 
 impl Look<'_> {
@@ -187,7 +189,9 @@ impl Run<'_> {
     /// To look at a place with so many threads. Who repairs while looking is given apart.
     fn look(&mut self, hands: usize) -> (Look<'_>, Option<&mut Mender>) {
         let (root, again) = (self.root.path(), self.again.as_ref());
-        let look = Look { root, options: &self.options, hashes: self.hashes, again, hands };
+        let repairing = self.mender.is_some();
+        let (options, hashes) = (&self.options, self.hashes);
+        let look = Look { root, options, hashes, again, hands, repairing };
         (look, self.mender.as_mut())
     }
 

@@ -9,7 +9,15 @@ use crate::layout::{Dir, IndexFile, Result, path};
 use crate::oci::RepoName;
 
 /// Checks the views of a repository, if it has any. Which facts are wrong is another rule's matter.
-pub(super) fn check(name: &str, dir: &Dir, index: &IndexFile, findings: &mut Findings) {
+/// What says nothing in this boot is in the making, and whoever opens the repository compares it: that
+/// is for a repair to do.
+pub(super) fn check(
+    name: &str,
+    dir: &Dir,
+    index: &IndexFile,
+    repairing: bool,
+    findings: &mut Findings,
+) {
     // What has no name that a client can spell is not served, and its views are nobody's.
     let Ok(name) = RepoName::parse(name) else { return };
     // Of another type they are reported as that.
@@ -19,17 +27,32 @@ pub(super) fn check(name: &str, dir: &Dir, index: &IndexFile, findings: &mut Fin
         return;
     }
     let place = Place { name: &name, dir };
-    probe::look(try_check(place, index, findings), findings);
+    probe::look(try_check(place, index, repairing, findings), findings);
 }
 
-fn try_check(place: Place<'_>, index: &IndexFile, findings: &mut Findings) -> Result<()> {
-    if !place.has_views_of(index)? {
-        let message = "was not made, to its end, from index.json as it is";
-        findings.add(Rule::ViewsStale, &place.dir.at(path::MANIFESTS), message);
+fn try_check(
+    place: Place<'_>,
+    index: &IndexFile,
+    repairing: bool,
+    findings: &mut Findings,
+) -> Result<()> {
+    let says = place.say()?;
+    if !says && !repairing {
+        return Ok(());
+    }
+    let at = place.dir.at(path::MANIFESTS);
+    if says && !place.has_views_of(index)? {
+        let message = "was made from another index.json, or under another name";
+        findings.add(Rule::ViewsStale, &at, message);
         return Ok(());
     }
     let known = Knowledge::of(place.dir, &index.index)?;
-    for step in place.difference(index, &known)? {
+    let steps = place.difference(index, &known)?;
+    if !says && !steps.is_empty() {
+        findings.add(Rule::ViewsStale, &at, "was not made to its end");
+        return Ok(());
+    }
+    for step in steps {
         let at = place.dir.path().join(step.path());
         findings.add(Rule::ViewWrong, &at, step.wants());
     }
