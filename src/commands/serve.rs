@@ -28,6 +28,9 @@ const FILES: u64 = 16 * 1024;
 /// which the kernel cannot tell what changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(60 * 60);
 
+/// How long requests come before the watch on the tree.
+const HEAD_START: Duration = Duration::from_secs(1);
+
 /// Serves until it is told to stop.
 pub(crate) fn run(args: ServeArgs) -> Outcome {
     let settings = match args.check() {
@@ -105,9 +108,13 @@ fn watch(settings: &Serve, server: &Server, registry: Registry) -> Result<(), Bo
     let tree = Tree::open(&settings.root, Arc::new(RealDisk))?;
     let told = webhooks::start(&tree, &settings.webhooks, &server.url()?)?;
     let every = settings.look_every.unwrap_or(LOOK_AGAIN);
+    // The clock of files may be behind by a tick.
+    let started = SystemTime::now() - HEAD_START;
     let watch = move || {
-        // In a large tree that takes its time. Receivers are told of what changed until then, too.
-        let mut watcher = Watcher::start(&tree.root, every, tree.is_remote());
+        // The first requests have the machine for themselves. What changes until all directories are
+        // watched is told all the same.
+        std::thread::sleep(HEAD_START);
+        let mut watcher = Watcher::start(&tree.root, every, tree.is_remote(), started);
         told.iter().for_each(|pending| pending.add_all());
         loop {
             let changed = watcher.wait();

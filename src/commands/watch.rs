@@ -27,7 +27,7 @@ pub(crate) fn run(args: &WatchArgs) -> Outcome {
     end_when_unread();
     // From here on no change is missed: what comes while the tree is gone through is looked at again.
     let started = SystemTime::now();
-    let mut watcher = Watcher::start(&root, args.look_every(), is_remote(&root)?);
+    let mut watcher = Watcher::start(&root, args.look_every(), is_remote(&root)?, started);
     let since = args.since.unwrap_or(started);
     let mut follower = Follower::start(&root, since)?;
     let pending = Arc::new(Pending::new(since));

@@ -22,7 +22,7 @@ use rustix::fs::FileType;
 use rustix::fs::inotify::{self, CreateFlags, Event, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
-use super::dir::Dir;
+use super::dir::{self, Dir};
 use super::error::OrAbsent;
 use super::path;
 use crate::oci::RepoName;
@@ -81,6 +81,8 @@ pub struct Watcher {
     said: BTreeSet<Trouble>,
     /// Nothing is wrong now.
     whole: bool,
+    /// Index.json files that changed before are not told while everything is set up.
+    news: SystemTime,
     /// When everything was last set up anew, and when it is to be again if something is wrong.
     begun: Instant,
     due: Instant,
@@ -95,10 +97,10 @@ struct Watches {
 }
 
 impl Watcher {
-    /// Begins to watch: what changes after this has returned is told. Where the kernel cannot tell,
-    /// everything is to be looked at after `every` such time. `remote` says that others may change the
-    /// tree without our kernel.
-    pub fn start(root: &Dir, every: Duration, remote: bool) -> Watcher {
+    /// Begins to watch: what changes after this has returned is told, and index.json files that have
+    /// changed since `news`. Where the kernel cannot tell, everything is to be looked at after `every`
+    /// such time. `remote` says that others may change the tree without our kernel.
+    pub fn start(root: &Dir, every: Duration, remote: bool, news: SystemTime) -> Watcher {
         let now = Instant::now();
         let changed = Changed { names: BTreeSet::new(), all: false, since: SystemTime::now() };
         let (watches, said) = (Watches::default(), BTreeSet::new());
@@ -111,19 +113,22 @@ impl Watcher {
             changed,
             said,
             whole: true,
+            news,
             begun: now,
             due: now,
         };
         watcher.begin();
-        (watcher.changed.names, watcher.changed.all) = (BTreeSet::new(), false);
+        watcher.changed.all = false;
+        watcher.news = SystemTime::UNIX_EPOCH;
         watcher
     }
 
     /// Waits until something may have changed.
     pub fn wait(&mut self) -> Changed {
-        loop {
+        let mut now = self.changed.since;
+        while !self.changed.all && self.changed.names.is_empty() {
             let told = self.ready((!self.whole).then_some(self.due));
-            let now = SystemTime::now();
+            now = SystemTime::now();
             if self.whole {
                 // Until just now there was nothing to tell.
                 self.changed.since = now;
@@ -135,13 +140,10 @@ impl Watcher {
                 self.begin();
                 self.changed.all = true;
             }
-            let changed = &self.changed;
-            if changed.all || !changed.names.is_empty() {
-                let since = if changed.all { now } else { changed.since };
-                let next = Changed { names: BTreeSet::new(), all: false, since };
-                return std::mem::replace(&mut self.changed, next);
-            }
         }
+        let since = if self.changed.all { now } else { self.changed.since };
+        let next = Changed { names: BTreeSet::new(), all: false, since };
+        std::mem::replace(&mut self.changed, next)
     }
 
     /// Waits until the kernel has something to tell, at most until `end`; whether it has.
@@ -277,7 +279,7 @@ impl Watcher {
                 self.trouble(Trouble::Lost, &format!("{}: {errno}", dir.path().display()))
             }
         }
-        if dir.stat_name(path::INDEX)?.is_some() {
+        if dir.stat_name(path::INDEX)?.is_some_and(|stat| dir::changed(&stat) >= self.news) {
             self.tell(path);
         }
         let mut found = Vec::new();
