@@ -126,13 +126,14 @@ impl Inner {
                         self.indexes.put(name, Arc::clone(&file));
                     }
                     // What was written here is put there by who wrote it.
-                    if last.as_ref().is_none_or(|last| last.stamp != file.stamp) {
-                        if !self.tree.is_read_only() {
-                            self.opened.add(name);
-                        }
-                        if last.is_some() {
-                            tell_overwritten(name, dir, &file);
-                        }
+                    let last = last.as_deref();
+                    let other = last.is_some_and(|last| last.stamp != file.stamp);
+                    let open = last.is_some_and(|last| last.readers == file.readers);
+                    if (other || !open) && !self.tree.is_read_only() {
+                        self.opened.add(name);
+                    }
+                    if other {
+                        tell_overwritten(name, dir, &file);
                     }
                     return Ok(Some(file));
                 }

@@ -3,12 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::indexes::Meanwhile;
 use super::{Inner, Registry, Result, locked};
 use crate::graph::views::{Commit, Place};
+use crate::layout::readers::Readers;
 use crate::layout::{Changed, Dir, IndexFile, Inode, Walk, lock, path, views};
 use crate::oci::RepoName;
 
@@ -34,6 +36,11 @@ pub(super) struct Opened {
     all: AtomicBool,
     bell: Notify,
 }
+
+/// So long what changed is left alone before a server renews views: whoever removes or copies a repository
+/// is in the middle of it at first, and nobody tells when it is done. `rm -rf` would find a directory that
+/// is not empty.
+const REST: Duration = Duration::from_secs(1);
 
 /// Of more it is forgotten that they wait, until somebody reads them again, or that their views are
 /// sound, until they were looked at again.
@@ -88,8 +95,9 @@ impl Registry {
     pub async fn keep_views(&self) {
         self.inner.opened.add_all();
         loop {
-            self.renew_views().await;
             self.inner.opened.bell.notified().await;
+            tokio::time::sleep(REST).await;
+            self.renew_views().await;
         }
     }
 
@@ -164,7 +172,8 @@ impl Inner {
         let Some(index) = self.index(name, &dir, Meanwhile::LastGood)? else { return Ok(()) };
         if place.has_views_of(&index)? {
             let different = |known: &_| place.difference(&index, known);
-            if self.opened.are_sound(name, inode)
+            let open = index.readers == Readers::Everybody;
+            if open && self.opened.are_sound(name, inode)
                 || self.with_knowledge(name, &dir, &index, different)??.is_empty()
             {
                 self.opened.found_sound(name, inode);

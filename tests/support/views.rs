@@ -100,6 +100,12 @@ pub fn wanted(repo: &Path, name: &str) -> Views {
     wanted
 }
 
+/// Whether the views of a repository are what they have to be, and say so.
+pub fn are_right(root: &Path, name: &str) -> bool {
+    let repo = root.join(name);
+    repo.join("_manifests/.of").is_symlink() && found(&repo) == wanted(&repo, name)
+}
+
 /// The views of a repository are what they have to be, and say so.
 #[track_caller]
 pub fn assert_right(root: &Path, name: &str) {

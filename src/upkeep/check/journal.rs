@@ -28,10 +28,11 @@ pub(super) fn check_read(repo: &Dir, index: &IndexFile, findings: &mut Findings)
         let named: Vec<&str> = tags.iter().take(MOST_NAMED).map(Tag::as_str).collect();
         match tags.len() {
             0 => String::new(),
-            count => format!(
-                "; {count} tags are as they were before their last change here: {}",
-                named.join(", ")
-            ),
+            count => {
+                let more = if count > named.len() { ", …" } else { "" };
+                let named = named.join(", ");
+                format!("; as before their last change, if that was not meant so: {named}{more}")
+            }
         }
     });
 }

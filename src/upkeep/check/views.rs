@@ -5,6 +5,7 @@ use super::probe;
 use super::rule::Rule;
 use crate::graph::Knowledge;
 use crate::graph::views::Place;
+use crate::layout::readers::Readers;
 use crate::layout::{Dir, IndexFile, Result, path};
 use crate::oci::RepoName;
 
@@ -48,8 +49,16 @@ fn try_check(
     }
     let known = Knowledge::of(place.dir, &index.index)?;
     let steps = place.difference(index, &known)?;
-    if !says && !steps.is_empty() {
-        findings.add(Rule::ViewsStale, &at, "was not made to its end");
+    let unfit = match says {
+        _ if steps.is_empty() => None,
+        false => Some("was not made to its end"),
+        true if index.readers != Readers::Everybody => {
+            Some("shows an index.json that is not for everybody to read any more")
+        }
+        true => None,
+    };
+    if let Some(message) = unfit {
+        findings.add(Rule::ViewsStale, &at, message);
         return Ok(());
     }
     for step in steps {
