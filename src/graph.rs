@@ -39,9 +39,24 @@ pub fn manifest_bytes_for(
     digest: &Digest,
     reader: &Account,
 ) -> Result<Option<Vec<u8>>> {
+    for _ in 0..TRIES {
+        let Some(blob) = Blob::open(tree, repo, digest, reader)? else { return Ok(None) };
+        match bytes_of(blob.file(), digest, blob.path()) {
+            Err(Error::Damaged { .. }) if blob.was_just_written() => {
+                // Nobody tells when the other tool is done.
+                std::thread::sleep(AGAIN);
+            }
+            read => return read.map(Some),
+        }
+    }
     let blob = Blob::open(tree, repo, digest, reader)?;
     blob.map(|blob| bytes_of(blob.file(), digest, blob.path())).transpose()
 }
+
+/// So often, and after so long, a manifest is read again that was written to a moment ago: skopeo cuts one
+/// that is there to nothing and writes it anew, in place.
+const TRIES: usize = 5;
+const AGAIN: Duration = Duration::from_millis(20);
 
 fn bytes_of(file: &File, digest: &Digest, path: &Path) -> Result<Vec<u8>> {
     let bytes = read_all(file, MAX_MANIFEST as u64, || path.to_owned())?;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::Stat;
 
@@ -115,6 +115,13 @@ impl Blob {
             tree.verified.distrust(&self.digest, &self.stat);
         }
         synced
+    }
+
+    /// Whether somebody wrote to it in the last two seconds: then it may be half-written.
+    pub fn was_just_written(&self) -> bool {
+        let written = self.file.metadata().and_then(|meta| meta.modified());
+        let age = written.ok().and_then(|written| SystemTime::now().duration_since(written).ok());
+        age.is_some_and(|age| age < Duration::from_secs(2))
     }
 
     /// The error for content that does not have the digest.

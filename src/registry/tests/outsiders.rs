@@ -111,6 +111,33 @@ async fn a_planted_blob_of_the_right_length_counts_as_absent() {
     assert_eq!(std::fs::read(f.blob_path("a", &digest)).unwrap(), b"layer");
 }
 
+/// As skopeo does with a manifest that is there already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_just_written_anew_is_read_again() {
+    let f = fixture();
+    f.image("a", "one").await.unwrap();
+    let bytes = image(b"{}", b"one");
+    let path = f.blob_path("a", &sha256(&bytes));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let torn = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                std::fs::write(&path, b"").unwrap();
+                std::thread::yield_now();
+                std::fs::write(&path, &bytes).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let handle = tokio::runtime::Handle::current();
+        let get =
+            || handle.block_on(f.registry.manifest(&repo("a"), &tag("one"), &Account::default()));
+        let torn = tokio::task::block_in_place(|| (0..300).find_map(|_| get().err()));
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        torn
+    });
+    assert!(torn.is_none(), "{torn:?}");
+}
+
 #[tokio::test]
 async fn referrers_survive_the_loss_of_all_that_is_derived() {
     let f = fixture();
