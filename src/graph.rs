@@ -39,23 +39,23 @@ pub fn manifest_bytes_for(
     digest: &Digest,
     reader: &Account,
 ) -> Result<Option<Vec<u8>>> {
-    for _ in 0..TRIES {
+    let mut tries = TRIES;
+    loop {
         let Some(blob) = Blob::open(tree, repo, digest, reader)? else { return Ok(None) };
         match bytes_of(blob.file(), digest, blob.path()) {
-            Err(Error::Damaged { .. }) if blob.was_just_written() => {
+            Err(Error::Damaged { .. }) if tries > 0 && blob.was_just_written() => {
+                tries -= 1;
                 // Nobody tells when the other tool is done.
                 std::thread::sleep(AGAIN);
             }
             read => return read.map(Some),
         }
     }
-    let blob = Blob::open(tree, repo, digest, reader)?;
-    blob.map(|blob| bytes_of(blob.file(), digest, blob.path())).transpose()
 }
 
 /// So often, and after so long, a manifest is read again that was written to a moment ago: skopeo cuts one
 /// that is there to nothing and writes it anew, in place.
-const TRIES: usize = 5;
+const TRIES: usize = 25;
 const AGAIN: Duration = Duration::from_millis(20);
 
 fn bytes_of(file: &File, digest: &Digest, path: &Path) -> Result<Vec<u8>> {

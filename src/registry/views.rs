@@ -1,6 +1,6 @@
 //! Views follow each commit, and are renewed where something else changed an index.json.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub enum Views {
 /// Repositories whose index.json was read anew, and whose views nobody has looked at since.
 #[derive(Debug, Default)]
 pub(super) struct Opened {
-    names: Mutex<HashSet<RepoName>>,
+    names: Mutex<BTreeSet<RepoName>>,
     /// Those whose views were found to be what they say: they are believed from then on.
     sound: Mutex<HashMap<RepoName, Inode>>,
     /// All are to be looked at.
@@ -60,9 +60,7 @@ impl Opened {
     }
 
     fn take(&self) -> Option<RepoName> {
-        let mut names = locked(&self.names);
-        let name = names.iter().next().cloned()?;
-        names.take(&name)
+        locked(&self.names).pop_first()
     }
 
     fn are_sound(&self, name: &RepoName, dir: Inode) -> bool {
@@ -142,8 +140,8 @@ impl Inner {
     pub(super) fn follow(&self, name: &RepoName, dir: &Dir, commit: &Commit<'_>) {
         let place = Place { name, dir };
         let followed = match self.settings.views {
+            Views::None | Views::Keep if matches!(views::are_there(dir), Ok(false)) => Ok(()),
             Views::None => views::remove(&self.tree, dir).map_err(Into::into),
-            Views::Keep if matches!(views::are_there(dir), Ok(false)) => Ok(()),
             Views::Make | Views::Keep => match place.follow(&self.tree, commit) {
                 Ok(true) => Ok(()),
                 Ok(false) => self.renew(&place, commit.now),
