@@ -94,7 +94,8 @@ fn every_change_is_one_line() {
     let host = Host::new();
     let registry = serve(&host);
     registry.grant("u:daemon");
-    let client = registry.client().with_authorization(basic("daemon", PASSWORD));
+    // By a token: a password is checked again, and told of, when the host's accounts change meanwhile.
+    let client = registry.client().logged_in("daemon", PASSWORD, "a/b");
     let (one, two) = (Image::random(100), Image::random(100));
     for image in [&one, &two] {
         image.layers.iter().chain([&image.config]).for_each(|blob| {

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use layouts::{disk, findings, valid};
 use serde_json::Value;
 use snapshots::{Beside, acls, picture, read_only, sh};
-use stillage::layout::RealDisk;
+use stillage::layout::{RealDisk, Stamp};
 use stillage::upkeep::snapshot::{Options, snapshot};
 use support::command::run;
 use support::content::{Image, random, sha256};
@@ -436,5 +436,25 @@ fn an_incremental_snapshot_takes_closed_parts_of_the_journal_from_the_last() {
     }
     for name in ["first", "second", "third"] {
         assert_eq!(findings(&beside.at(name)).0, []);
+    }
+}
+
+/// Between a commit and its views, or after another tool, they are of another index.json.
+#[test]
+fn views_are_copied_if_they_are_those_of_index_json() {
+    let beside = Beside::new();
+    let repo = beside.at("registry/team/app");
+    let index = fs::read(repo.join("index.json")).expect("index.json");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("the boot's id");
+    fs::create_dir(repo.join("_manifests")).expect("a directory");
+    for (copy, of, there) in [("one", &index[..], true), ("two", b"another", false)] {
+        let said = format!("{}:team/app:{}", Stamp::of(of), boot.trim());
+        let _ = fs::remove_file(repo.join("_manifests/.of"));
+        symlink(said, repo.join("_manifests/.of")).expect("a symlink");
+        beside.snapshot(copy, &[]).ok();
+        let manifests = beside.at(copy).join("team/app/_manifests");
+        assert_eq!(manifests.join(".of").is_symlink(), there, "{copy}");
+        assert_eq!(manifests.exists(), there, "{copy}");
+        assert_eq!(fs::read(beside.at(copy).join("team/app/index.json")).expect("copied"), index);
     }
 }

@@ -7,10 +7,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::Registry;
 use support::command::run;
 use support::content::{Image, OCI_MANIFEST, referrer, sha256, sha512};
-use support::web::{Web, open_room};
+use support::web::{Served, Web};
 
 /// What nginx cannot do, because it looks at names only: begin a list after `last=` (the list comes
 /// whole: the suite calls that a failure), and leave out referrers of other types (`OCI-Filters-Applied`
@@ -24,28 +23,14 @@ const CANNOT: [&str; 5] = [
 ];
 
 /// A registry whose tree nginx serves.
-struct Served {
-    web: Web,
-    registry: Registry,
-    _room: tempfile::TempDir,
-}
-
-impl Served {
-    fn new() -> Served {
-        let room = open_room();
-        let registry = Registry::start_on(
-            &room.path().join("registry"),
-            &["--auth", "none", "--allow-sparse"],
-        );
-        let web = Web::nginx(registry.root());
-        Served { web, registry, _room: room }
-    }
+fn served() -> Served {
+    Served::with("registry", &["--allow-sparse"])
 }
 
 /// The suite's mode for registries that cannot be pushed to: nothing but nginx is asked.
 #[test]
 fn of_a_registry_that_cannot_be_pushed_to() {
-    let served = Served::new();
+    let served = served();
     let client = served.registry.client();
     let images = [Image::random(1000), Image::random(2000)];
     let mut referrers = Vec::new();
@@ -81,7 +66,7 @@ fn of_a_registry_that_cannot_be_pushed_to() {
 /// All of the suite's data: what reads is asked of nginx, what writes of the server on the same tree.
 #[test]
 fn of_everything_that_the_suite_pushes() {
-    let served = Served::new();
+    let served = served();
     // Which of the two is asked depends on the method; upload sessions are read where they are.
     let front = Web::start_with("nginx", |listen| {
         let (reads, writes) = (served.web.addr(), served.registry.addr());

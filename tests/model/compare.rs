@@ -124,12 +124,13 @@ impl Run<'_> {
             found.insert(finding.repository);
         }
         only(&found, &damaged, "repositories in which check finds blobs missing")?;
-        self.compare_views(&stale)
+        self.compare_views(&(&stale | &damaged))
     }
 
-    /// Views that say that they are those of index.json are.
-    fn compare_views(&self, stale: &BTreeSet<String>) -> Step {
-        for (name, _) in self.world.repos.iter().filter(|(name, _)| !stale.contains(*name)) {
+    /// Views that say that they are those of index.json are. What a manifest says that somebody removed
+    /// the server may know still, and who reads the files cannot.
+    fn compare_views(&self, left_out: &BTreeSet<String>) -> Step {
+        for name in self.world.repos.keys().filter(|name| !left_out.contains(*name)) {
             let repo = self.face.root().join(name);
             if repo.join("_manifests/.of").is_symlink() && repo.join("index.json").exists() {
                 let (found, wanted) = (views::found(&repo), views::wanted(&repo, name));

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::STILLAGE;
 use super::command::{Outcome, run};
-use super::http::Client;
+use super::http::{Client, Response};
+use super::{Registry, STILLAGE};
 
 /// How long a start or a stop may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,6 +27,68 @@ pub fn open_room() -> tempfile::TempDir {
     let room = tempfile::Builder::new().prefix("stillage-web-").tempdir().expect("a directory");
     fs::set_permissions(room.path(), Permissions::from_mode(0o755)).expect("its mode");
     room
+}
+
+/// A registry, and nginx on its tree. Dropped in this order.
+pub struct Served {
+    pub web: Web,
+    pub registry: Registry,
+    _room: tempfile::TempDir,
+}
+
+impl Served {
+    pub fn new() -> Served {
+        Served::called("registry")
+    }
+
+    /// ROOT has this name.
+    pub fn called(name: &str) -> Served {
+        Served::with(name, &[])
+    }
+
+    /// The server has these arguments.
+    pub fn with(name: &str, args: &[&str]) -> Served {
+        let room = open_room();
+        let args = [&["--auth", "none"], args].concat();
+        let registry = Registry::start_on(&room.path().join(name), &args);
+        let web = Web::nginx(registry.root());
+        Served { web, registry, _room: room }
+    }
+
+    pub fn ours(&self) -> Client {
+        self.registry.client()
+    }
+
+    pub fn nginx(&self) -> Client {
+        self.web.client()
+    }
+
+    pub fn repo(&self, name: &str) -> PathBuf {
+        self.registry.root().join(name)
+    }
+}
+
+/// What a client goes by. `Accept-Ranges` and `ETag` are each server's own.
+const HEADERS: [&str; 8] = [
+    "content-type",
+    "content-length",
+    "docker-content-digest",
+    "docker-distribution-api-version",
+    "cache-control",
+    "x-content-type-options",
+    "content-security-policy",
+    "location",
+];
+
+#[track_caller]
+pub fn assert_alike(ours: &Response, theirs: &Response, what: &str) {
+    assert_eq!(theirs.status, ours.status, "{what}: {theirs:?}\n{ours:?}");
+    // The server says of what has no digest nothing, nginx that it is to be asked for anew.
+    let named = ["/manifests/", "/blobs/"].iter().any(|part| what.contains(part));
+    for name in HEADERS.into_iter().filter(|name| named || *name != "cache-control") {
+        assert_eq!(theirs.header(name), ours.header(name), "{what}, {name}: {theirs:?}\n{ours:?}");
+    }
+    assert_eq!(theirs.text(), ours.text(), "{what}");
 }
 
 /// A web server that runs; stopped when dropped, also when the test fails or is killed.

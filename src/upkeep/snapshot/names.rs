@@ -10,10 +10,11 @@ use rustix::fs::FileType;
 
 use super::files::{self, Source};
 use super::{Pair, Run, SnapshotError, walk};
+use crate::layout::views::Origin;
 use crate::layout::{
     self, Dir, Entry, Error, IndexFile, Listed, Listing, MAX_INDEX, OrAbsent, Stamp, lock, path,
 };
-use crate::oci::{Algorithm, Index};
+use crate::oci::{Algorithm, Index, RepoName};
 
 type Result<T> = std::result::Result<T, SnapshotError>;
 
@@ -108,13 +109,21 @@ pub(super) fn rest(run: &mut Run<'_>, pair: &Pair, moment: &Moment) -> Result<bo
         }
         views |= is_view(&entry.name);
     }
-    Ok(!views || moment.truth.is_still(&pair.from))
+    Ok(!views || moment.truth.is_still(&pair.from) && fit(pair, &moment.truth)?)
+}
+
+/// Whether the views that were copied are those of index.json, if they say what they are of: a commit makes
+/// them a moment after it, and another tool none.
+fn fit(pair: &Pair, truth: &Truth) -> Result<bool> {
+    let (Some(to), Ok(name)) = (&pair.to, RepoName::parse(&pair.name)) else { return Ok(true) };
+    let stamp = truth.bytes().map_or_else(Stamp::nothing, |(_, bytes)| Stamp::of(bytes));
+    Ok(Origin::read(to)?.is_none_or(|said| said == Origin::new(&name, stamp)))
 }
 
 /// Leaves the views out: whoever serves the snapshot makes them anew.
 pub(super) fn without_views(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
-    let message = "index.json changed all the while its views were copied: they are left out, and are \
-                   made from it again";
+    let message = "its views are of another index.json, or changed all the while: they are left out, and \
+                   are made again by whoever serves the snapshot";
     run.notes(pair.name.clone(), message);
     remove(run, pair, is_view)?;
     let Some(to) = &pair.to else { return Ok(()) };
