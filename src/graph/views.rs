@@ -197,7 +197,7 @@ fn with_kind(entry: &Descriptor) -> Option<(&Descriptor, Kind)> {
 }
 
 /// Whether what changed is all that changes in the views: nothing went that may still be in an index,
-/// every kind is known, and so is all that is in an index that came in.
+/// every kind is known, and so are all manifests in an index that came in.
 fn is_simple(commit: &Commit<'_>) -> bool {
     let index = &commit.now.index;
     let plain = |change: &Change| {
@@ -205,11 +205,10 @@ fn is_simple(commit: &Commit<'_>) -> bool {
             |entry: &Option<Descriptor>| entry.as_ref().is_none_or(|e| with_kind(e).is_some());
         change.what != What::Delete && known(&change.before) && known(&change.after)
     };
-    let flat = |child: &Descriptor| {
-        !Kind::of_media_type(&child.media_type).is_some_and(Kind::is_index)
-            || index.find(&child.digest).is_some()
-    };
+    // One that has no entry may say more than this index does of it: what it lists, what it refers to.
+    let known =
+        |child: &Descriptor| with_kind(child).is_none() || index.find(&child.digest).is_some();
     commit.now.readers == Readers::Everybody
         && commit.changes.iter().copied().all(plain)
-        && commit.facts.iter().all(|fact| fact.children.iter().all(flat))
+        && commit.facts.iter().all(|fact| fact.children.iter().all(known))
 }

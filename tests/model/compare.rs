@@ -112,6 +112,10 @@ impl Run<'_> {
                 stale.insert(finding.repository);
                 continue;
             }
+            // Who removed a manifest took what it says of others from those who read the files.
+            if finding.rule == "view-wrong" && damaged.contains(&finding.repository) {
+                continue;
+            }
             // Whoever wrote index.json wrote no line of the journal.
             let outsider = self.world.repo(&finding.repository).is_some_and(|r| r.is_foreign);
             if finding.rule == "journal-stamp-unknown" && outsider {

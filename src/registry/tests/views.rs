@@ -79,6 +79,20 @@ async fn views_follow_every_commit() {
     assert!(!f.path(&child).is_symlink());
 }
 
+/// An index brings manifests that nobody put there as manifests: what they refer to is listed.
+#[tokio::test]
+async fn what_an_index_contains_refers_too() {
+    let f = fixture();
+    f.image("a", "one").await.unwrap();
+    let signed = signature(&sha256(&image(b"{}", b"one")), "inside");
+    f.blob("a", &signed).await;
+    let outer = index_of(&[(sha256(&signed), signed.len())]);
+    f.push("a", tag("all"), outer).await.unwrap();
+    f.right("a");
+    let list = format!("a/_referrers/sha256/{}.json", sha256(&image(b"{}", b"one")).hex());
+    assert!(fs::read_to_string(f.path(&list)).unwrap().contains(sha256(&signed).hex()));
+}
+
 #[tokio::test]
 async fn views_of_what_others_did_are_renewed_when_the_repository_is_opened() {
     let f = fixture();
