@@ -43,7 +43,7 @@ pub fn manifest_bytes_for(
     loop {
         let Some(blob) = Blob::open(tree, repo, digest, reader)? else { return Ok(None) };
         match bytes_of(blob.file(), digest, blob.path()) {
-            Err(Error::Damaged { .. }) if tries > 0 && blob.was_just_written() => {
+            Err(Error::Damaged { .. }) if tries > 0 && may_be_half_written(&blob) => {
                 tries -= 1;
                 // Nobody tells when the other tool is done.
                 std::thread::sleep(AGAIN);
@@ -57,6 +57,11 @@ pub fn manifest_bytes_for(
 /// that is there to nothing and writes it anew, in place.
 const TRIES: usize = 25;
 const AGAIN: Duration = Duration::from_millis(20);
+
+/// What is longer than any manifest does not become one.
+fn may_be_half_written(blob: &Blob) -> bool {
+    blob.size() <= MAX_MANIFEST as u64 && blob.was_just_written()
+}
 
 fn bytes_of(file: &File, digest: &Digest, path: &Path) -> Result<Vec<u8>> {
     let bytes = read_all(file, MAX_MANIFEST as u64, || path.to_owned())?;

@@ -10,6 +10,7 @@ use rustix::fs::FileType;
 
 use super::files::{self, Source};
 use super::{Pair, Run, SnapshotError, walk};
+use crate::layout::lock::Held;
 use crate::layout::views::Origin;
 use crate::layout::{
     self, Dir, Entry, Error, IndexFile, Listed, Listing, MAX_INDEX, OrAbsent, Stamp, lock, path,
@@ -68,7 +69,7 @@ pub(super) fn settle(run: &mut Run<'_>, pair: &Pair, as_it_is: bool) -> Result<O
     for attempt in 1u32.. {
         // A lock that cannot be had does not stop the copy: it is the best there is.
         let wanted = attempt > ATTEMPTS;
-        let held = wanted.then(|| lock::shared_in_turn(&pair.from, path::LOCK, LOCK_WAIT));
+        let held = wanted.then(|| hold(pair));
         let names = own_names(&pair.from)?;
         let truth = match Truth::read(run, pair) {
             Truth::BeingWritten(..) if !as_it_is => return Ok(None),
@@ -93,6 +94,11 @@ pub(super) fn settle(run: &mut Run<'_>, pair: &Pair, as_it_is: bool) -> Result<O
         clear(run, pair)?;
     }
     Ok(None)
+}
+
+/// Holds the repository's lock, if it is to be had soon: nobody commits to it meanwhile.
+pub(super) fn hold(pair: &Pair) -> Option<Held> {
+    lock::shared_in_turn(&pair.from, path::LOCK, LOCK_WAIT).ok().flatten()
 }
 
 /// Copies what could wait, as far as it was there at that moment: parts that came since have newer

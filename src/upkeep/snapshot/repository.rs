@@ -20,7 +20,8 @@ pub(super) fn is_own(name: &str) -> bool {
     names::is_own(name) || name == path::BLOBS
 }
 
-/// So often index.json may change while its views are copied.
+/// So often index.json may change while its views are copied. The last time its lock is held meanwhile,
+/// if it is to be had: pushes to this one repository wait as long as its views take.
 const ATTEMPTS: usize = 3;
 
 /// Copies a repository: its blobs without the lock first, then, under the lock, what names them and the
@@ -34,6 +35,7 @@ pub(super) fn copy(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
     loop {
         let counted = run.summary.clone();
         run.lease.take()?;
+        let _still = (attempts + 1 == ATTEMPTS).then(|| names::hold(pair));
         let settled = names::settle(run, pair, begun.elapsed() > PATIENCE);
         let settled = settled.and_then(|settled| {
             blobs::settle(run, pair)?;
