@@ -8,7 +8,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::audit;
-use super::body;
+use super::download;
 use super::errors::{Failure, Refusal};
 use super::reply::{self, CONTENT_DIGEST, value};
 use super::visit::Visit;
@@ -61,7 +61,8 @@ impl Visit {
             let text = format!("bytes {first}-{last}/{size}");
             response.headers_mut().insert(CONTENT_RANGE, value(text));
         }
-        *response.body_mut() = body::of_blob(blob, first, len, &self.app.memory);
+        *response.body_mut() =
+            download::of_blob(blob, (first, len), self.windows.as_ref(), &self.app.memory);
         Ok(response)
     }
 

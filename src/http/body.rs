@@ -1,26 +1,17 @@
-//! Bodies: requests' with a time limit on silence, blobs' as a pump from the file.
+//! Bodies of requests, with a time limit on silence.
 
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::Semaphore;
+use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, Sleep};
 
 use super::errors::Refusal;
-use super::memory::{self, Held, Memory};
-use crate::registry::OpenBlob;
-
-/// How much of a blob is read at once; and where there is no memory left for that, of which a
-/// download may hold two pieces.
-const PIECE: usize = 256 * 1024;
-const SMALL_PIECE: usize = 32 * 1024;
+use super::memory::{self, Memory};
 
 /// So many bytes a second a body has to bring, on average over [`WINDOW`] times the patience. A
 /// modem does; who sends a byte now and then holds a place and a lock for as long as they like.
@@ -164,127 +155,10 @@ fn length<E>(piece: Option<&Result<Bytes, E>>) -> usize {
     piece.and_then(|piece| piece.as_ref().ok()).map_or(0, Bytes::len)
 }
 
-/// The bytes of a blob from `first` on, `len` of them, read piece by piece on the blocking pool.
-///
-/// A file that turns out shorter, or that somebody changes meanwhile, ends the connection: length and
-/// digest were promised already.
-pub(super) fn of_blob(blob: OpenBlob, first: u64, len: u64, memory: &Arc<Memory>) -> Body {
-    if len == 0 {
-        return Body::empty();
-    }
-    let (blob, memory) = (Arc::new(blob), Arc::clone(memory));
-    let small = Arc::new(Semaphore::new(2));
-    Body::from_stream(stream::try_unfold((first, len), move |(at, left)| {
-        let (blob, memory, small) = (Arc::clone(&blob), Arc::clone(&memory), Arc::clone(&small));
-        async move {
-            let (want, held) = room(left, &memory, small).await;
-            read_piece(blob, at, left, want, held).await
-        }
-    }))
-}
-
-/// How much to read, and the leave to hold it until it is sent.
-async fn room(left: u64, memory: &Memory, small: Arc<Semaphore>) -> (usize, Option<Held>) {
-    let want = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-    if want > SMALL_PIECE
-        && let Some(held) = memory.blob(want)
-    {
-        return (want, Some(held));
-    }
-    // Nobody closes it; it waits until the client has taken the pieces before.
-    (want.min(SMALL_PIECE), small.acquire_owned().await.ok())
-}
-
-type Piece = Option<(Bytes, (u64, u64))>;
-
-async fn read_piece(
-    blob: Arc<OpenBlob>,
-    at: u64,
-    left: u64,
-    want: usize,
-    held: Option<Held>,
-) -> io::Result<Piece> {
-    if want == 0 {
-        return Ok(None);
-    }
-    let read = tokio::task::spawn_blocking(move || {
-        let mut piece = vec![0; want];
-        let got = blob.file.read_at(&mut piece, at)?;
-        piece.truncate(got);
-        if !blob.is_unchanged()? {
-            tracing::error!(at, "a blob was changed while it was sent");
-            return Err(io::Error::other("the blob was changed while it was sent"));
-        }
-        Ok::<_, io::Error>(piece)
-    });
-    let piece = read.await.map_err(io::Error::other)??;
-    if piece.is_empty() {
-        tracing::error!(at, missing = left, "a blob is shorter than it was when it was opened");
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let got = piece.len() as u64;
-    let piece = match held {
-        Some(held) => memory::counted(piece.into(), held),
-        None => piece.into(),
-    };
-    Ok(Some((piece, (at + got, left - got))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
-
-    fn of_file(bytes: &[u8], first: u64, len: u64) -> Body {
-        of_file_in(bytes, first, len, Memory::default())
-    }
-
-    fn of_file_in(bytes: &[u8], first: u64, len: u64, memory: Memory) -> Body {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        of_blob(OpenBlob::sealed(file, bytes.len() as u64), first, len, &Arc::new(memory))
-    }
-
-    async fn read(body: Body) -> Result<Vec<u8>, axum::Error> {
-        let mut stream = body.into_data_stream();
-        let mut all = Vec::new();
-        while let Some(piece) = stream.next().await {
-            all.extend_from_slice(&piece?);
-        }
-        Ok(all)
-    }
-
-    #[tokio::test]
-    async fn a_file_comes_whole_or_in_part() {
-        let bytes: Vec<u8> = (0..=250).cycle().take(PIECE * 2 + 77).collect();
-        let len = bytes.len() as u64;
-        assert_eq!(read(of_file(&bytes, 0, len)).await.unwrap(), bytes);
-        let part = read(of_file(&bytes, 100, PIECE as u64)).await.unwrap();
-        assert_eq!(part, bytes[100..100 + PIECE]);
-        assert_eq!(read(of_file(b"", 0, 0)).await.unwrap(), b"");
-    }
-
-    #[tokio::test]
-    async fn without_memory_a_file_goes_out_in_two_small_pieces_at_a_time() {
-        let bytes: Vec<u8> = (0..=250).cycle().take(SMALL_PIECE * 5 + 77).collect();
-        let body = of_file_in(&bytes, 0, bytes.len() as u64, Memory::none());
-        let mut stream = body.into_data_stream();
-        let first = [stream.next().await.unwrap().unwrap(), stream.next().await.unwrap().unwrap()];
-        assert!(first.iter().all(|piece| piece.len() == SMALL_PIECE));
-        let more = tokio::time::timeout(Duration::from_millis(50), stream.next());
-        assert!(more.await.is_err(), "a third piece while two are not sent");
-        let mut all = first.concat();
-        drop(first);
-        while let Some(piece) = stream.next().await {
-            all.extend_from_slice(&piece.unwrap());
-        }
-        assert_eq!(all, bytes);
-    }
-
-    #[tokio::test]
-    async fn a_file_that_shrank_is_an_error() {
-        assert!(read(of_file(b"short", 0, 6)).await.is_err());
-    }
+    use futures_util::stream;
 
     #[tokio::test]
     async fn what_is_too_long_is_not_collected() {

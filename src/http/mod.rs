@@ -22,6 +22,7 @@ mod audit;
 mod blobs;
 mod body;
 mod conn;
+mod download;
 mod encoding;
 mod errors;
 mod faults;
@@ -40,6 +41,7 @@ mod origin;
 mod places;
 mod reply;
 pub mod route;
+mod sendfile;
 mod server;
 mod speak;
 mod strict;
@@ -214,8 +216,10 @@ impl App {
             Err(failure) => return gate::alike(Err(failure), action),
         };
         let (client, headers) = (origin.client, request.headers.clone());
+        let windows = request.extensions.get().cloned();
         let (by_proxy, request) = (origin.by_proxy, origin.request.clone());
-        let visit = Visit { app: self, caller, permit, client, by_proxy, request, headers };
+        let visit =
+            Visit { app: self, caller, permit, client, by_proxy, request, headers, windows };
         let app = Arc::clone(&visit.app);
         let _turn = if makes_a_document(action) { Some(app.memory.turn().await?) } else { None };
         match action {

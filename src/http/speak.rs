@@ -26,6 +26,7 @@ use super::errors::Refusal;
 use super::head::{MAX_HEAD, MAX_LINES};
 use super::http2::{self, Streams};
 use super::places::Place;
+use super::sendfile::{Outlet, Windows};
 use super::strict::Strict;
 use super::tls::{HTTP2, Tls};
 
@@ -88,7 +89,7 @@ impl Connection {
         };
         match (speaks_tls, self.app.settings.tls.clone()) {
             (Ok(true), Some(tls)) => self.tls(&tls, stream, &place).await,
-            (Ok(false), None) => self.http1(self.socket(stream), None).await,
+            (Ok(false), None) => self.plain(stream).await,
             (Ok(false), Some(_)) => {
                 self.http1(self.socket(stream), Some(Refusal::NeedsTls)).await;
             }
@@ -137,16 +138,35 @@ impl Connection {
         }
     }
 
+    /// HTTP/1 with nothing around it: the kernel may send files.
+    async fn plain(&self, stream: TcpStream) {
+        let windows = Windows::default();
+        let outlet = Outlet::new(stream, windows.clone());
+        self.http1_with(self.socket(outlet), None, Some(windows)).await;
+    }
+
     /// HTTP/1; with `refusal` every request is answered with that.
     async fn http1(
         &self,
         socket: Socket<impl AsyncRead + AsyncWrite + Unpin>,
         refusal: Option<Refusal>,
     ) {
+        self.http1_with(socket, refusal, None).await;
+    }
+
+    async fn http1_with(
+        &self,
+        socket: Socket<impl AsyncRead + AsyncWrite + Unpin>,
+        refusal: Option<Refusal>,
+        windows: Option<Windows>,
+    ) {
         let strict = Strict::new(socket);
         let refusals = strict.refusals();
         let peer = self.peer.ip().to_canonical();
-        let service = service_fn(|request: Request<Incoming>| {
+        let service = service_fn(|mut request: Request<Incoming>| {
+            if let Some(windows) = &windows {
+                request.extensions_mut().insert(windows.clone());
+            }
             let app = Arc::clone(&self.app);
             let refused = refusals.next();
             let refusal = refusal.clone();
@@ -170,6 +190,8 @@ impl Connection {
             .max_header_size(MAX_HEAD)
             .max_headers(MAX_LINES)
             .max_buf_size(BUFFER)
+            // Whatever the connection says of itself: what is mapped must not be copied.
+            .writev(true)
             .serve_connection(TokioIo::new(strict), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {

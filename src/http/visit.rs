@@ -15,6 +15,7 @@ use super::body::Upload;
 use super::errors::{Failure, Refusal};
 use super::gate::Permit;
 use super::route::Deed;
+use super::sendfile::Windows;
 use crate::access;
 use crate::auth::{self, Caller, Right, Who};
 use crate::layout::Account;
@@ -31,6 +32,8 @@ pub(super) struct Visit {
     pub(super) by_proxy: bool,
     pub(super) request: RequestId,
     pub(super) headers: HeaderMap,
+    /// Where the connection can send files.
+    pub(super) windows: Option<Windows>,
 }
 
 impl Visit {

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::dir::Dir;
 use super::error::{At, Result};
+use super::write_back;
 
 /// What the layout asks of a file system. Names are single components of the directory given.
 pub trait Disk: Send + Sync + fmt::Debug {
@@ -28,6 +29,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn open_append(&self, dir: &Dir, name: &str, mode: Mode) -> Result<(File, bool)>;
     /// Writes all of `bytes` at `offset`; a file opened for appending takes them at its end.
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()>;
+    /// May begin to bring what was written to the disk; promises nothing.
+    fn begin_write_back(&self, _file: &File, _offset: u64, _len: u64) {}
     /// Cuts or extends a file, and gives back what was reserved past its end.
     fn set_len(&self, file: &File, len: u64) -> std::io::Result<()>;
     /// Makes `to` share the content of `from` (FICLONE), where the file system can.
@@ -90,6 +93,10 @@ impl Disk for RealDisk {
 
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
         file.write_all_at(bytes, offset)
+    }
+
+    fn begin_write_back(&self, file: &File, offset: u64, len: u64) {
+        write_back::begin(file, offset, len);
     }
 
     fn set_len(&self, file: &File, len: u64) -> std::io::Result<()> {

@@ -61,6 +61,7 @@ mod version;
 pub mod views;
 mod walk;
 mod watch;
+mod write_back;
 
 pub use account::Account;
 pub use attributes::Attributes;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard, Semaphore};
@@ -25,6 +26,8 @@ pub struct OpenBlob {
     pub file: File,
     /// Its length in bytes.
     pub size: u64,
+    /// What it was opened as, for messages.
+    pub path: PathBuf,
     /// The state that the file must stay in, where others could change it.
     state: Option<Version>,
 }
@@ -33,7 +36,14 @@ impl OpenBlob {
     /// A file that nobody else can change.
     #[cfg(test)]
     pub(crate) fn sealed(file: File, size: u64) -> OpenBlob {
-        OpenBlob { file, size, state: None }
+        OpenBlob { file, size, path: PathBuf::new(), state: None }
+    }
+
+    /// A file that others could change.
+    #[cfg(test)]
+    pub(crate) fn shared(file: File, size: u64) -> OpenBlob {
+        let state = rustix::fs::fstat(&file).ok().map(|stat| Version::of(&stat));
+        OpenBlob { file, size, path: PathBuf::new(), state }
     }
 
     /// Whether only the server could change it.
@@ -196,9 +206,9 @@ impl Inner {
         if verdict == Verdict::Wrong {
             return Err(blob.wrong().into());
         }
-        let size = blob.size();
+        let (size, path) = (blob.size(), blob.path().to_owned());
         let (file, state) = blob.into_file(&self.tree);
-        Ok(OpenBlob { file, size, state })
+        Ok(OpenBlob { file, size, path, state })
     }
 
     /// A blob of ours that was cut short on the disk is damage, not a shorter answer. Of others' files

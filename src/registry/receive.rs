@@ -27,6 +27,10 @@ pub(super) const SMALL_BATCH: usize = 256 * 1024;
 /// The same where many upload at once.
 const LEAST_BATCH: usize = 64 * 1024;
 
+/// So much is written before the disk is asked to begin with it: the fsync at the end then finds little
+/// left.
+const BEGIN_EVERY: u64 = 16 * 1024 * 1024;
+
 /// A file that is being written to, and the hash of all of it so far.
 pub(super) struct Sink {
     file: Arc<File>,
@@ -36,6 +40,8 @@ pub(super) struct Sink {
     growth: Growth,
     pub(super) hasher: Hasher,
     pub(super) written: u64,
+    /// Up to where the disk has been asked to begin.
+    begun: u64,
 }
 
 impl Sink {
@@ -48,7 +54,7 @@ impl Sink {
         written: u64,
     ) -> io::Result<Sink> {
         let (file, disk) = (Arc::new(file.try_clone()?), Arc::clone(disk));
-        Ok(Sink { file, at, disk, growth: space.growth(), hasher, written })
+        Ok(Sink { file, at, disk, growth: space.growth(), hasher, written, begun: written })
     }
 
     /// Writes and hashes a batch, each piece while it is in the cache.
@@ -61,6 +67,11 @@ impl Sink {
             self.hasher.update(&piece);
             self.growth.after(self.written, len);
             self.written += len;
+        }
+        let waiting = self.written - self.begun;
+        if waiting >= BEGIN_EVERY {
+            self.disk.begin_write_back(&self.file, self.begun, waiting);
+            self.begun = self.written;
         }
         Ok(())
     }

@@ -119,6 +119,8 @@ struct State {
 #[derive(Clone, Copy)]
 enum What {
     Fd,
+    /// The second argument is the file's descriptor, the first one a socket's.
+    From,
     /// A directory's descriptor and a path.
     At(usize, usize),
     /// A descriptor, if the second argument is this one.
@@ -130,7 +132,7 @@ const FICLONE: u64 = 0x4004_9409;
 
 /// The calls that are held. `read` and `write` are those of files as well as of pipes and eventfds:
 /// what does not touch the tree goes on.
-const HELD: [(libc::c_long, &str, What); 36] = [
+const HELD: [(libc::c_long, &str, What); 38] = [
     (libc::SYS_openat, "openat", What::At(0, 1)),
     (libc::SYS_openat2, "openat2", What::At(0, 1)),
     (libc::SYS_mkdirat, "mkdirat", What::At(0, 1)),
@@ -149,6 +151,8 @@ const HELD: [(libc::c_long, &str, What); 36] = [
     (libc::SYS_pwrite64, "pwrite64", What::Fd),
     (libc::SYS_read, "read", What::Fd),
     (libc::SYS_pread64, "pread64", What::Fd),
+    (libc::SYS_preadv2, "preadv2", What::Fd),
+    (libc::SYS_sendfile, "sendfile", What::From),
     (libc::SYS_ftruncate, "ftruncate", What::Fd),
     (libc::SYS_fallocate, "fallocate", What::Fd),
     (libc::SYS_fsync, "fsync", What::Fd),
@@ -313,8 +317,9 @@ fn call(notice: &libc::seccomp_notif, root: &Path) -> Option<Call> {
             return Some(Call { name, path, place, inode: None });
         }
         What::Only(command) if args[1] != command => return None,
-        What::Fd | What::Only(_) => {
-            let link = format!("/proc/{pid}/fd/{}", fd(0));
+        What::Fd | What::From | What::Only(_) => {
+            let arg = usize::from(matches!(what, What::From));
+            let link = format!("/proc/{pid}/fd/{}", fd(arg));
             let path = fs::read_link(&link).ok()?;
             if !path.starts_with(root) {
                 return None;
