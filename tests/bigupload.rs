@@ -3,6 +3,8 @@
 //! The disk may be smaller than the blob: behind what has been written, the test punches holes
 //! into the session's file. The server must therefore hash what passes and never read it again.
 
+#[path = "support/process.rs"]
+mod process;
 mod support;
 
 use std::fs::{self, File};
@@ -12,6 +14,7 @@ use std::path::PathBuf;
 use rustix::fs::{FallocateFlags, fallocate};
 use sha2::{Digest as _, Sha256};
 
+use process::memory;
 use support::Registry;
 use support::content::{hex, random, with_query};
 use support::http::{Framing, Request};
@@ -92,7 +95,7 @@ impl Blob {
             self.hasher.update(part);
             self.written += part.len() as u64;
             if self.written.is_multiple_of(32 * MIB) {
-                self.most_memory = self.most_memory.max(anonymous_memory(self.pid));
+                self.most_memory = self.most_memory.max(memory(self.pid));
                 self.punch()?;
             }
         }
@@ -115,13 +118,4 @@ impl Blob {
     fn digest(self) -> String {
         format!("sha256:{}", hex(&self.hasher.finalize()))
     }
-}
-
-/// RssAnon: what the process holds itself, without the pages of files.
-fn anonymous_memory(pid: u32) -> u64 {
-    let path = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(&path).expect("the server runs");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("RssAnon");
-    let kib = line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
-    kib.expect("a number") * 1024
 }

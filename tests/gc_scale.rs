@@ -4,6 +4,8 @@
 //! The blobs are empty files under digests that nothing has, each with its name in the pool; the manifests
 //! are real. Half of all is one repository. One blob of a hundred is garbage.
 
+#[path = "support/process.rs"]
+mod process;
 mod support;
 
 use std::fs::{self, File};
@@ -11,6 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use process::memory_while;
 use stillage::oci::{Algorithm, Digest};
 use support::{STILLAGE, long, measured};
 
@@ -99,10 +102,10 @@ fn gc(root: &Path, args: &[&str]) -> (Duration, u64, serde_json::Value) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let status = format!("/proc/{}/status", child.id());
+    let id = child.id();
     let watch = std::thread::spawn(move || {
         let mut most = 0;
-        while let Some(now) = fs::read_to_string(&status).ok().and_then(|text| anonymous(&text)) {
+        while let Some(now) = memory_while(id) {
             most = most.max(now);
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -112,12 +115,6 @@ fn gc(root: &Path, args: &[&str]) -> (Duration, u64, serde_json::Value) {
     assert!(output.status.success(), "{output:?}");
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     (begun.elapsed(), watch.join().unwrap(), told["summary"].clone())
-}
-
-/// RssAnon in bytes; none of a process that has ended.
-fn anonymous(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 #[test]

@@ -7,6 +7,8 @@
 //! went by, the processor time, and the most anonymous memory.
 
 mod layouts;
+#[path = "support/process.rs"]
+mod process;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use layouts::{disk, many};
+use process::memory_while;
 use serde_json::Value;
 use support::{STILLAGE, long, measured};
 
@@ -48,13 +51,9 @@ impl Cost {
     }
 
     fn look(&mut self, process: u32) {
-        let read = |name| std::fs::read_to_string(format!("/proc/{process}/{name}"));
-        let status = read("status").unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        self.anonymous = self.anonymous.max(kibibytes.unwrap_or(0) << 10);
+        self.anonymous = self.anonymous.max(memory_while(process).unwrap_or(0));
         // After the name in parentheses: utime and stime are the 12th and the 13th (proc(5)).
-        let stat = read("stat").unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
         let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
         let ticks =
             fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());

@@ -8,7 +8,12 @@ use std::time::Duration;
 
 /// RssAnon in bytes: what the process holds itself, without the pages of files.
 pub(crate) fn memory(pid: u32) -> u64 {
-    figure(pid, "status", "RssAnon:") * 1024
+    memory_while(pid).expect("the server runs")
+}
+
+/// The same of a process that may have ended: then none.
+pub(crate) fn memory_while(pid: u32) -> Option<u64> {
+    figure(pid, "status", "RssAnon:").map(|kib| kib * 1024)
 }
 
 /// How many descriptors the process has open.
@@ -30,7 +35,7 @@ pub(crate) fn processor_time(pid: u32) -> Duration {
 
 /// How many bytes the process has read from files since its start.
 pub(crate) fn read_so_far(pid: u32) -> u64 {
-    figure(pid, "io", "rchar:")
+    figure(pid, "io", "rchar:").expect("the server runs")
 }
 
 /// The most that the process held at any look while `deed` ran.
@@ -59,9 +64,8 @@ pub(crate) fn most_memory_during<T>(pid: u32, deed: impl FnOnce() -> T) -> (T, u
     })
 }
 
-fn figure(pid: u32, file: &str, name: &str) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).expect("the server runs");
-    let line = text.lines().find(|line| line.starts_with(name)).expect("a line of that name");
-    let number = line.split_whitespace().nth(1).and_then(|number| number.parse().ok());
-    number.expect("a number")
+fn figure(pid: u32, file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
