@@ -139,6 +139,11 @@ impl Blob {
         dir::size_of(&self.stat)
     }
 
+    /// Its status when it was opened.
+    pub fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
     /// Which file it is.
     pub fn inode(&self) -> Inode {
         Inode::of(&self.stat)

@@ -7,6 +7,7 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::fs::File;
+use std::io::{ErrorKind, IoSlice, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -28,6 +29,13 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn open_append(&self, dir: &Dir, name: &str, mode: Mode) -> Result<(File, bool)>;
     /// Writes all of `bytes` at `offset`; a file opened for appending takes them at its end.
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()>;
+    /// Writes all of some parts, one after the other, to an empty file.
+    fn write_parts(&self, file: &File, parts: &[&[u8]]) -> std::io::Result<()> {
+        match parts {
+            [one] => self.write(file, one, 0),
+            parts => self.write(file, &parts.concat(), 0),
+        }
+    }
     /// Cuts or extends a file, and gives back what was reserved past its end.
     fn set_len(&self, file: &File, len: u64) -> std::io::Result<()>;
     /// Makes `to` share the content of `from` (FICLONE), where the file system can.
@@ -90,6 +98,25 @@ impl Disk for RealDisk {
 
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
         file.write_all_at(bytes, offset)
+    }
+
+    fn write_parts(&self, mut file: &File, parts: &[&[u8]]) -> std::io::Result<()> {
+        if let [one] = parts {
+            return self.write(file, one, 0);
+        }
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut left = slices.as_mut_slice();
+        // What is empty would look like a file that takes nothing more.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match file.write_vectored(left) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut left, written),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn set_len(&self, file: &File, len: u64) -> std::io::Result<()> {
