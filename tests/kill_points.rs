@@ -26,7 +26,7 @@ use support::random::Random;
 use support::{Registry, STILLAGE};
 
 /// What can be told apart after a crash.
-const CHANGES: [&str; 20] = [
+const CHANGES: [&str; 21] = [
     "openat",
     "openat2",
     "mkdirat",
@@ -37,6 +37,7 @@ const CHANGES: [&str; 20] = [
     "symlinkat",
     "write",
     "pwrite64",
+    "writev",
     "ftruncate",
     "fchmod",
     "fchmodat",

@@ -60,7 +60,7 @@ fn damaged(random: &mut Random, mut bytes: Vec<u8>) -> Vec<u8> {
 
 fn entries(root: &Path, repo: &str) -> Option<Vec<stillage::oci::Descriptor>> {
     let bytes = fs::read(root.join(repo).join("index.json")).ok()?;
-    Some(Index::parse(&bytes).ok()?.entries().cloned().collect())
+    Some(Index::parse(&bytes).ok()?.entries().collect())
 }
 
 fn round(seed: u64) {

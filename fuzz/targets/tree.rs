@@ -24,7 +24,7 @@ pub(crate) fn index(data: &[u8]) {
         assert!(changed.tagged(&tag).is_some());
         assert!(changed.untag(&tag).is_some() && changed.tagged(&tag).is_none());
     }
-    let digests: Vec<Digest> = changed.digests().cloned().collect();
+    let digests: Vec<Digest> = changed.digests().collect();
     for digest in digests {
         assert!(!changed.remove(&digest).is_empty() && changed.find(&digest).is_none());
     }

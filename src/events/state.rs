@@ -34,9 +34,9 @@ impl State {
         let mut manifests = BTreeMap::new();
         for entry in index.entries() {
             // Of several entries for one manifest the first counts.
-            manifests.entry(entry.digest.clone()).or_insert_with(|| entry.into());
+            manifests.entry(entry.digest.clone()).or_insert_with(|| (&entry).into());
         }
-        let tag = |tag: &Tag| Some((tag.clone(), index.tagged(tag)?.digest.clone()));
+        let tag = |tag: &Tag| Some((tag.clone(), index.tagged(tag)?.digest));
         State { manifests, tags: index.tags_after(None).filter_map(tag).collect() }
     }
 

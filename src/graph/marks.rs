@@ -39,7 +39,7 @@ impl Marks {
     /// refer to anything. The child of a sparse index may be missing.
     pub fn index(&mut self, repo: &Dir, index: &Index, without: &DigestMap<()>) -> Result<()> {
         let kept = index.entries().filter(|entry| !without.contains(&entry.digest));
-        kept.into_iter().try_for_each(|entry| self.reach(repo, entry, INDEX, Missing::Damage))
+        kept.into_iter().try_for_each(|entry| self.reach(repo, &entry, INDEX, Missing::Damage))
     }
 
     /// Marks a descriptor from the journal, and what it reaches. A manifest that is gone is nothing.

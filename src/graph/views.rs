@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
-use super::{Knowledge, referrer};
+use super::{Delta, Knowledge, referrer};
 use crate::layout::facts::Fact;
 use crate::layout::readers::Readers;
 use crate::layout::views::{self, Origin, Step, Wanted};
@@ -37,6 +37,24 @@ pub struct Commit<'a> {
     pub facts: &'a [&'a Fact],
 }
 
+impl Commit<'_> {
+    /// Whether its changes alone say what changes in the views: nothing went that may still be in an
+    /// index, every kind is known, and so are all manifests in an index that came in.
+    pub fn is_simple(&self) -> bool {
+        let index = &self.now.index;
+        let plain = |change: &Change| {
+            let known =
+                |entry: &Option<Descriptor>| entry.as_ref().is_none_or(|e| with_kind(e).is_some());
+            change.what != What::Delete && known(&change.before) && known(&change.after)
+        };
+        // One that has no entry may say more than this index does of it: what it lists, what it refers to.
+        let known =
+            |child: &Descriptor| with_kind(child).is_none() || index.contains(&child.digest);
+        self.changes.iter().copied().all(plain)
+            && self.facts.iter().all(|fact| fact.children.iter().all(known))
+    }
+}
+
 impl Place<'_> {
     /// Whether the views say that they were made from an index.json. One that is not for everybody to
     /// read has none, and nothing has to say so.
@@ -67,10 +85,10 @@ impl Place<'_> {
             return Wanted::default().difference(self.dir);
         }
         let manifests = manifests(&index.index, known);
-        let manifests = manifests.into_iter().map(|(digest, kind)| Step::manifest(digest, kind));
+        let manifests = manifests.iter().map(|(digest, kind)| Step::manifest(digest, *kind));
         let tags = index.index.tags_after(None).filter_map(|tag| {
             let entry = index.index.tagged(tag)?;
-            Some(Step::tag(tag, &entry.digest, known.kind(entry)?))
+            Some(Step::tag(tag, &entry.digest, known.kind(&entry)?))
         });
         let lists = known.subjects().filter_map(|subject| {
             self.list(subject, known).map(|list| Some(Step::referrers(subject, list?))).transpose()
@@ -93,8 +111,8 @@ impl Place<'_> {
     /// Makes the views follow a commit, by what it changed; `false` if that does not suffice, and they
     /// have to be renewed. Call it under the repository's lock.
     pub fn follow(&self, tree: &Tree, commit: &Commit<'_>) -> Result<bool> {
-        let begins = commit.before == Stamp::nothing() && !views::are_there(self.dir)?;
-        if !(begins || self.are_of(commit.before)?) || !is_simple(commit) {
+        let Some(begins) = self.follows(commit)? else { return Ok(false) };
+        if !commit.is_simple() {
             return Ok(false);
         }
         let Some(lists) = self.lists_with(commit.facts)? else { return Ok(false) };
@@ -117,7 +135,7 @@ impl Place<'_> {
                 (None, None) => {}
             }
         }
-        if begins || commit.changes.iter().any(|change| change.tag.is_some()) {
+        if begins || commit.changes.iter().any(|change| changes_tags(change)) {
             steps.push(Step::tag_list(self.tag_list(&commit.now.index)));
         }
         let list =
@@ -125,6 +143,59 @@ impl Place<'_> {
         steps.extend(lists.into_iter().map(list));
         views::change(tree, self.dir, &steps, &Origin::new(self.name, commit.now.stamp))?;
         Ok(true)
+    }
+
+    /// The same by what the commit changed of what is known.
+    pub fn follow_known(
+        &self,
+        tree: &Tree,
+        commit: &Commit<'_>,
+        known: &Knowledge,
+        delta: &Delta,
+    ) -> Result<bool> {
+        let Some(begins) = self.follows(commit)? else { return Ok(false) };
+        let index = &commit.now.index;
+        let kind = |digest: &Digest| {
+            let entry = index.find(digest);
+            entry.as_ref().or_else(|| known.contained(digest)).and_then(|entry| known.kind(entry))
+        };
+        let come = |digest| Some(Step::manifest(digest, kind(digest)?));
+        let mut steps: Vec<Step> = delta.manifests.iter().filter_map(come).collect();
+        let mut gone = Vec::new();
+        for (digest, before) in &delta.before {
+            gone.extend(
+                (kind(digest) != Some(*before)).then(|| Step::no_manifest(digest, *before)),
+            );
+        }
+        for change in commit.changes {
+            let Some(tag) = &change.tag else { continue };
+            let now = index.tagged(tag);
+            let now = now.and_then(|entry| Some((known.kind(&entry)?, entry.digest)));
+            steps.extend(now.as_ref().map(|(kind, digest)| Step::tag(tag, digest, *kind)));
+            let before = change.before.as_ref().and_then(|entry| known.kind(entry));
+            let other = before.filter(|before| now.as_ref().is_none_or(|(kind, _)| kind != before));
+            gone.extend(other.map(|before| Step::untag(tag, before)));
+        }
+        if begins || commit.changes.iter().any(|change| changes_tags(change)) {
+            steps.push(Step::tag_list(self.tag_list(index)));
+        }
+        for subject in &delta.subjects {
+            match self.list(subject, known)? {
+                Some(list) => steps.push(Step::referrers(subject, list)),
+                None => gone.push(Step::no_referrers(subject)),
+            }
+        }
+        steps.append(&mut gone);
+        views::change(tree, self.dir, &steps, &Origin::new(self.name, commit.now.stamp))?;
+        Ok(true)
+    }
+
+    /// Whether the views are those of what a commit changed, and so can follow it; then, whether they
+    /// begin with it.
+    fn follows(&self, commit: &Commit<'_>) -> Result<Option<bool>> {
+        let begins = commit.before == Stamp::nothing() && !views::are_there(self.dir)?;
+        let follows = begins || self.are_of(commit.before)?;
+        Ok((follows && commit.now.readers == Readers::Everybody).then_some(begins))
     }
 
     fn tag_list(&self, index: &Index) -> Vec<u8> {
@@ -185,30 +256,19 @@ struct List {
 }
 
 /// All manifests that can be pulled by digest, each with its kind.
-fn manifests<'a>(index: &'a Index, known: &'a Knowledge) -> HashMap<&'a Digest, Kind> {
-    let entries = index.digests().filter_map(|digest| index.find(digest));
+fn manifests(index: &Index, known: &Knowledge) -> HashMap<Digest, Kind> {
+    let entries = index.digests().filter_map(|digest| index.find(&digest));
     // What index.json says counts before what an index in it says.
-    let all = known.all_contained().chain(entries);
-    all.filter_map(|entry| Some((&entry.digest, known.kind(entry)?))).collect()
+    let all = known.all_contained().cloned().chain(entries);
+    let with_kind = |entry: Descriptor| known.kind(&entry).map(|kind| (entry.digest, kind));
+    all.filter_map(with_kind).collect()
 }
 
 fn with_kind(entry: &Descriptor) -> Option<(&Descriptor, Kind)> {
     Some((entry, Kind::of_media_type(&entry.media_type)?))
 }
 
-/// Whether what changed is all that changes in the views: nothing went that may still be in an index,
-/// every kind is known, and so are all manifests in an index that came in.
-fn is_simple(commit: &Commit<'_>) -> bool {
-    let index = &commit.now.index;
-    let plain = |change: &Change| {
-        let known =
-            |entry: &Option<Descriptor>| entry.as_ref().is_none_or(|e| with_kind(e).is_some());
-        change.what != What::Delete && known(&change.before) && known(&change.after)
-    };
-    // One that has no entry may say more than this index does of it: what it lists, what it refers to.
-    let known =
-        |child: &Descriptor| with_kind(child).is_none() || index.find(&child.digest).is_some();
-    commit.now.readers == Readers::Everybody
-        && commit.changes.iter().copied().all(plain)
-        && commit.facts.iter().all(|fact| fact.children.iter().all(known))
+/// Whether the list of tags is another one: a tag came or went.
+fn changes_tags(change: &Change) -> bool {
+    change.tag.is_some() && (change.before.is_none() || change.after.is_none())
 }

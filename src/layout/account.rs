@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::dir::{Dir, Inode};
+use super::dir::Dir;
 use super::error::Result;
 use super::rights::{Level, Way};
 use crate::oci::RepoName;
@@ -37,9 +37,9 @@ struct Seen {
     depth: usize,
     /// It is the repository's own; otherwise the nearest that was there.
     whole: bool,
-    inode: Inode,
+    level: Arc<Level>,
     /// Held open, so that its number is no other's meanwhile.
-    _held: Option<Arc<OwnedFd>>,
+    held: Option<Arc<OwnedFd>>,
 }
 
 impl Account {
@@ -60,8 +60,8 @@ impl Account {
             repo: repo.clone(),
             depth: way.levels.len() - 1,
             whole: way.whole,
-            inode: last.inode,
-            _held: way.held.clone(),
+            level: Arc::clone(last),
+            held: way.held.clone(),
         });
         Account { seen, ..self }
     }
@@ -71,9 +71,16 @@ impl Account {
     pub fn accepts(&self, repo: &RepoName, dir: &Dir) -> Result<bool> {
         match self.seen_of(repo.as_str()) {
             None => Ok(true),
-            Some(seen) if seen.whole => Ok(dir.inode()? == seen.inode),
+            Some(seen) if seen.whole => Ok(dir.inode()? == seen.level.inode),
             Some(_) => Ok(self.may(&Level::of(dir)?, WRITE | SEARCH)),
         }
+    }
+
+    /// The very directory of a repository whose permissions let the account through, to look up names
+    /// in it: it can neither be locked nor synced. `None` where that is not its own.
+    pub fn seen(&self, repo: &RepoName) -> Option<Dir> {
+        let seen = self.seen_of(repo.as_str()).filter(|seen| seen.whole)?;
+        Some(Dir::held(Arc::clone(seen.held.as_ref()?), &seen.level.path))
     }
 
     /// The same of a directory on the way to a repository that is to be made, `depth` beneath ROOT.
@@ -81,7 +88,7 @@ impl Account {
         let Some(seen) = self.seen_of(repo) else { return Ok(true) };
         match depth.cmp(&seen.depth) {
             Ordering::Less => Ok(true),
-            Ordering::Equal => Ok(dir.inode()? == seen.inode),
+            Ordering::Equal => Ok(dir.inode()? == seen.level.inode),
             Ordering::Greater if repo.split('/').count() == depth => {
                 Ok(!seen.whole && self.may(&Level::of(dir)?, WRITE | SEARCH))
             }

@@ -53,6 +53,14 @@ impl Blob {
         Ok(None)
     }
 
+    /// Opens a blob that the server sealed, if the kernel has all that this takes in memory.
+    pub fn at_hand(tree: &Tree, repo: &Dir, digest: &Digest) -> Option<Blob> {
+        let (file, stat) = repo.file_at_hand(&path::blob(digest))?;
+        let path = repo.at(&path::blob(digest));
+        let blob = Blob { file, stat, path, digest: digest.clone() };
+        blob.is_ours(tree).then_some(blob)
+    }
+
     /// Who may read the file by its own rights.
     pub fn readers(&self) -> Result<Readers> {
         Readers::of(&self.file, &self.stat, &self.path)
@@ -137,6 +145,11 @@ impl Blob {
     /// Its length in bytes.
     pub fn size(&self) -> u64 {
         dir::size_of(&self.stat)
+    }
+
+    /// Its status when it was opened.
+    pub fn stat(&self) -> &Stat {
+        &self.stat
     }
 
     /// Which file it is.

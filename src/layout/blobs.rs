@@ -73,10 +73,18 @@ fn is_pooled(stat: &Stat, pool: Option<&Stat>) -> bool {
 
 /// The status of a repository's blob, symlinks not followed.
 pub fn stat(repo: &Dir, digest: &Digest) -> Result<Option<Stat>> {
-    match repo.dir(&path::blobs(digest.algorithm())).or_absent()? {
-        Some(blobs) => blobs.stat_name(digest.hex()),
-        None => Ok(None),
+    match repo.stat_beneath(&path::blob(digest)) {
+        // It is a symlink itself, or something on the way is.
+        Err(error) if error.errno() == Some(Errno::LOOP) => {
+            repo.dir(&path::blobs(digest.algorithm()))?.stat_name(digest.hex())
+        }
+        looked => looked,
     }
+}
+
+/// The status of a repository's blob that is the server's own, if the kernel has it in memory.
+pub fn stat_at_hand(tree: &Tree, repo: &Dir, digest: &Digest) -> Option<Stat> {
+    repo.stat_at_hand(&path::blob(digest)).filter(|stat| tree.is_ours(stat))
 }
 
 /// Opens a repository's blob for reading, for the server itself.

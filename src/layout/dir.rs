@@ -11,7 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::error::{At, Error, Result};
+use super::error::{At, Error, OrAbsent, Result};
 use super::listing::{Listed, Listing};
 
 /// An open directory and the path it was opened by, for messages.
@@ -69,6 +69,11 @@ impl Dir {
         let flags = fs::MemfdFlags::CLOEXEC;
         let fd = fs::memfd_create("nowhere", flags).at(|| path.clone())?;
         Ok(Dir { fd: Arc::new(fd), path: path.into() })
+    }
+
+    /// One that is open, and the path it was opened by.
+    pub(super) fn held(fd: Arc<OwnedFd>, path: &Path) -> Dir {
+        Dir { fd, path: path.into() }
     }
 
     /// Opens a directory beneath this one.
@@ -155,6 +160,42 @@ impl Dir {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error).at(|| self.at(name)),
         }
+    }
+
+    /// The same of a path beneath. Only where nobody but the server makes names: a symlink on the way is
+    /// followed.
+    pub(super) fn stat_path(&self, relative: &str) -> Result<Option<Stat>> {
+        match fs::statat(&self.fd, relative, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error).at(|| self.at(relative)),
+        }
+    }
+
+    /// The status of what lies beneath, no symlink on the whole way; `None` if absent.
+    pub(super) fn stat_beneath(&self, relative: &str) -> Result<Option<Stat>> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        match self.open(relative, flags, Mode::empty()).or_absent()? {
+            Some(found) => fs::fstat(found).at(|| self.at(relative)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The same; `None` also where the kernel cannot tell from memory: it never waits for a disk.
+    pub fn stat_at_hand(&self, relative: &str) -> Option<Stat> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = BENEATH | ResolveFlags::CACHED;
+        fs::fstat(fs::openat2(&self.fd, relative, flags, Mode::empty(), resolve).ok()?).ok()
+    }
+
+    /// A regular file beneath, open for reading, without a symlink on the whole way; `None` where there is
+    /// none, and also where the kernel cannot tell from memory: it never waits for a disk.
+    pub(super) fn file_at_hand(&self, relative: &str) -> Option<(File, Stat)> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = BENEATH | ResolveFlags::CACHED;
+        let file = fs::openat2(&self.fd, relative, flags, Mode::empty(), resolve).ok()?;
+        let stat = fs::fstat(&file).ok().filter(is_regular)?;
+        Some((File::from(file), stat))
     }
 
     /// The names in this directory with their types, in the file system's order. Names that are

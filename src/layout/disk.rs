@@ -7,6 +7,7 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::fs::File;
+use std::io::{ErrorKind, IoSlice, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -31,6 +32,13 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()>;
     /// May begin to bring what was written to the disk; promises nothing.
     fn begin_write_back(&self, _file: &File, _offset: u64, _len: u64) {}
+    /// Writes all of some parts, one after the other, to an empty file.
+    fn write_parts(&self, file: &File, parts: &[&[u8]]) -> std::io::Result<()> {
+        match parts {
+            [one] => self.write(file, one, 0),
+            parts => self.write(file, &parts.concat(), 0),
+        }
+    }
     /// Cuts or extends a file, and gives back what was reserved past its end.
     fn set_len(&self, file: &File, len: u64) -> std::io::Result<()>;
     /// Makes `to` share the content of `from` (FICLONE), where the file system can.
@@ -97,6 +105,25 @@ impl Disk for RealDisk {
 
     fn begin_write_back(&self, file: &File, offset: u64, len: u64) {
         write_back::begin(file, offset, len);
+    }
+
+    fn write_parts(&self, mut file: &File, parts: &[&[u8]]) -> std::io::Result<()> {
+        if let [one] = parts {
+            return self.write(file, one, 0);
+        }
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut left = slices.as_mut_slice();
+        // What is empty would look like a file that takes nothing more.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match file.write_vectored(left) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut left, written),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn set_len(&self, file: &File, len: u64) -> std::io::Result<()> {

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, Timespec, Timestamps, UTIME_OMIT};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::dir::Dir;
 use super::disk::Disk;
@@ -23,10 +24,25 @@ pub fn replace(
     bytes: &[u8],
     purpose: Purpose,
 ) -> Result<File> {
+    replace_by_parts(disk, dir, name, &[bytes], purpose)
+}
+
+/// The same with bytes that come in parts.
+///
+/// The file has a time of its own, which no other write gives it: those take the kernel's clock as it
+/// ticks.
+pub fn replace_by_parts(
+    disk: &dyn Disk,
+    dir: &Dir,
+    name: &str,
+    parts: &[&[u8]],
+    purpose: Purpose,
+) -> Result<File> {
     let beside = path::temporary(name);
     let file = disk.create(dir, &beside, Mode::RUSR | Mode::WUSR)?;
     let written = disk
-        .write(&file, bytes, 0)
+        .write_parts(&file, parts)
+        .and_then(|()| give_time(&file))
         .at(|| dir.at(&beside))
         .and_then(|()| inherit::apply(dir, &file, purpose))
         .and_then(|()| disk.sync(&file).at(|| dir.at(&beside)))
@@ -37,6 +53,12 @@ pub fn replace(
         return Err(error);
     }
     Ok(file)
+}
+
+fn give_time(file: &File) -> std::io::Result<()> {
+    let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let last_modification = clock_gettime(ClockId::Realtime);
+    Ok(rustix::fs::futimens(file, &Timestamps { last_access, last_modification })?)
 }
 
 /// The same for a file that can be made anew at any time, and that a crash may take or cut: nothing is

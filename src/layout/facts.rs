@@ -3,11 +3,9 @@
 //! Everything here follows from a manifest's content alone, and the digest names the content: a
 //! fact never goes stale. The file may be torn, short or gone; what is missing is read anew.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
@@ -120,12 +118,12 @@ pub struct Position {
     end: u64,
 }
 
-/// Reads the facts that came after `position` (all of them if the file is another one now) into
-/// `known`. Lines that do not parse are passed over.
+/// Gives the facts that came after `position` (all of them if the file is another one now) to `take`.
+/// Lines that do not parse are passed over.
 pub fn read(
     repo: &Dir,
     position: Option<Position>,
-    known: &mut HashMap<Digest, Arc<Fact>>,
+    mut take: impl FnMut(Fact),
 ) -> Result<Option<Position>> {
     let name = format!("{}/{}", path::REFERRERS, path::FACTS);
     let Some(file) = repo.file(&name).or_absent()? else {
@@ -139,7 +137,7 @@ pub fn read(
     };
     let end = each_line(&file, begin, len, |line| {
         if let Some(fact) = Fact::parse(line) {
-            known.insert(fact.digest.clone(), Arc::new(fact));
+            take(fact);
         }
     });
     Ok(Some(Position { inode, end: end.at(|| repo.at(&name))? }))
@@ -262,6 +260,8 @@ pub fn compact(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn fact(notes: usize, artifact_type: usize) -> Fact {

@@ -39,16 +39,20 @@ impl Holders {
 
     /// The blob's true length, if the server ever hashed it.
     pub fn length(&self, tree: &Tree, digest: &Digest) -> Option<u64> {
-        let lengths = self.lengths.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lengths.get(digest) {
-            return *known;
+        if let Some(known) = self.remembered(digest) {
+            return known;
         }
-        drop(lengths);
         // What could not be read now is asked for again.
         let hints = read(tree, digest).ok()?;
         let length = hints.last().map(|(size, _)| *size);
         self.remember(digest, length);
         length
+    }
+
+    /// The same, where no file has to be read for it.
+    pub fn remembered(&self, digest: &Digest) -> Option<Option<u64>> {
+        let lengths = self.lengths.lock().unwrap_or_else(PoisonError::into_inner);
+        lengths.get(digest).copied()
     }
 
     /// The repositories that got the blob, latest first. They may have lost it since.

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::Stat;
+
 use super::dir::{self, Dir};
 use super::error::{Error, OrAbsent, Result};
 use super::path;
@@ -31,7 +33,10 @@ pub struct IndexFile {
     /// Who may read it.
     pub readers: Readers,
     version: Version,
-    /// The times were old enough when it was read that a later change must show in them.
+    /// Owner, group and mode.
+    rights: (u32, u32, u32),
+    /// A later change must show in its status: the times were old enough when it was read, or no other
+    /// write can give it its time.
     settled: bool,
     /// Held open, so that the inode's number cannot be given to another file.
     file: File,
@@ -61,13 +66,22 @@ impl IndexFile {
     /// Reads it again unless `last` is certain to be what stands there now. Equal bytes are not
     /// parsed twice.
     pub fn refresh(dir: &Dir, last: &Arc<IndexFile>) -> Result<Option<Arc<IndexFile>>> {
-        let Some((file, version)) = Self::open(dir)? else {
-            return Ok(None);
-        };
-        if version == last.version && last.settled {
+        if last.stands(dir)? {
             return Ok(Some(Arc::clone(last)));
         }
-        Self::load(dir, file, version, Some(last)).map(|read| Some(Arc::new(read)))
+        Self::reread(dir, last)
+    }
+
+    /// Whether it is certain to be what stands there now: one look at the name.
+    pub fn stands(&self, dir: &Dir) -> Result<bool> {
+        if !self.settled {
+            return Ok(false);
+        }
+        let stat = dir.stat_name(path::INDEX)?;
+        // Who changes the rights of what was written a moment ago may leave all times equal.
+        Ok(stat.is_some_and(|stat| {
+            Version::of(&stat) == self.version && rights_of(&stat) == self.rights
+        }))
     }
 
     /// Reads it again whatever stat(2) says, for a writer on a network file system.
@@ -99,11 +113,27 @@ impl IndexFile {
     }
 
     /// What was just written, so that nobody needs to read it. `file` is open on it.
-    pub fn written(dir: &Dir, index: Arc<Index>, stamp: Stamp, file: File) -> Result<IndexFile> {
-        let version = Version::of(&dir::stat_file(&file, || dir.at(path::INDEX))?);
-        let (readers, settled) = (Readers::Everybody, version.settled());
-        let file = for_reading(file);
-        Ok(IndexFile { index, stamp, readers, version, settled, file })
+    ///
+    /// [`durable::replace`](super::durable::replace) gave it a time before it had its name. Whoever
+    /// writes to it from now on gives it another, also within the same tick of the clock: it needs not
+    /// be read again to be known, other than on a network file system.
+    pub fn written(
+        dir: &Dir,
+        index: Arc<Index>,
+        stamp: Stamp,
+        file: File,
+        remote: bool,
+    ) -> Result<IndexFile> {
+        let stat = dir::stat_file(&file, || dir.at(path::INDEX))?;
+        let (version, rights) = (Version::of(&stat), rights_of(&stat));
+        let settled = version.settled() || !remote && version.is_fine();
+        let (readers, file) = (Readers::Everybody, for_reading(file));
+        Ok(IndexFile { index, stamp, readers, version, rights, settled, file })
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn weight(&self) -> usize {
+        size_of::<IndexFile>() + self.index.weight()
     }
 
     /// The open file, to sync what another process may have left unsynced.
@@ -127,7 +157,8 @@ impl IndexFile {
     ) -> Result<IndexFile> {
         let at = || -> PathBuf { dir.at(path::INDEX) };
         let settled = version.settled();
-        let readers = Readers::of(&file, &dir::stat_file(&file, at)?, &at())?;
+        let stat = dir::stat_file(&file, at)?;
+        let (readers, rights) = (Readers::of(&file, &stat, &at())?, rights_of(&stat));
         let bytes = dir::read_all(&file, MAX_INDEX, at)?;
         let stamp = Stamp::of(&bytes);
         let index = match last {
@@ -136,8 +167,12 @@ impl IndexFile {
         };
         // Changed while it was read: what was read may be half of each.
         let settled = settled && Version::of(&dir::stat_file(&file, at)?) == version;
-        Ok(IndexFile { index, stamp, readers, version, settled, file })
+        Ok(IndexFile { index, stamp, readers, version, rights, settled, file })
     }
+}
+
+fn rights_of(stat: &Stat) -> (u32, u32, u32) {
+    (stat.st_uid, stat.st_gid, stat.st_mode)
 }
 
 /// The same file, open for reading: it is kept open, and a file system on which something is open for
@@ -149,7 +184,11 @@ fn for_reading(file: File) -> File {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{AtFlags, Timestamps, UTIME_OMIT};
+    use rustix::fs::{AtFlags, Mode, Timestamps, UTIME_OMIT};
+
+    use super::super::disk::RealDisk;
+    use super::super::durable;
+    use super::super::inherit::Purpose;
 
     const EMPTY: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
     const OTHER: &str = r#"{"schemaVersion":2,"manifests": []}"#;
@@ -171,6 +210,31 @@ mod tests {
             assert_eq!(read.stamp, Stamp::of(text.as_bytes()), "round {round}");
             last = Some(read);
         }
+    }
+
+    #[test]
+    fn what_was_written_here_is_known_at_once_and_a_change_in_the_same_tick_is_seen() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let path = temp.path().join("index.json");
+        let index = Arc::new(Index::parse(EMPTY.as_bytes()).unwrap());
+        let mut known = 0;
+        for round in 0..200 {
+            let (disk, bytes) = (&RealDisk, EMPTY.as_bytes());
+            let file = durable::replace(disk, &dir, path::INDEX, bytes, Purpose::Public).unwrap();
+            let (index, stamp) = (Arc::clone(&index), Stamp::of(bytes));
+            let written = IndexFile::written(&dir, index, stamp, file, false).unwrap();
+            known += usize::from(written.stands(&dir).unwrap());
+            // As fast as it goes, and as long as it was.
+            match round % 3 {
+                0 => std::fs::write(&path, EMPTY.replace('2', "1")).unwrap(),
+                1 => rustix::fs::chmodat(&dir, path::INDEX, Mode::RUSR, AtFlags::empty()).unwrap(),
+                _ => std::fs::remove_file(&path).unwrap(),
+            }
+            assert!(!written.stands(&dir).unwrap(), "round {round}");
+        }
+        // One time in a hundred is a round one by chance.
+        assert!(known > 150, "{known} of 200");
     }
 
     #[test]

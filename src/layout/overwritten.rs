@@ -33,7 +33,7 @@ pub fn overwritten(repo: &Dir, index: &IndexFile) -> Result<Option<Vec<Tag>>> {
             continue;
         }
         let digest = |entry: &Option<_>| entry.as_ref().map(digest_of);
-        let now = index.index.tagged(&tag).map(digest_of);
+        let now = index.index.tagged(&tag).map(|entry| entry.digest);
         if now == digest(&record.before) && now != digest(&record.after) {
             back.push(tag);
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 /// The length and a fast 128-bit hash (XXH3) of an index.json's bytes. It tells versions of one
 /// file apart; it proves nothing against somebody who means harm.
@@ -18,6 +18,17 @@ impl Stamp {
     /// The stamp of these bytes.
     pub fn of(bytes: &[u8]) -> Stamp {
         Stamp { len: bytes.len() as u64, hash: xxh3_128(bytes) }
+    }
+
+    /// The stamp of bytes that come in parts.
+    pub fn of_parts(parts: &[impl AsRef<[u8]>]) -> Stamp {
+        let mut hasher = Xxh3::new();
+        let mut len = 0;
+        for part in parts.iter().map(AsRef::as_ref) {
+            hasher.update(part);
+            len += part.len() as u64;
+        }
+        Stamp { len, hash: hasher.digest128() }
     }
 
     /// How many bytes they were.
@@ -71,6 +82,10 @@ mod tests {
         let stamp = Stamp::of(b"hello");
         assert_eq!(stamp.to_string().parse(), Ok(stamp));
         assert_ne!(stamp, Stamp::of(b"hellp"));
+        assert_eq!(Stamp::of_parts(&["he", "", "llo"]), stamp);
+        let long = vec![b'x'; 70_000];
+        let parts: Vec<&[u8]> = long.chunks(777).collect();
+        assert_eq!(Stamp::of_parts(&parts), Stamp::of(&long));
         assert!("5-xyz".parse::<Stamp>().is_err());
         assert_eq!(Stamp::nothing().to_string(), "0-99aa06d3014798d86001c324468d497f");
     }

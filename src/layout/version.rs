@@ -37,6 +37,12 @@ impl Version {
         age > if self.is_coarse() { 2_000_000_000 } else { 10_000_000 }
     }
 
+    /// Whether the time of the last write is a fine one: the file system keeps it as it was given, to the
+    /// nanosecond.
+    pub(super) fn is_fine(self) -> bool {
+        !self.mtime.1.is_multiple_of(100)
+    }
+
     /// Whether the file system seems to keep whole seconds only.
     pub(super) fn is_coarse(self) -> bool {
         self.ctime.1 == 0

@@ -95,6 +95,16 @@ impl Step {
         Step::link(manifests_of(digest.algorithm()), path::digest_view(digest, kind), digest)
     }
 
+    /// A manifest can be had by its digest no more as one of this kind.
+    pub fn no_manifest(digest: &Digest, kind: Kind) -> Step {
+        Step::gone(&manifests_of(digest.algorithm()), path::digest_view(digest, kind))
+    }
+
+    /// Nothing refers to a manifest any more.
+    pub fn no_referrers(subject: &Digest) -> Step {
+        Step::gone(&referrers_of(subject.algorithm()), path::referrers_view(subject))
+    }
+
     /// The list of tags.
     pub fn tag_list(body: Vec<u8>) -> Step {
         Step { dir: String::new(), name: path::TAGS.to_owned(), what: What::File(body) }

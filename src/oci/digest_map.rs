@@ -52,6 +52,15 @@ impl<V> DigestMap<V> {
         self.get(digest).is_some()
     }
 
+    /// Keeps the values of those digests alone that `which` picks.
+    pub fn retain(&mut self, which: impl Fn(&Digest) -> bool) {
+        fn picked(algorithm: Algorithm, hash: &[u8], which: impl Fn(&Digest) -> bool) -> bool {
+            Digest::of_hash(algorithm, hash).is_some_and(|digest| which(&digest))
+        }
+        self.sha256.retain(|hash, _| picked(Algorithm::Sha256, hash, &which));
+        self.sha512.retain(|hash, _| picked(Algorithm::Sha512, hash, &which));
+    }
+
     /// How many digests have one.
     pub fn len(&self) -> usize {
         self.sha256.len() + self.sha512.len()
@@ -82,6 +91,10 @@ mod tests {
         assert_eq!(map.len(), 400);
         for (n, digest) in all.iter().enumerate() {
             assert_eq!(map.get(digest), Some(&n), "{digest}");
+        }
+        map.retain(|digest| all[100..300].contains(digest));
+        for (n, digest) in all.iter().enumerate() {
+            assert_eq!(map.contains(digest), (100..300).contains(&n), "{digest}");
         }
     }
 }

@@ -1,17 +1,19 @@
 //! index.json: the one truth about a repository (image-spec, image-layout.md).
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
 use std::fmt;
-use std::ops::Bound;
 use std::sync::Arc;
 
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::descriptor::once;
+use super::digest_set::DigestSet;
 use super::json::Text;
+use super::pieces::Pieces;
+use super::sorted::Sorted;
 use super::{Descriptor, Digest, Kind, ManifestError, Tag, essence};
 
 /// The annotation that makes a descriptor of index.json a tag.
@@ -33,19 +35,24 @@ pub enum IndexError {
 /// A manifest with several tags has several entries; one without a tag has one entry without the
 /// annotation. Of several entries with one tag the first counts. What other tools wrote there and
 /// Stillage does not know is kept.
-#[derive(Clone, Debug, Default)]
+///
+/// Entries are kept as they are written: what one asks for is read from its text, and to write an
+/// index that was changed, the texts of the others are not made again. A copy shares with its original
+/// what they have in common.
+#[derive(Clone, Debug)]
 pub struct Index {
-    head: Head,
-    /// Entries in their order; a removed one leaves a hole, so that positions stay true.
-    slots: Vec<Option<Arc<Descriptor>>>,
-    /// How many are no holes.
-    full: usize,
-    by_tag: BTreeMap<Tag, Vec<usize>>,
-    by_digest: HashMap<Digest, Vec<usize>>,
+    head: Arc<Head>,
+    entries: Pieces,
+    by_tag: Sorted<(Tag, usize)>,
+    /// Each with whether it has no name at all.
+    by_digest: DigestSet<(usize, bool)>,
 }
 
-/// So many holes are no matter.
-const FEW_HOLES: usize = 64;
+impl Default for Index {
+    fn default() -> Self {
+        Index::of(Head::default(), Entries::default())
+    }
+}
 
 /// The document's fields other than `manifests`.
 #[derive(Clone, Debug, Serialize)]
@@ -67,7 +74,52 @@ impl Default for Head {
 
 struct Document {
     head: Head,
-    manifests: Vec<Descriptor>,
+    entries: Entries,
+}
+
+/// Entries, and where each is to be found.
+#[derive(Default)]
+struct Entries {
+    pieces: Pieces,
+    by_tag: Vec<(Tag, usize)>,
+    by_digest: Vec<(Digest, (usize, bool))>,
+}
+
+impl Entries {
+    fn append(&mut self, entry: &Descriptor) {
+        let slot = self.pieces.push(entry);
+        self.by_tag.extend(tag_of(entry).map(|tag| (tag, slot)));
+        self.by_digest.push((entry.digest.clone(), (slot, is_nameless(entry))));
+    }
+}
+
+/// One after another, so that no more than one is in memory as what it says.
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+
+        impl<'de> Visitor<'de> for All {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("descriptors")
+            }
+
+            fn visit_unit<E>(self) -> Result<Entries, E> {
+                Ok(Entries::default())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Entries, A::Error> {
+                let mut entries = Entries::default();
+                while let Some(entry) = seq.next_element()? {
+                    entries.append(&entry);
+                }
+                Ok(entries)
+            }
+        }
+
+        deserializer.deserialize_any(All)
+    }
 }
 
 /// Read by hand, so that a key that stands twice is refused whether Stillage knows it or not.
@@ -93,7 +145,7 @@ impl<'de> Visitor<'de> for Fields {
             match key.as_ref() {
                 "schemaVersion" => once(&mut schema_version, "schemaVersion", map.next_value()?)?,
                 "mediaType" => once(&mut media_type, "mediaType", map.next_value::<Option<_>>()?)?,
-                "manifests" => once(&mut manifests, "manifests", map.next_value::<Option<_>>()?)?,
+                "manifests" => once(&mut manifests, "manifests", map.next_value()?)?,
                 _ => {
                     let value = map.next_value()?;
                     if extra.insert(key.clone().into_owned(), value).is_some() {
@@ -105,15 +157,8 @@ impl<'de> Visitor<'de> for Fields {
         let schema_version =
             schema_version.ok_or_else(|| A::Error::missing_field("schemaVersion"))?;
         let head = Head { schema_version, media_type: media_type.flatten(), extra };
-        Ok(Document { head, manifests: manifests.flatten().unwrap_or_default() })
+        Ok(Document { head, entries: manifests.unwrap_or_default() })
     }
-}
-
-#[derive(Serialize)]
-struct DocumentRef<'a> {
-    #[serde(flatten)]
-    head: &'a Head,
-    manifests: Vec<&'a Descriptor>,
 }
 
 /// One change of a tag or a manifest: a line of the journal.
@@ -158,6 +203,10 @@ fn tag_of(descriptor: &Descriptor) -> Option<Tag> {
     tag_of_ref_name(descriptor.annotations.get(REF_NAME)?)
 }
 
+fn is_nameless(descriptor: &Descriptor) -> bool {
+    !descriptor.annotations.contains_key(REF_NAME)
+}
+
 impl Index {
     /// Reads an index.json.
     pub fn parse(bytes: &[u8]) -> Result<Index, IndexError> {
@@ -165,25 +214,52 @@ impl Index {
         if document.head.schema_version != 2 {
             return Err(IndexError::SchemaVersion(document.head.schema_version));
         }
-        let mut index = Index { head: document.head, ..Index::default() };
-        for descriptor in document.manifests {
-            index.append(descriptor);
-        }
-        Ok(index)
+        Ok(Index::of(document.head, document.entries))
     }
 
-    /// The bytes to write. Reading them gives an equal index.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let document = DocumentRef { head: &self.head, manifests: self.entries().collect() };
-        serde_json::to_vec(&document).unwrap_or_else(|error| {
+    fn of(head: Head, entries: Entries) -> Index {
+        let Entries { pieces, by_tag, by_digest } = entries;
+        Index {
+            head: Arc::new(head),
+            entries: pieces,
+            by_tag: Sorted::of(by_tag),
+            by_digest: DigestSet::of(by_digest),
+        }
+    }
+
+    /// The bytes to write, in few parts. Reading them gives an equal index.
+    pub fn parts(&self) -> Vec<Cow<'_, [u8]>> {
+        let mut head = serde_json::to_vec(&*self.head).unwrap_or_else(|error| {
             // Strings, numbers and maps with string keys cannot fail to serialise.
             unreachable!("an index serialises: {error}")
-        })
+        });
+        // There is a version, at least, for the comma to come after.
+        head.pop();
+        head.extend_from_slice(br#","manifests":["#);
+        let entries = self.entries.parts().map(Cow::Borrowed);
+        let end = Cow::Borrowed(&b"]}"[..]);
+        std::iter::once(Cow::Owned(head)).chain(entries).chain([end]).collect()
+    }
+
+    /// The bytes to write, in one piece.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.parts().concat()
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn weight(&self) -> usize {
+        // A tag is a text of its own; a short one, mostly.
+        self.entries.weight() + 64 * self.by_tag.len() + self.by_digest.weight()
     }
 
     /// Every entry, in order.
-    pub fn entries(&self) -> impl Iterator<Item = &Descriptor> {
-        self.slots.iter().flatten().map(Arc::as_ref)
+    pub fn entries(&self) -> impl Iterator<Item = Descriptor> {
+        self.entries.entries()
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.by_digest.len()
     }
 
     /// Whether no manifest is left: such a repository is not listed.
@@ -192,44 +268,62 @@ impl Index {
     }
 
     /// The manifest that a tag names.
-    pub fn tagged(&self, tag: &Tag) -> Option<&Descriptor> {
-        self.at(*self.by_tag.get(tag)?.first()?)
+    pub fn tagged(&self, tag: &Tag) -> Option<Descriptor> {
+        self.entries.entry(self.slots_of_tag(tag).next()?)
     }
 
     /// An entry for a manifest.
-    pub fn find(&self, digest: &Digest) -> Option<&Descriptor> {
-        self.at(*self.by_digest.get(digest)?.first()?)
+    pub fn find(&self, digest: &Digest) -> Option<Descriptor> {
+        let (slot, _) = self.by_digest.values(digest).next()?;
+        self.entries.entry(slot)
+    }
+
+    /// Whether a manifest has an entry.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.by_digest.values(digest).next().is_some()
     }
 
     /// The manifests, each once, in no order.
-    pub fn digests(&self) -> impl Iterator<Item = &Digest> {
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
         self.by_digest.keys()
     }
 
     /// The tags after `last`, in lexical order.
     pub fn tags_after<'a>(&'a self, last: Option<&str>) -> impl Iterator<Item = &'a Tag> + use<'a> {
-        let after = last.map_or(Bound::Unbounded, Bound::Excluded);
-        self.by_tag.range::<str, _>((after, Bound::Unbounded)).map(|(tag, _)| tag)
+        let before = |(tag, _): &(Tag, usize)| last.is_some_and(|last| tag.as_str() <= last);
+        let mut given = None;
+        let tags = self.by_tag.from(before).map(|(tag, _)| tag);
+        tags.filter(move |tag| given.replace(*tag) != Some(*tag))
     }
 
     /// Tags that stand on more than one entry: only the first of each counts.
     pub fn doubled_tags(&self) -> impl Iterator<Item = &Tag> {
-        self.by_tag.iter().filter(|(_, slots)| slots.len() > 1).map(|(tag, _)| tag)
+        let mut met = (None, 0);
+        let tags = self.by_tag.from(|_| false).map(|(tag, _)| tag);
+        tags.filter(move |tag| {
+            met = (Some(*tag), if met.0 == Some(*tag) { met.1 + 1 } else { 1 });
+            met.1 == 2
+        })
     }
 
     /// Fails if the content is listed already as something else: who pulls it by its digest could
     /// be told either. An entry without a type agrees with any.
     pub fn agrees(&self, pushed: &Descriptor) -> Result<(), ManifestError> {
-        let slots = self.by_digest.get(&pushed.digest).into_iter().flatten();
-        let mut there = slots.filter_map(|slot| self.at(*slot)).map(|entry| &entry.media_type);
+        // So each entry begins that has the very type: there may be as many as there are tags.
+        let same = serde_json::to_vec(&pushed.media_type).unwrap_or_default();
+        let same = [&br#"{"mediaType":"#[..], &same, b","].concat();
         let wanted = essence(&pushed.media_type);
-        match there.find(|there| !there.is_empty() && essence(there) != wanted) {
-            None => Ok(()),
-            Some(there) => Err(ManifestError::OtherType {
-                there: there.clone(),
-                pushed: pushed.media_type.clone(),
-            }),
+        for (slot, _) in self.by_digest.values(&pushed.digest) {
+            if self.entries.get(slot).is_none_or(|text| text.starts_with(&same)) {
+                continue;
+            }
+            let there = self.entries.entry(slot).map(|entry| entry.media_type).unwrap_or_default();
+            if !there.is_empty() && essence(&there) != wanted {
+                let pushed = pushed.media_type.clone();
+                return Err(ManifestError::OtherType { there, pushed });
+            }
         }
+        Ok(())
     }
 
     /// Adds a manifest, and lets every tag of `tags` name it. Gives the changes; none when all
@@ -237,8 +331,8 @@ impl Index {
     pub fn put(&mut self, descriptor: &Descriptor, tags: &[Tag]) -> Vec<Change> {
         let mut changes = Vec::new();
         self.close_holes();
-        if self.find(&descriptor.digest).is_none() {
-            self.append(descriptor.clone());
+        if !self.contains(&descriptor.digest) {
+            self.append(descriptor);
             changes.push(change(What::Push, None, None, Some(descriptor.clone())));
         }
         for tag in tags {
@@ -248,8 +342,8 @@ impl Index {
     }
 
     fn tag(&mut self, descriptor: &Descriptor, tag: &Tag) -> Option<Change> {
-        let before = self.tagged(tag).cloned();
-        let slots = self.by_tag.get(tag).map_or(0, Vec::len);
+        let before = self.tagged(tag);
+        let slots = self.slots_of_tag(tag).take(2).count();
         if slots == 1 && before.as_ref().is_some_and(|old| old.digest == descriptor.digest) {
             return None;
         }
@@ -257,13 +351,13 @@ impl Index {
             self.take_untagged(&descriptor.digest).unwrap_or_else(|| descriptor.clone());
         entry.annotations.insert(REF_NAME.to_owned(), tag.to_string());
         self.drop_tag(tag, Some(&descriptor.digest));
-        self.append(entry.clone());
+        self.append(&entry);
         Some(change(What::Tag, Some(tag.clone()), before, Some(entry)))
     }
 
     /// Removes a tag; the manifest stays. `None` if there is no such tag.
     pub fn untag(&mut self, tag: &Tag) -> Option<Change> {
-        let before = self.tagged(tag).cloned()?;
+        let before = self.tagged(tag)?;
         self.drop_tag(tag, None);
         Some(change(What::Untag, Some(tag.clone()), Some(before), None))
     }
@@ -271,14 +365,15 @@ impl Index {
     /// Removes a manifest with all its tags. No change if it is not there.
     pub fn remove(&mut self, digest: &Digest) -> Vec<Change> {
         let mut changes = Vec::new();
-        let Some(first) = self.find(digest).cloned() else {
+        let Some(first) = self.find(digest) else {
             return changes;
         };
-        for slot in self.by_digest.get(digest).cloned().unwrap_or_default() {
+        let slots: Vec<usize> = self.by_digest.values(digest).map(|(slot, _)| slot).collect();
+        for slot in slots {
             if let Some(entry) = self.vacate(slot)
                 && let Some(tag) = tag_of(&entry)
             {
-                changes.push(change(What::Untag, Some(tag), Some(entry.as_ref().clone()), None));
+                changes.push(change(What::Untag, Some(tag), Some(entry), None));
             }
         }
         changes.push(change(What::Delete, None, Some(first), None));
@@ -287,107 +382,75 @@ impl Index {
 
     /// The same document with other entries.
     pub fn with_entries(&self, entries: impl IntoIterator<Item = Descriptor>) -> Index {
-        let mut index = Index { head: self.head.clone(), ..Index::default() };
-        entries.into_iter().for_each(|entry| index.append(entry));
-        index
+        let mut all = Entries::default();
+        entries.into_iter().for_each(|entry| all.append(&entry));
+        Index { head: Arc::clone(&self.head), ..Index::of(Head::default(), all) }
     }
 
     /// Replaces the first entry of the same manifest that `which` picks, where it stands; `false`
     /// if there is none.
     pub fn revise(&mut self, which: impl Fn(&Descriptor) -> bool, now: &Descriptor) -> bool {
-        let slots = self.by_digest.get(&now.digest).into_iter().flatten();
-        let picked = |slot: &&usize| self.at(**slot).is_some_and(&which);
-        let Some(slot) = slots.into_iter().find(picked).copied() else {
-            return false;
-        };
+        let picked = |slot: &usize| self.entries.entry(*slot).is_some_and(|entry| which(&entry));
+        let slot = self.by_digest.values(&now.digest).map(|(slot, _)| slot).find(picked);
+        let Some(slot) = slot else { return false };
         self.vacate(slot);
-        self.fill(slot, now.clone());
+        self.entries.fill(slot, now);
+        self.register(slot, now);
         true
     }
 
-    fn at(&self, slot: usize) -> Option<&Descriptor> {
-        self.slots.get(slot)?.as_deref()
+    /// The slots that a tag stands on, the first one first.
+    fn slots_of_tag<'a>(&'a self, tag: &'a Tag) -> impl Iterator<Item = usize> + 'a {
+        let from = self.by_tag.from(|(other, _)| other < tag);
+        from.take_while(move |(other, _)| other == tag).map(|(_, slot)| *slot)
     }
 
-    fn append(&mut self, descriptor: Descriptor) {
-        self.slots.push(None);
-        self.fill(self.slots.len() - 1, descriptor);
+    fn append(&mut self, descriptor: &Descriptor) {
+        let slot = self.entries.push(descriptor);
+        self.register(slot, descriptor);
     }
 
-    /// Puts an entry into an empty slot.
-    fn fill(&mut self, slot: usize, descriptor: Descriptor) {
-        let insert = |slots: &mut Vec<usize>| {
-            let at = slots.partition_point(|other| *other < slot);
-            slots.insert(at, slot);
-        };
-        if let Some(tag) = tag_of(&descriptor) {
-            insert(self.by_tag.entry(tag).or_default());
+    fn register(&mut self, slot: usize, descriptor: &Descriptor) {
+        if let Some(tag) = tag_of(descriptor) {
+            self.by_tag.insert((tag, slot));
         }
-        insert(self.by_digest.entry(descriptor.digest.clone()).or_default());
-        if let Some(empty) = self.slots.get_mut(slot) {
-            *empty = Some(Arc::new(descriptor));
-            self.full += 1;
-        }
+        self.by_digest.insert(&descriptor.digest, (slot, is_nameless(descriptor)));
     }
 
-    /// An index is changed again and again and never read anew: holes do not outnumber entries.
     fn close_holes(&mut self) {
-        if self.slots.len() <= 2 * self.full + FEW_HOLES {
-            return;
+        if let Some(now) = self.entries.close_holes() {
+            self.by_tag.change_all(|(_, slot)| *slot = now[*slot]);
+            self.by_digest.change_all(|(slot, _)| *slot = now[*slot]);
         }
-        let mut now = vec![0; self.slots.len()];
-        let mut next = 0;
-        for (slot, entry) in self.slots.iter().enumerate() {
-            now[slot] = next;
-            next += usize::from(entry.is_some());
-        }
-        self.slots.retain(Option::is_some);
-        self.slots.shrink_to_fit();
-        let all = self.by_tag.values_mut().chain(self.by_digest.values_mut());
-        all.flatten().for_each(|slot| *slot = now[*slot]);
     }
 
-    /// Empties a slot and takes it out of both maps.
-    fn vacate(&mut self, slot: usize) -> Option<Arc<Descriptor>> {
-        let entry = self.slots.get_mut(slot)?.take()?;
-        self.full -= 1;
-        if let Some(tag) = tag_of(&entry)
-            && let Some(slots) = self.by_tag.get_mut(&tag)
-        {
-            slots.retain(|other| *other != slot);
-            if slots.is_empty() {
-                self.by_tag.remove(&tag);
-            }
+    /// Empties a slot.
+    fn vacate(&mut self, slot: usize) -> Option<Descriptor> {
+        let entry = self.entries.take(slot)?;
+        if let Some(tag) = tag_of(&entry) {
+            self.by_tag.remove(&(tag, slot));
         }
-        if let Some(slots) = self.by_digest.get_mut(&entry.digest) {
-            slots.retain(|other| *other != slot);
-            if slots.is_empty() {
-                self.by_digest.remove(&entry.digest);
-            }
-        }
+        self.by_digest.remove(&entry.digest, &(slot, is_nameless(&entry)));
         Some(entry)
     }
 
     /// Takes out the entry of a manifest that has no name at all, if there is one.
     fn take_untagged(&mut self, digest: &Digest) -> Option<Descriptor> {
-        let slots = self.by_digest.get(digest)?;
-        let nameless =
-            |slot: &&usize| self.at(**slot).is_some_and(|e| !e.annotations.contains_key(REF_NAME));
-        let slot = *slots.iter().find(nameless)?;
-        self.vacate(slot).map(|entry| entry.as_ref().clone())
+        let (slot, _) = self.by_digest.values(digest).find(|(_, nameless)| *nameless)?;
+        self.vacate(slot)
     }
 
     /// Removes every entry with the tag. A manifest that would vanish with it stays, untagged,
     /// unless it is `except`, which is about to be added again.
     fn drop_tag(&mut self, tag: &Tag, except: Option<&Digest>) {
-        for slot in self.by_tag.get(tag).cloned().unwrap_or_default() {
-            let Some(entry) = self.vacate(slot) else {
+        let slots: Vec<usize> = self.slots_of_tag(tag).collect();
+        for slot in slots {
+            let Some(mut entry) = self.vacate(slot) else {
                 continue;
             };
-            if self.find(&entry.digest).is_none() && Some(&entry.digest) != except {
-                let mut entry = entry.as_ref().clone();
+            if !self.contains(&entry.digest) && Some(&entry.digest) != except {
                 entry.annotations.remove(REF_NAME);
-                self.append(entry);
+                self.append(&entry);
             }
         }
     }

@@ -6,14 +6,17 @@
 mod descriptor;
 mod digest;
 mod digest_map;
+mod digest_set;
 mod index;
 mod json;
 mod lists;
 mod manifest;
 mod media_type;
 mod name;
+mod pieces;
 mod range;
 mod reference;
+mod sorted;
 mod tag;
 
 pub use descriptor::{Annotations, Descriptor};

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard, Semaphore};
 
 use super::{Actor, Error, Inner, Registry, Result, locked};
-use crate::layout::{self, Account, Blob, Dir, Inode, Verdict, Version, blobs, path, size_of};
+use crate::layout::{
+    self, Account, Blob, Dir, Inode, Verdict, Version, blobs, notes, path, size_of,
+};
 use crate::oci::{Digest, RepoName};
 
 /// What is told of a blob that is there.
@@ -109,19 +111,29 @@ impl Registry {
         reader: &Account,
         pusher: Option<&Actor>,
     ) -> Result<BlobInfo> {
-        if let Some(pusher) = pusher {
-            self.promise(repo, digest, pusher).await?;
+        let look = |promises: bool| {
+            let (repo, digest, reader) = (repo.clone(), digest.clone(), reader.clone());
+            self.blocking(move |inner| {
+                // The note first, the blob last.
+                if promises && notes::is_noted(&inner.tree, &repo, &digest)? {
+                    return Ok(None);
+                }
+                inner.stat_blob(&repo, &digest, &reader).map(Some)
+            })
+        };
+        let mut looked = look(pusher.is_some()).await;
+        if let (Ok(None), Some(pusher)) = (&looked, pusher) {
+            self.promise_noted(repo, digest, pusher).await?;
+            looked = look(false).await;
         }
-        let (repo, digest, reader) = (repo.clone(), digest.clone(), reader.clone());
-        let pushes = pusher.is_some();
-        self.blocking(move |inner| match inner.stat_blob(&repo, &digest, &reader) {
-            Err(Error::Layout(error @ layout::Error::Damaged { .. })) if pushes => {
+        let unknown = || Error::BlobUnknown { repo: repo.clone(), digest: digest.clone() };
+        match looked {
+            Err(Error::Layout(error @ layout::Error::Damaged { .. })) if pusher.is_some() => {
                 tracing::error!(cause = ?error.to_string(), "a blob is damaged: push it again");
-                Err(Error::BlobUnknown { repo, digest })
+                Err(unknown())
             }
-            done => done,
-        })
-        .await
+            looked => looked?.ok_or_else(unknown),
+        }
     }
 
     /// Opens a blob for a pull ("Pulling blobs") by `reader`.
@@ -135,6 +147,9 @@ impl Registry {
         digest: &Digest,
         reader: &Account,
     ) -> Result<OpenBlob> {
+        if let Some(known) = self.inner.known_blob(repo, digest, reader) {
+            return Ok(known);
+        }
         let (name, wanted, reader) = (repo.clone(), digest.clone(), reader.clone());
         let opened = self.blocking(move |inner| inner.open_blob(&name, &wanted, &reader)).await?;
         match opened {
@@ -157,7 +172,7 @@ impl Registry {
 impl Inner {
     fn stat_blob(&self, repo: &RepoName, digest: &Digest, reader: &Account) -> Result<BlobInfo> {
         let unknown = || Error::BlobUnknown { repo: repo.clone(), digest: digest.clone() };
-        let dir = self.tree.repository_for(repo, reader)?.ok_or_else(unknown)?;
+        let dir = self.looked_up(repo, reader)?.ok_or_else(unknown)?;
         let stat = blobs::stat(&dir, digest)?.ok_or_else(unknown)?;
         if !layout::is_regular(&stat) {
             let path = dir.at(&path::blob(digest));
@@ -175,6 +190,19 @@ impl Inner {
             }
         }
         Ok(BlobInfo { size })
+    }
+
+    /// A blob of which everything is known, opened with what the kernel has in memory: no thread is needed
+    /// for that, which may have to wait for a disk. `None` if anything has to be read, or is not as it
+    /// should be.
+    fn known_blob(&self, repo: &RepoName, digest: &Digest, reader: &Account) -> Option<OpenBlob> {
+        let blob = Blob::at_hand(&self.tree, &reader.seen(repo)?, digest)?;
+        let length = self.holders.remembered(digest)?;
+        if length.is_some_and(|length| length != blob.size()) {
+            return None;
+        }
+        let verdict = self.tree.known(digest, blob.stat())?;
+        self.pulled(blob, verdict).ok()
     }
 
     fn open_blob(

@@ -152,6 +152,11 @@ impl Queue {
         !waiting.led
     }
 
+    /// Whether somebody waits.
+    fn has_more(&self) -> bool {
+        !locked(&self.waiting).members.is_empty()
+    }
+
     /// How many wait right now.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
@@ -185,7 +190,8 @@ impl Leader<'_> {
                 Ok((dir, held)) => {
                     let members = self.queue.take();
                     let outcomes = inner.commit_group(repo, &dir, self.queue, &members);
-                    let awaited = held.awaited();
+                    // Whether other processes wait matters only if this one goes on.
+                    let awaited = self.queue.has_more() && held.awaited();
                     held.release();
                     answer(members, outcomes);
                     awaited

@@ -7,7 +7,7 @@ use super::commit::{Checked, Deed, Outcome, Refusal};
 use super::indexes::Meanwhile;
 use super::manifests::Put;
 use super::{Actor, Error, Inner, Result};
-use crate::graph::views::Commit;
+use crate::graph::views::{Commit, Place};
 use crate::layout::blobs::Presence;
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::{self, Record};
@@ -201,7 +201,8 @@ impl<'a> Group<'a> {
         if self.changes.is_empty() && state.health == Health::Sound {
             return self.confirm(state, dir);
         }
-        let before = self.last.as_ref().map_or_else(Stamp::nothing, |last| last.stamp);
+        let last = self.last.clone();
+        let before = last.as_ref().map_or_else(Stamp::nothing, |last| last.stamp);
         self.publish(state, dir)?;
         if let Err(error) = facts::append(&self.inner.tree, self.dir, self.facts.iter().copied()) {
             tracing::debug!(%error, "facts of manifests were not written down");
@@ -209,7 +210,8 @@ impl<'a> Group<'a> {
         if let Some(now) = &self.last {
             let changes: Vec<&Change> = self.changes.iter().map(|(change, _)| change).collect();
             let commit = Commit { before, now, changes: &changes, facts: &self.facts };
-            self.inner.follow(self.repo, self.dir, &commit);
+            let place = Place { name: self.repo, dir: self.dir };
+            self.inner.follow(&place, last.as_deref(), &commit);
         }
         self.still_named()
     }
@@ -244,8 +246,9 @@ impl<'a> Group<'a> {
     /// All steps up to the rename, which is the commit.
     fn write(&self, state: &mut State, dir: DirId) -> Result<(Arc<IndexFile>, Vec<DirId>)> {
         let disk = &*self.inner.tree.disk;
-        let bytes = self.index.to_bytes();
-        let stamp = Stamp::of(&bytes);
+        let parts = self.index.parts();
+        let parts: Vec<&[u8]> = parts.iter().map(AsRef::as_ref).collect();
+        let stamp = Stamp::of_parts(&parts);
         let base = self.last.as_ref().map_or_else(Stamp::nothing, |last| last.stamp);
         let record = |(change, actor): &(Change, Actor)| {
             Record::now(change.clone(), actor.who.clone(), actor.from, base, stamp)
@@ -258,9 +261,11 @@ impl<'a> Group<'a> {
             // The last journal was set aside since: an index.json must not outlive its own lines.
             disk.sync_dir(self.dir)?;
         }
-        let file = durable::replace(disk, self.dir, path::INDEX, &bytes, Purpose::Public)?;
+        let file = durable::replace_by_parts(disk, self.dir, path::INDEX, &parts, Purpose::Public)?;
         let index = Arc::clone(&self.index);
-        Ok((Arc::new(IndexFile::written(self.dir, index, stamp, file)?), blobs))
+        let remote = self.inner.tree.is_remote();
+        let written = IndexFile::written(self.dir, index, stamp, file, remote)?;
+        Ok((Arc::new(written), blobs))
     }
 
     /// `oci-layout` is there, and what it says is durable: another tool may have made it a moment ago.

@@ -12,6 +12,9 @@ use crate::oci::{RepoName, Tag};
 /// The most index.json files that are held open.
 const MOST: usize = 512;
 
+/// And the most memory that they take together. The last one may take more: 100,000 tags are some 35 MB.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+
 /// How long a request waits for another tool to finish writing: longer than the 2 s for which a file
 /// counts as being written, and not for ever if somebody touches it again and again.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -34,6 +37,16 @@ const MOST_WAITING: usize = 16;
 struct State {
     known: HashMap<RepoName, (Arc<IndexFile>, u64)>,
     clock: u64,
+    /// What all take.
+    bytes: usize,
+}
+
+impl State {
+    fn remove(&mut self, name: &RepoName) {
+        if let Some((file, _)) = self.known.remove(name) {
+            self.bytes -= file.weight();
+        }
+    }
 }
 
 impl Indexes {
@@ -52,12 +65,13 @@ impl Indexes {
         let mut state = locked(&self.state);
         state.clock += 1;
         let now = state.clock;
+        state.remove(name);
+        state.bytes += file.weight();
         state.known.insert(name.clone(), (file, now));
-        if state.known.len() > MOST {
+        while state.known.len() > MOST || state.bytes > MOST_BYTES && state.known.len() > 1 {
             let oldest = state.known.iter().min_by_key(|(_, (_, used))| *used);
-            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
-                state.known.remove(&oldest);
-            }
+            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else { break };
+            state.remove(&oldest);
         }
     }
 
@@ -76,7 +90,7 @@ impl Indexes {
     }
 
     pub(super) fn forget(&self, name: &RepoName) {
-        locked(&self.state).known.remove(name);
+        locked(&self.state).remove(name);
     }
 }
 
@@ -152,6 +166,27 @@ impl Inner {
                 },
             }
         }
+    }
+
+    /// The index.json of which the kernel's memory tells that it is what was read last, for somebody who
+    /// was let through to the repository and may read it.
+    pub(super) fn known_index(&self, name: &RepoName, reader: &Account) -> Option<Arc<IndexFile>> {
+        if self.tree.is_remote() {
+            return None;
+        }
+        let dir = reader.seen(name)?;
+        let file = self.indexes.last(name)?;
+        (file.stands(&dir).ok()? && file.readers.include(reader)).then_some(file)
+    }
+
+    /// The index.json as it stands now, for a look that is not worth remembering: a list of all
+    /// repositories must not take the place of those that are in use.
+    pub(super) fn known_or_read(
+        &self,
+        name: &RepoName,
+        dir: &Dir,
+    ) -> std::result::Result<Option<Arc<IndexFile>>, Error> {
+        self.read_index(dir, self.indexes.last(name).as_ref(), Meanwhile::LastGood)
     }
 
     /// The index.json for somebody who reads; `None` also if its own rights do not let them.

@@ -42,6 +42,11 @@ impl Registry {
         n: usize,
         reader: &Account,
     ) -> Result<Page<Tag>> {
+        if let Some(file) = self.inner.known_index(repo, reader)
+            && !file.index.is_empty()
+        {
+            return Ok(Page::of(n, file.index.tags_after(last).cloned()));
+        }
         let (repo, last, reader) = (repo.clone(), last.map(str::to_owned), reader.clone());
         self.blocking(move |inner| inner.tags(&repo, last.as_deref(), n, &reader)).await
     }
@@ -87,12 +92,13 @@ impl Inner {
         n: usize,
         reader: &Account,
     ) -> Result<Page<Tag>> {
-        let dir = self.repository_for(repo, reader)?;
+        let unknown = || Error::NameUnknown(repo.clone());
+        let dir = self.looked_up(repo, reader)?.ok_or_else(unknown)?;
         match self.index_for(repo, &dir, reader)? {
             Some(file) if !file.index.is_empty() => {
                 Ok(Page::of(n, file.index.tags_after(last).cloned()))
             }
-            _ => Err(Error::NameUnknown(repo.clone())),
+            _ => Err(unknown()),
         }
     }
 
@@ -157,7 +163,7 @@ impl Inner {
     }
 
     /// Whoever is busy with theirs comes here afterwards, and it counts then.
-    fn forget_too_much(&self) {
+    pub(super) fn forget_too_much(&self) {
         let mut known = locked(&self.knowledge);
         let weights = known.values().filter_map(|one| one.try_lock().ok().map(|k| k.weight()));
         if weights.sum::<usize>() > MOST_KNOWN_BYTES {
@@ -192,7 +198,12 @@ impl Inner {
     /// Whether an index.json has an entry. One that cannot be read is listed: whoever asks for the
     /// repository then learns that it is damaged.
     fn has_entries(&self, name: &RepoName, dir: &Dir, reader: &Account) -> bool {
-        match self.index_for(name, dir, reader) {
+        let file = match self.known_or_read(name, dir) {
+            // Another tool may be writing it.
+            Err(_) => self.index_for(name, dir, reader),
+            read => Ok(read.unwrap_or_default().filter(|file| file.readers.include(reader))),
+        };
+        match file {
             Ok(file) => file.is_some_and(|file| !file.index.is_empty()),
             Err(error) => {
                 tracing::error!(%error, "a repository cannot be read");

@@ -60,6 +60,9 @@ impl Registry {
         reference: &Reference,
         reader: &Account,
     ) -> Result<StoredManifest> {
+        if let Some(known) = self.inner.known_manifest(repo, reference, reader) {
+            return Ok(known);
+        }
         let (repo, reference, reader) = (repo.clone(), reference.clone(), reader.clone());
         self.blocking(move |inner| inner.manifest(&repo, &reference, &reader)).await
     }
@@ -69,10 +72,19 @@ impl Registry {
     /// When this returns, manifest and tags survive a power cut, with all that the manifest refers
     /// to. On an error no reader sees anything of it.
     pub async fn put_manifest(&self, repo: &RepoName, push: Push, actor: &Actor) -> Result<Pushed> {
-        // A manifest of 4 MiB takes a while to read and to hash.
-        let (mut put, push) = self.blocking(move |_| Put::of(&push).map(|put| (put, push))).await?;
-        for _ in 0..TRIES {
-            put.bad = self.store(repo, &put, &push.bytes, actor).await?;
+        let (name, pusher) = (repo.clone(), actor.clone());
+        let first = self.blocking(move |inner| {
+            // A manifest of 4 MiB takes a while to read and to hash.
+            let mut put = Put::of(&push)?;
+            let to = Destination::new(&name, &put.descriptor.digest, &pusher);
+            put.bad = inner.store(&to, &put, &push.bytes)?;
+            Ok((put, push))
+        });
+        let (mut put, push) = first.await?;
+        for again in 0..TRIES {
+            if again > 0 {
+                put.bad = self.store(repo, &put, &push.bytes, actor).await?;
+            }
             match self.commit(repo, Deed::Put(Box::new(put.clone())), actor).await {
                 Ok(changes) => {
                     let Put { descriptor, fact, .. } = put;
@@ -156,6 +168,26 @@ fn describe(manifest: &Manifest, digest: Digest, size: u64) -> Descriptor {
 }
 
 impl Inner {
+    /// A manifest of which everything is known, validated by three looks at what the kernel has in
+    /// memory: no thread is needed for that, which may have to wait for a disk. `None` if anything has to
+    /// be read, or is not as it should be.
+    fn known_manifest(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+        reader: &Account,
+    ) -> Option<StoredManifest> {
+        let (file, dir) = (self.known_index(repo, reader)?, reader.seen(repo)?);
+        let entry = match reference {
+            Reference::Tag(tag) => file.index.tagged(tag),
+            Reference::Digest(digest) => file.index.find(digest),
+        };
+        let Descriptor { digest, media_type, .. } = entry.filter(|e| !e.media_type.is_empty())?;
+        let stat = blobs::stat_at_hand(&self.tree, &dir, &digest)?;
+        let bytes = self.contents.get(&digest, &stat)?;
+        Some(StoredManifest { digest, media_type, bytes })
+    }
+
     fn manifest(
         &self,
         repo: &RepoName,
@@ -164,12 +196,18 @@ impl Inner {
     ) -> Result<StoredManifest> {
         let unknown =
             || Error::ManifestUnknown { repo: repo.clone(), reference: reference.clone() };
-        let dir = self.tree.repository_for(repo, reader)?.ok_or_else(unknown)?;
+        let dir = self.looked_up(repo, reader)?.ok_or_else(unknown)?;
         let index = self.index_for(repo, &dir, reader)?.ok_or_else(unknown)?;
         let descriptor = self.resolve(repo, &dir, &index, reference)?.ok_or_else(unknown)?;
         let digest = descriptor.digest;
         let bytes = match graph::manifest_bytes_for(&self.tree, &dir, &digest, reader)? {
-            Some(bytes) => bytes,
+            Some((bytes, blob)) => {
+                let bytes = Bytes::from(bytes);
+                if blob.is_ours(&self.tree) {
+                    self.contents.put(&digest, blob.stat(), &bytes);
+                }
+                bytes
+            }
             // A tag whose manifest is gone is damage; a sparse index's child is simply absent, and
             // so is what the reader may not read.
             None if matches!(reference, Reference::Tag(_))
@@ -184,7 +222,7 @@ impl Inner {
             "" => untyped(&dir, &digest, &bytes)?,
             known => known.to_owned(),
         };
-        Ok(StoredManifest { digest, media_type, bytes: bytes.into() })
+        Ok(StoredManifest { digest, media_type, bytes })
     }
 
     /// What index.json names, or an index there contains; and nothing else that lies in blobs/.
@@ -196,11 +234,11 @@ impl Inner {
         reference: &Reference,
     ) -> Result<Option<Descriptor>> {
         let digest = match reference {
-            Reference::Tag(tag) => return Ok(index.index.tagged(tag).cloned()),
+            Reference::Tag(tag) => return Ok(index.index.tagged(tag)),
             Reference::Digest(digest) => digest,
         };
         if let Some(found) = index.index.find(digest) {
-            return Ok(Some(found.clone()));
+            return Ok(Some(found));
         }
         if blobs::stat(dir, digest)?.is_none() {
             return Ok(None);

@@ -5,6 +5,7 @@
 
 mod blobs;
 mod commit;
+mod contents;
 mod delete;
 mod error;
 mod group;
@@ -144,6 +145,7 @@ struct Inner {
     holders: Holders,
     keys: KeyFile,
     indexes: indexes::Indexes,
+    contents: contents::Contents,
     queues: Mutex<HashMap<RepoName, Arc<commit::Queue>>>,
     hashes: uploads::Hashes,
     turns: blobs::Turns,
@@ -180,6 +182,7 @@ impl Registry {
             holders: Holders::default(),
             keys: KeyFile::default(),
             indexes: indexes::Indexes::default(),
+            contents: contents::Contents::default(),
             queues: Mutex::default(),
             hashes: uploads::Hashes::default(),
             turns: blobs::Turns::default(),
@@ -275,9 +278,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    /// A repository's directory, for whom it is opened.
-    fn repository_for(&self, name: &RepoName, account: &Account) -> Result<layout::Dir> {
-        let found = self.tree.repository_for(name, account)?;
-        found.ok_or_else(|| Error::NameUnknown(name.clone()))
+    /// A repository's directory for somebody who looks up names in it and nothing else: the one that he
+    /// was let through to, if it is still open since.
+    fn looked_up(&self, name: &RepoName, account: &Account) -> layout::Result<Option<layout::Dir>> {
+        match account.seen(name) {
+            Some(dir) => Ok(Some(dir)),
+            None => self.tree.repository_for(name, account),
+        }
     }
 }

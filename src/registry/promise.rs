@@ -22,6 +22,16 @@ impl Registry {
         if !self.blocking(move |inner| Ok(notes::is_noted(&inner.tree, &name, &wanted)?)).await? {
             return Ok(());
         }
+        self.promise_noted(repo, digest, actor).await
+    }
+
+    /// The same where there is a note.
+    pub(super) async fn promise_noted(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        actor: &Actor,
+    ) -> Result<()> {
         match self.commit(repo, Deed::Promise(digest.clone()), actor).await {
             Ok(_) => Ok(()),
             // A repository that is not there any more has nothing that could be taken; but the blob

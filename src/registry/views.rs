@@ -1,8 +1,8 @@
 //! Views follow each commit, and are renewed where something else changed an index.json.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -10,8 +10,9 @@ use tokio::sync::Notify;
 use super::indexes::Meanwhile;
 use super::{Inner, Registry, Result, locked};
 use crate::graph::views::{Commit, Place};
+use crate::graph::{Delta, Knowledge};
 use crate::layout::readers::Readers;
-use crate::layout::{Changed, Dir, IndexFile, Inode, Walk, lock, path, views};
+use crate::layout::{Changed, IndexFile, Inode, Walk, lock, path, views};
 use crate::oci::RepoName;
 
 /// Whether repositories have views.
@@ -136,20 +137,78 @@ impl Inner {
     }
 
     /// After a commit, under the repository's lock. The commit stands, whatever becomes of its views:
-    /// they are renewed at the next occasion.
-    pub(super) fn follow(&self, name: &RepoName, dir: &Dir, commit: &Commit<'_>) {
-        let place = Place { name, dir };
-        let followed = match self.settings.views {
-            Views::None | Views::Keep if matches!(views::are_there(dir), Ok(false)) => Ok(()),
-            Views::None => views::remove(&self.tree, dir).map_err(Into::into),
-            Views::Make | Views::Keep => match place.follow(&self.tree, commit) {
-                Ok(true) => Ok(()),
-                Ok(false) => self.renew(&place, commit.now),
-                Err(error) => Err(error.into()),
-            },
+    /// they are renewed at the next occasion. `before` is what it changed.
+    pub(super) fn follow(
+        &self,
+        place: &Place<'_>,
+        before: Option<&IndexFile>,
+        commit: &Commit<'_>,
+    ) {
+        let none =
+            self.settings.views != Views::Make && matches!(views::are_there(place.dir), Ok(false));
+        let shown = !none && self.settings.views != Views::None;
+        let knowledge = if shown && !commit.is_simple() {
+            Some(self.knowledge(place.name))
+        } else {
+            locked(&self.knowledge).get(place.name).map(Arc::clone)
         };
+        let learnt = knowledge.as_ref().and_then(|known| self.learn(known, place, before, commit));
+        let followed = match (self.settings.views, learnt) {
+            _ if none => Ok(()),
+            (Views::None, _) => views::remove(&self.tree, place.dir).map_err(Into::into),
+            (_, learnt) => self.show(place, commit, learnt),
+        };
+        self.forget_too_much();
         if let Err(error) = followed {
-            tracing::warn!(%error, repo = %name, "views are not up to date: a web server may serve old ones");
+            tracing::warn!(%error, repo = %place.name, "views are not up to date: a web server may serve old ones");
+        }
+    }
+
+    fn show(
+        &self,
+        place: &Place<'_>,
+        commit: &Commit<'_>,
+        learnt: Option<(MutexGuard<'_, Knowledge>, Delta)>,
+    ) -> Result<()> {
+        let done = match learnt {
+            Some((known, delta)) => place.follow_known(&self.tree, commit, &known, &delta),
+            None => place.follow(&self.tree, commit),
+        };
+        if done? { Ok(()) } else { self.renew(place, commit.now) }
+    }
+
+    /// What is known of the manifests follows a commit if it is up to date: then nobody has to go over
+    /// all of them. It is brought up to date first where the commit's changes do not say what changes in
+    /// the views; others are not waited for.
+    fn learn<'k>(
+        &self,
+        known: &'k Mutex<Knowledge>,
+        place: &Place<'_>,
+        before: Option<&IndexFile>,
+        commit: &Commit<'_>,
+    ) -> Option<(MutexGuard<'k, Knowledge>, Delta)> {
+        let mut known = match known.try_lock() {
+            Ok(known) => known,
+            Err(_) if commit.is_simple() => return None,
+            Err(_) => locked(known),
+        };
+        let mut learn = || {
+            if !commit.is_simple()
+                && let Some(before) = before
+            {
+                known.refresh(&self.tree, place.dir, before)?;
+            }
+            if known.stamp() != Some(commit.before) {
+                return Ok(None);
+            }
+            known.follow(place.dir, commit)
+        };
+        match learn() {
+            Ok(delta) => delta.map(|delta| (known, delta)),
+            Err(error) => {
+                tracing::debug!(%error, repo = %place.name, "manifests are read anew");
+                None
+            }
         }
     }
 

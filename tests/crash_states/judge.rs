@@ -369,10 +369,10 @@ impl Hasher for Mix {
 
 fn said(bytes: &[u8]) -> Result<Said, String> {
     let index = Index::parse(bytes).map_err(|error| error.to_string())?;
-    let mut repo = Repo { manifests: index.digests().cloned().collect(), ..Repo::default() };
+    let mut repo = Repo { manifests: index.digests().collect(), ..Repo::default() };
     for tag in index.tags_after(None) {
         if let Some(descriptor) = index.tagged(tag) {
-            repo.tags.insert(tag.to_string(), descriptor.digest.clone());
+            repo.tags.insert(tag.to_string(), descriptor.digest);
         }
     }
     Ok(Said { repo, stamp: Stamp::of(bytes) })

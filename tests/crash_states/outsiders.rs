@@ -104,7 +104,7 @@ impl World {
         let dir = root.dir(of).expect("the repository");
         let bytes = std::fs::read(dir.at(path::INDEX)).expect("an index.json");
         let mut index = Index::parse(&bytes).expect("an index");
-        let descriptor = index.find(&image.digest).expect("the manifest is there").clone();
+        let descriptor = index.find(&image.digest).expect("the manifest is there");
         let mut bare = descriptor;
         bare.annotations.clear();
         index.put(&bare, &[tag(name)]);

@@ -302,7 +302,7 @@ pub(crate) fn assert_no_second_sync(first: &[(Call, Answer)], second: &[(Call, A
             ("fsync" | "fdatasync", _) => {
                 assert!(!failed.contains_key(&inode), "synced again: {failed:?}");
             }
-            ("write" | "pwrite64" | "ftruncate", Answer::Go) => {
+            ("write" | "pwrite64" | "writev" | "ftruncate", Answer::Go) => {
                 failed.remove(&inode);
             }
             _ => {}

@@ -216,10 +216,10 @@ pub fn index(repo: &Path) -> Option<Index> {
     let bytes = fs::read(repo.join("index.json")).ok()?;
     let read = stillage::oci::Index::parse(&bytes).expect("an index.json");
     let tags = read.tags_after(None).filter_map(|tag| {
-        let digest = read.tagged(tag)?.digest.clone();
+        let digest = read.tagged(tag)?.digest;
         Some((tag.to_string(), digest))
     });
-    Some(Index { manifests: read.digests().cloned().collect(), tags: tags.collect() })
+    Some(Index { manifests: read.digests().collect(), tags: tags.collect() })
 }
 
 // --- does the model explain it ---------------------------------------------------------------

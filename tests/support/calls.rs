@@ -132,7 +132,7 @@ const FICLONE: u64 = 0x4004_9409;
 
 /// The calls that are held. `read` and `write` are those of files as well as of pipes and eventfds:
 /// what does not touch the tree goes on.
-const HELD: [(libc::c_long, &str, What); 38] = [
+const HELD: [(libc::c_long, &str, What); 39] = [
     (libc::SYS_openat, "openat", What::At(0, 1)),
     (libc::SYS_openat2, "openat2", What::At(0, 1)),
     (libc::SYS_mkdirat, "mkdirat", What::At(0, 1)),
@@ -149,6 +149,7 @@ const HELD: [(libc::c_long, &str, What); 38] = [
     (libc::SYS_fchownat, "fchownat", What::At(0, 1)),
     (libc::SYS_write, "write", What::Fd),
     (libc::SYS_pwrite64, "pwrite64", What::Fd),
+    (libc::SYS_writev, "writev", What::Fd),
     (libc::SYS_read, "read", What::Fd),
     (libc::SYS_pread64, "pread64", What::Fd),
     (libc::SYS_preadv2, "preadv2", What::Fd),

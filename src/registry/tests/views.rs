@@ -79,6 +79,50 @@ async fn views_follow_every_commit() {
     assert!(!f.path(&child).is_symlink());
 }
 
+/// Whatever goes with a deletion goes, and nobody looks at the rest: what is wrong there stays so.
+#[tokio::test]
+async fn a_deletion_takes_its_own_views_and_no_others() {
+    let f = fixture();
+    f.image("a", "stays").await.unwrap();
+    let delete = async |digest: &Digest| {
+        let by = Reference::Digest(digest.clone());
+        f.registry.delete_manifest(&repo("a"), &by, &Actor::default()).await.unwrap();
+    };
+    let one = image(b"{}", b"one");
+    let signed = signature(&sha256(&one), "inside");
+    let inner = index_of(&[(sha256(&one), one.len()), (sha256(&signed), signed.len())]);
+    let outer = index_of(&[(sha256(&inner), inner.len()), (sha256(&one), one.len())]);
+    for round in 0..2 {
+        f.image("a", "one").await.unwrap();
+        f.push("a", Reference::Digest(sha256(&signed)), signed.clone()).await.unwrap();
+        f.push("a", tag("inner"), inner.clone()).await.unwrap();
+        f.push("a", tag("outer"), outer.clone()).await.unwrap();
+        f.right("a");
+        // The first deletion goes over everything; from then on a renewal would show.
+        delete(&sha256(&signed)).await;
+        f.right("a");
+        let planted = f.path("a/_manifests/planted.oci-image");
+        std::os::unix::fs::symlink("nowhere", &planted).unwrap();
+        let right = || {
+            fs::remove_file(&planted).unwrap();
+            f.right("a");
+            std::os::unix::fs::symlink("nowhere", &planted).unwrap();
+        };
+        let order = match round {
+            0 => [&one, &inner, &outer],
+            _ => [&outer, &one, &inner],
+        };
+        for gone in order {
+            delete(&sha256(gone)).await;
+            right();
+        }
+        fs::remove_file(&planted).unwrap();
+        let list = format!("a/_referrers/sha256/{}.json", sha256(&one).hex());
+        assert!(!f.path(&list).exists());
+        assert_eq!(f.tags("a").await, ["stays"]);
+    }
+}
+
 /// An index brings manifests that nobody put there as manifests: what they refer to is listed.
 #[tokio::test]
 async fn what_an_index_contains_refers_too() {

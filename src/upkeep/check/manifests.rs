@@ -172,7 +172,7 @@ impl Graph<'_> {
             let message = format!("the tag {tag} stands on several entries: the first counts");
             self.findings.add(Rule::TagDoubled, &at, message);
         }
-        let entries: Vec<&Descriptor> = index.entries().collect();
+        let entries: Vec<Descriptor> = index.entries().collect();
         let mut rest = entries.as_slice();
         while !rest.is_empty() {
             let some;
@@ -183,7 +183,7 @@ impl Graph<'_> {
     }
 
     /// Reads the manifests of the next entries, on all cores. Gives how many entries those are.
-    fn read_ahead(&mut self, entries: &[&Descriptor]) -> usize {
+    fn read_ahead(&mut self, entries: &[Descriptor]) -> usize {
         let (mut wanted, mut bytes, mut count) = (HashSet::new(), 0, 0);
         for entry in entries.iter().take(TOGETHER) {
             let Descriptor { digest, size, media_type, .. } = entry;
@@ -212,7 +212,7 @@ impl Graph<'_> {
         count
     }
 
-    fn some(&mut self, entries: &[&Descriptor]) {
+    fn some(&mut self, entries: &[Descriptor]) {
         let at = self.repo.at(path::INDEX);
         for entry in entries {
             if let Some(name) = entry.annotations.get(REF_NAME)

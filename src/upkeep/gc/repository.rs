@@ -195,7 +195,7 @@ impl<'r> Repo<'r> {
         let cause =
             self.cause(KeptBy { time: SystemTime::now(), what: Some((What::Delete, None)) });
         let gone = file.index.entries().filter(|entry| self.without.contains(&entry.digest));
-        gone.into_iter().try_for_each(|entry| self.marks.remembered(self.dir, entry, cause))
+        gone.into_iter().try_for_each(|entry| self.marks.remembered(self.dir, &entry, cause))
     }
 
     fn cause(&mut self, by: KeptBy) -> graph::Cause {

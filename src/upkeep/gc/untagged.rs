@@ -67,7 +67,7 @@ impl Untagged {
     fn new(file: &IndexFile) -> Untagged {
         let mut since = HashMap::new();
         for entry in file.index.entries() {
-            since.insert(entry.digest.clone(), None);
+            since.insert(entry.digest, None);
         }
         for tag in file.index.tags_after(None) {
             if let Some(tagged) = file.index.tagged(tag) {
@@ -115,8 +115,8 @@ fn choose(
     let mut todo: Vec<Descriptor> = Vec::new();
     for entry in index.entries() {
         match old(&entry.digest) {
-            true => candidates.push(entry.digest.clone()),
-            false => todo.push(entry.clone()),
+            true => candidates.push(entry.digest),
+            false => todo.push(entry),
         }
     }
     if candidates.is_empty() {
@@ -124,9 +124,10 @@ fn choose(
     }
     let mut referrers: HashMap<Digest, Vec<Descriptor>> = HashMap::new();
     for entry in index.entries().filter(|entry| old(&entry.digest)) {
-        let subject = graph::read_manifest(repo, entry)?.and_then(|(manifest, _)| manifest.subject);
+        let subject =
+            graph::read_manifest(repo, &entry)?.and_then(|(manifest, _)| manifest.subject);
         if let Some(subject) = subject {
-            referrers.entry(subject.digest).or_default().push(entry.clone());
+            referrers.entry(subject.digest).or_default().push(entry);
         }
     }
     while let Some(descriptor) = todo.pop() {

@@ -106,7 +106,7 @@ impl Work<'_> {
         let mut entries = Vec::new();
         let (mut deeds, mut gone, mut revised) = (Vec::new(), Vec::new(), Vec::new());
         for entry in index.entries() {
-            let mut fate = self.fate(repo, entry)?;
+            let mut fate = self.fate(repo, &entry)?;
             let tag = entry.annotations.get(REF_NAME).and_then(|name| tag_of_ref_name(name));
             // Of several entries with one tag the first counts.
             if let (Some(kept), Some(tag)) = (&mut fate.entry, tag)
@@ -123,7 +123,7 @@ impl Work<'_> {
             }));
             match fate.entry {
                 Some(now) => {
-                    if now != *entry {
+                    if now != entry {
                         revised.push((entry.clone(), now.clone()));
                     }
                     entries.push(now);
