@@ -116,9 +116,9 @@ impl Place<'_> {
             return Ok(false);
         }
         let Some(lists) = self.lists_with(commit.facts)? else { return Ok(false) };
-        let children = commit.facts.iter().flat_map(|fact| &fact.children).filter_map(with_kind);
-        let mut steps: Vec<Step> =
-            children.map(|(child, kind)| Step::manifest(&child.digest, kind)).collect();
+        // What an index lists has an entry of its own here, and by that its view: the list may call it
+        // something else.
+        let mut steps = Vec::new();
         for change in commit.changes {
             let [before, after] =
                 [&change.before, &change.after].map(|entry| entry.as_ref().and_then(with_kind));
