@@ -7,7 +7,7 @@ use super::commit::{Checked, Deed, Outcome, Refusal};
 use super::indexes::Meanwhile;
 use super::manifests::Put;
 use super::{Actor, Error, Inner, Result};
-use crate::graph::views::{Commit, Place};
+use crate::graph::views::Commit;
 use crate::layout::blobs::Presence;
 use crate::layout::inherit::Purpose;
 use crate::layout::journal::{self, Record};
@@ -210,8 +210,7 @@ impl<'a> Group<'a> {
         if let Some(now) = &self.last {
             let changes: Vec<&Change> = self.changes.iter().map(|(change, _)| change).collect();
             let commit = Commit { before, now, changes: &changes, facts: &self.facts };
-            let place = Place { name: self.repo, dir: self.dir };
-            self.inner.follow(&place, last.as_deref(), &commit);
+            self.inner.follow((self.repo, self.dir), last.as_deref(), &commit);
         }
         self.still_named()
     }
