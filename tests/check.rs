@@ -17,6 +17,7 @@ use layouts::room::with_room;
 use layouts::{Files, broken, disk, findings, findings_with, valid};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::json;
+use stillage::layout::Account;
 use stillage::oci::{Algorithm, Digest, Reference, RepoName, Tag};
 use stillage::registry::{Actor, Push, Registry, Settings};
 use stillage::upkeep::check::{Options, Rule};
@@ -30,6 +31,39 @@ fn checking_changes_nothing() {
         findings(temp.path());
         assert_eq!(disk::fingerprint(temp.path()), before, "{}", sample.name);
     }
+}
+
+/// On a mirror, and after the machine's start, nothing says of which index.json views are.
+#[test]
+fn views_of_which_nothing_is_known_are_compared() {
+    let temp = disk::place(&valid::written());
+    let (root, name) = (temp.path(), RepoName::parse("team/app").unwrap());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let registry = Registry::open(root, Settings::default()).unwrap();
+    runtime.block_on(async {
+        registry.tags(&name, None, 1, &Account::default()).await.unwrap();
+        registry.renew_views().await;
+    });
+    let found = || -> Vec<_> {
+        let (found, _) = findings(root);
+        found.into_iter().map(|finding| (finding.rule, finding.message)).collect()
+    };
+    let repo = root.join("team/app");
+    let manifests = repo.join("_manifests");
+    fs::remove_file(manifests.join(".of")).unwrap();
+    assert_eq!(found(), []);
+    let is_tag = |path: &PathBuf| path.is_symlink();
+    let mut names = fs::read_dir(&manifests).unwrap().map(|entry| entry.unwrap().path());
+    fs::remove_file(names.find(is_tag).expect("a tag")).unwrap();
+    let stale = found();
+    assert!(
+        matches!(&stale[..], [(Rule::ViewsStale, why)] if why.contains("nothing says")),
+        "{stale:?}"
+    );
+    // Somebody works on it: they may be right in a moment.
+    let lock = fs::File::open(repo.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    assert_eq!(found(), []);
 }
 
 /// An entry that was taken from the repository's ACL must not live on in what lies in it.

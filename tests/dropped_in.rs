@@ -145,6 +145,53 @@ fn what_tools_write_into_a_repository_is_seen_by_the_next_request() {
     }
 }
 
+/// The server must not make what `cp -a` is about to make. strace slows it down: its index.json comes a while
+/// before the last blob, or after it, as the directory gives the names.
+#[test]
+fn a_repository_is_copied_beside_the_server_however_long_it_takes() {
+    const IMAGES: usize = 25;
+    let registry = Registry::start(&["--auth", "none"]);
+    let client = registry.client();
+    for number in 0..IMAGES {
+        client.push_image("from", &format!("v{number}"), &Image::random(1_000));
+    }
+    let root = registry.root();
+    for to in ["to", "other/place"] {
+        fs::create_dir_all(root.join("other")).expect("a directory");
+        let slow = "inject=openat:delay_enter=60000";
+        let mut copy = Command::new("strace");
+        copy.args(["-f", "-o", "/dev/null", "-e", "trace=openat", "-e", slow, "cp", "-a", "--"]);
+        run(copy.arg(root.join("from")).arg(root.join(to))).ok();
+        assert_eq!(client.tags(to).len(), IMAGES);
+        views_become_right(&registry, to);
+    }
+}
+
+/// Whoever writes index.json as it was takes back what was acknowledged since: that is told.
+#[test]
+fn an_index_that_is_put_back_is_told_with_what_it_lacks() {
+    let registry = Registry::start(&["--auth", "none"]);
+    let client = registry.client();
+    client.push_image("team/app", "base", &Image::random(100));
+    let index = registry.root().join("team/app/index.json");
+    let before = fs::read(&index).expect("index.json");
+    client.push_image("team/app", "pushed", &Image::random(100));
+    fs::write(&index, &before).expect("index.json");
+    assert_eq!(client.tags("team/app"), ["base"]);
+    registry.logs("an older index.json was put back");
+    assert!(registry.stderr().contains(r#"tags=["pushed"]"#), "{}", registry.stderr());
+    // Of one change nothing but the log tells: it may never have been made.
+    client.push_image("team/app", "pushed", &Image::random(100));
+    client.push_image("team/app", "later", &Image::random(100));
+    fs::write(&index, &before).expect("index.json");
+    assert_eq!(client.tags("team/app"), ["base"]);
+    let both = r#"tags=["later", "pushed"]"#;
+    registry.logs(both);
+    let (code, text) = registry.check();
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("journal-stamp-older") && text.contains("later, pushed"), "{text}");
+}
+
 #[test]
 fn a_file_that_the_server_cannot_read_is_named_with_its_mode() {
     let account = Account::new();

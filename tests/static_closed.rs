@@ -5,10 +5,14 @@ mod support;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
 use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
+use support::Registry;
+use support::command::run;
 use support::content::{Image, sha256};
 use support::http::Request;
-use support::web::{Served, assert_alike};
+use support::web::{Served, Web, assert_alike, open_room};
 
 /// An account of every Debian that is neither ours nor nginx's.
 const DAEMON: u32 = 1;
@@ -240,6 +244,99 @@ fn private_repositories_are_those_that_www_data_cannot_enter() {
     }
     for path in paths("open/app").iter().filter(|path| !path.ends_with("/x")) {
         nginx.get(path).expect_status(200);
+    }
+}
+
+/// Who may enter a directory and not list it is told nothing here that he could not tell: `access` says of
+/// all of these that everybody else may not pull.
+#[test]
+fn what_www_data_may_only_enter_is_not_shown() {
+    let served = Served::new();
+    let image = Image::random(1000);
+    served.ours().push_image("team/app", "v1", &image);
+    let paths = |repo: &str| {
+        [
+            format!("/v2/{repo}/manifests/v1"),
+            format!("/v2/{repo}/manifests/{}", image.digest),
+            format!("/v2/{repo}/tags/list"),
+            format!("/v2/{repo}/referrers/{}", image.digest),
+        ]
+    };
+    let nginx = served.nginx();
+    let becomes = |status: u16, mode: u32| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while paths("team/app").iter().any(|path| nginx.get(path).status != status) {
+            assert!(
+                Instant::now() < end,
+                "not {status} with {mode:o}; {}",
+                served.registry.stderr()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let mode = |mode: u32| {
+        let path = served.repo("team/app");
+        fs::set_permissions(path, Permissions::from_mode(mode)).expect("its mode");
+    };
+    let closed: [(u32, &[&str]); 3] =
+        [(0o711, &[]), (0o751, &[]), (0o700, &["-m", "u:www-data:x"])];
+    for (bits, acl) in closed {
+        becomes(200, 0o755);
+        mode(bits);
+        if !acl.is_empty() {
+            run(Command::new("setfacl").args(acl).arg(served.repo("team/app"))).ok();
+        }
+        becomes(404, bits);
+        for (path, other) in paths("team/app").iter().zip(paths("none")) {
+            // Word for word what is said of a repository that nobody has.
+            assert_alike(&nginx.get(&other), &nginx.get(path), path);
+        }
+        run(Command::new("setfacl").arg("-b").arg(served.repo("team/app"))).ok();
+        mode(0o755);
+    }
+    becomes(200, 0o755);
+}
+
+/// umoci 0.4.7 makes every file that it writes one for its owner alone (docs/other-tools.md).
+#[test]
+fn what_umoci_made_is_for_everybody_after_two_commands() {
+    let room = open_room();
+    let registry = Registry::start_on(&room.path().join("registry"), &["--auth", "pam"]);
+    let nginx = Web::nginx(registry.root());
+    let place = registry.root().join("made");
+    let umoci = |args: &[&str]| run(Command::new("umoci").args(args)).ok();
+    let layout = place.to_str().expect("text").to_owned();
+    umoci(&["init", "--layout", &layout]);
+    umoci(&["new", "--image", &format!("{layout}:v1")]);
+    umoci(&["config", "--image", &format!("{layout}:v1"), "--config.user", "65534"]);
+    let anonymous = registry.client().with_authorization("Basic Og==");
+    let index = fs::read(place.join("index.json")).expect("index.json");
+    let index: serde_json::Value = serde_json::from_slice(&index).expect("an index");
+    let entry = index["manifests"].as_array().expect("entries").last().expect("one");
+    let digest = entry["digest"].as_str().expect("a digest");
+    let manifest = fs::read(place.join("blobs/sha256").join(&digest[7..])).expect("a manifest");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("a manifest");
+    let config = manifest["config"]["digest"].as_str().expect("a digest");
+    let paths = ["/v2/made/manifests/v1".to_owned(), format!("/v2/made/blobs/{config}")];
+    let everybody = [&anonymous, &nginx.client()];
+    for client in everybody {
+        for path in &paths {
+            client.get(path).expect_status(404);
+        }
+    }
+    // index.json alone is not enough.
+    run(Command::new("chmod").arg("644").arg(place.join("index.json"))).ok();
+    for path in &paths {
+        anonymous.get(path).expect_status(404);
+    }
+    run(Command::new("chmod").args(["-R", "a+rX"]).arg(place.join("blobs"))).ok();
+    for path in &paths {
+        anonymous.get(path).expect_status(200);
+        let end = Instant::now() + Duration::from_secs(60);
+        while nginx.client().get(path).status != 200 {
+            assert!(Instant::now() < end, "{path}; {}", registry.stderr());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

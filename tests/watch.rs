@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -368,6 +369,46 @@ fn views_of_what_is_dropped_in_are_made_without_a_request() {
     says("moved/in", "other");
     let names = registry.client().get("/v2/_catalog").expect_status(200).json();
     assert_eq!(names["repositories"], serde_json::json!(["a", "moved/in"]));
+}
+
+/// What a plain web server serves follows the modes of files and directories, and no event tells of them.
+#[test]
+fn who_may_read_a_repository_is_noticed_without_a_request() {
+    let registry = Registry::start(&["--auth", "none"]);
+    let (client, root) = (registry.client(), registry.root().to_owned());
+    client.push_image("team/app", "v1", &Image::random(10));
+    let watch = Watch::start(&[], &root, &[], &registry.scratch());
+    // The server watches by then, too.
+    client.push_image("team/app", "v2", &Image::random(10));
+    watch.some(2);
+    let repo = root.join("team/app");
+    let chmod = |path: &str, mode: u32| {
+        fs::set_permissions(root.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let becomes = |there: bool, what: &str| {
+        let end = Instant::now() + PATIENCE;
+        let is = || match there {
+            true => support::views::are_right(&root, "team/app"),
+            false => support::views::found(&repo).is_empty() && !repo.join("_manifests").exists(),
+        };
+        while !is() {
+            assert!(Instant::now() < end, "views, {what}: {there}; {}", registry.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    for (path, closed, open) in [
+        ("team/app/index.json", 0o600, 0o644),
+        ("team/app", 0o711, 0o755),
+        ("team/app", 0o751, 0o755),
+        ("team", 0o700, 0o711),
+        ("", 0o700, 0o755),
+    ] {
+        chmod(path, closed);
+        becomes(false, path);
+        chmod(path, open);
+        becomes(true, path);
+    }
+    watch.nothing_more();
 }
 
 #[test]

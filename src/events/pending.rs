@@ -145,7 +145,7 @@ mod tests {
 
     fn changed(names: &[&str], all: bool) -> Changed {
         let names = names.iter().map(|name| RepoName::parse(name).unwrap()).collect();
-        Changed { names, all, since: SystemTime::now() }
+        Changed { names, all, ..Changed::nothing(SystemTime::now()) }
     }
 
     fn next(pending: &Pending) -> String {

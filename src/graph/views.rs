@@ -4,16 +4,20 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
-use super::{Knowledge, referrer};
+use super::{Knowledge, read_manifest, referrer};
 use crate::layout::facts::Fact;
 use crate::layout::readers::Readers;
+use crate::layout::rights::Way;
 use crate::layout::views::{self, Origin, Step, Wanted};
 use crate::layout::{
-    Dir, Error, IndexFile, MAX_INDEX, OrAbsent, Result, Stamp, Tree, path, read_all,
+    Dir, Error, IndexFile, MAX_INDEX, OrAbsent, Result, Stamp, Tree, blobs, path, read_all, size_of,
 };
 use crate::oci::{
     Change, Descriptor, Digest, Index, Kind, RepoName, What, referrer_list, tag_list,
 };
+
+/// Of so many images all parts are looked for.
+const MOST_READ: usize = 1000;
 
 /// A repository, open.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +26,9 @@ pub struct Place<'a> {
     pub name: &'a RepoName,
     /// Its directory.
     pub dir: &'a Dir,
+    /// Whether everybody may enter it and list it, from ROOT on. A web server that may only enter it
+    /// would serve the views to all the world: then it has none.
+    pub open: bool,
 }
 
 /// What a commit made of an index.json.
@@ -37,11 +44,52 @@ pub struct Commit<'a> {
     pub facts: &'a [&'a Fact],
 }
 
-impl Place<'_> {
-    /// Whether the views say that they were made from an index.json. One that is not for everybody to
-    /// read has none, and nothing has to say so.
+impl<'a> Place<'a> {
+    /// A repository in a tree, by what lies on the way to it now.
+    pub fn on(way: &Way, name: &'a RepoName, dir: &'a Dir) -> Result<Place<'a>> {
+        Ok(Place { name, dir, open: way.is_open() && way.ends_at(dir.inode()?) })
+    }
+
+    /// Whether there are views of an index.json: it and its directory are for everybody to read.
+    pub fn shows(&self, index: &IndexFile) -> bool {
+        self.open && index.readers == Readers::Everybody
+    }
+
+    /// Whether the views say that they were made from an index.json. Where there are to be none,
+    /// nothing has to say so.
     pub fn has_views_of(&self, index: &IndexFile) -> Result<bool> {
-        Ok(index.readers != Readers::Everybody || self.are_of(index.stamp)?)
+        Ok(!self.shows(index) || self.are_of(index.stamp)?)
+    }
+
+    /// Whether what index.json names is there, with what the first [`MOST_READ`] of its images are made
+    /// of: while somebody copies a repository here, its blobs may come last.
+    pub fn is_whole(&self, index: &Index) -> Result<bool> {
+        for entry in index.entries() {
+            if !self.has(entry)? {
+                return Ok(false);
+            }
+        }
+        for entry in index.entries().take(MOST_READ) {
+            match read_manifest(self.dir, entry) {
+                // What an index lists may be elsewhere.
+                Ok(Some((manifest, _))) if manifest.manifests.is_empty() => {
+                    for part in manifest.required() {
+                        if !self.has(part)? {
+                            return Ok(false);
+                        }
+                    }
+                }
+                Ok(_) => {}
+                Err(Error::Damaged { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn has(&self, entry: &Descriptor) -> Result<bool> {
+        let stat = blobs::stat(self.dir, &entry.digest)?;
+        Ok(stat.is_some_and(|stat| size_of(&stat) >= entry.size))
     }
 
     /// Whether the views say, in this boot, what they were made from.
@@ -61,9 +109,9 @@ impl Place<'_> {
         Ok(Origin::read(self.dir)?.is_some_and(|origin| origin == Origin::new(self.name, stamp)))
     }
 
-    /// What makes the views those of an index.json. One that is not for everybody to read has none.
+    /// What makes the views those of an index.json. What is not for everybody to read has none.
     pub fn difference(&self, index: &IndexFile, known: &Knowledge) -> Result<Vec<Step>> {
-        if index.readers != Readers::Everybody {
+        if !self.shows(index) {
             return Wanted::default().difference(self.dir);
         }
         let manifests = manifests(&index.index, known);
@@ -83,7 +131,7 @@ impl Place<'_> {
     /// Makes the views those of an index.json, by what is different; call it under the repository's
     /// lock.
     pub fn renew(&self, tree: &Tree, index: &IndexFile, known: &Knowledge) -> Result<()> {
-        if index.readers != Readers::Everybody {
+        if !self.shows(index) {
             return views::remove(tree, self.dir);
         }
         let steps = self.difference(index, known)?;

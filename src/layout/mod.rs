@@ -75,7 +75,7 @@ pub use error::{At, Error, OrAbsent, Result};
 pub use incoming::Incoming;
 pub use index_file::{IndexFile, MAX_INDEX};
 pub use listing::{Entry, Listed, Listing};
-pub use overwritten::overwritten;
+pub use overwritten::{Older, Overwritten, overwritten};
 pub use own_certificate::OwnCertificate;
 pub use staging::{Place, Staging, StagingError, remove_all};
 pub use stamp::Stamp;

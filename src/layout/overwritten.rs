@@ -1,6 +1,6 @@
 //! What another tool took back by writing index.json without the repository's lock.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::FileExt;
 
 use super::dir::{self, Dir};
@@ -8,38 +8,94 @@ use super::error::{At, OrAbsent, Result};
 use super::index_file::IndexFile;
 use super::journal::Record;
 use super::path;
+use super::stamp::Stamp;
 use crate::oci::{Digest, Tag, What};
 
 /// So much of the journal's end is looked at: who overwrites a change has read index.json shortly
 /// before it.
 const TAIL: u64 = 64 * 1024;
 
-/// The tags that an index.json which another tool wrote has as they were before their last change, of
-/// those that changed lately: whoever wrote it had read it before. `None` if no other tool wrote it, as
-/// far as the journal's last lines tell. A tool that took such a change back on purpose cannot be told
-/// from one that never saw it.
-pub fn overwritten(repo: &Dir, index: &IndexFile) -> Result<Option<Vec<Tag>>> {
+/// What an index.json lacks of what was committed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Overwritten {
+    /// Another tool wrote it: these tags are as they were before their last change, of those that changed
+    /// lately. Whoever wrote it had read it before. A tool that took such a change back on purpose cannot
+    /// be told from one that never saw it.
+    Before(Vec<Tag>),
+    /// It is one of before, put back.
+    Older(Older),
+}
+
+/// What changed since an index.json that was put back.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Older {
+    /// The tags that are not what they had become.
+    pub tags: Vec<Tag>,
+    /// How many manifests that had come in are not named.
+    pub manifests: usize,
+}
+
+/// What an index.json, which others wrote, lacks, as far as the journal's last lines tell; `None` if it is
+/// the last one that they know. `seen` is one that stood there before: without it, an index.json that is
+/// the `base` of the last lines may be all that there was, and what they say was never done.
+pub fn overwritten(
+    repo: &Dir,
+    index: &IndexFile,
+    seen: Option<Stamp>,
+) -> Result<Option<Overwritten>> {
     let records = last_records(repo)?;
     let is_known = |record: &Record| record.stamp == index.stamp || record.base == index.stamp;
-    if records.is_empty() || records.iter().any(is_known) {
-        return Ok(None);
-    }
-    let mut seen = HashSet::new();
+    Ok(match records.iter().any(is_known) {
+        _ if records.is_empty() => None,
+        false => Some(Overwritten::Before(before(&records, index))),
+        true => seen.and_then(|seen| older(&records, index, seen)).map(Overwritten::Older),
+    })
+}
+
+fn before(records: &[Record], index: &IndexFile) -> Vec<Tag> {
     let mut back = Vec::new();
-    for record in records.iter().rev() {
-        let tag = record.tag.as_deref().filter(|_| matches!(record.what, What::Tag | What::Untag));
-        let Some(tag) = tag.and_then(|tag| Tag::parse(tag).ok()) else { continue };
-        if !seen.insert(tag.clone()) {
-            continue;
-        }
+    for (tag, record) in last_changes(records.iter()) {
         let digest = |entry: &Option<_>| entry.as_ref().map(digest_of);
         let now = index.index.tagged(&tag).map(digest_of);
         if now == digest(&record.before) && now != digest(&record.after) {
             back.push(tag);
         }
     }
-    back.sort_unstable();
-    Ok(Some(back))
+    back
+}
+
+/// What is not there of the changes up to the index.json that was seen, if that came later.
+fn older(records: &[Record], index: &IndexFile, seen: Stamp) -> Option<Older> {
+    let now = index.stamp;
+    let made = records.iter().rposition(|record| record.stamp == now).map(|at| at + 1);
+    let begin = made.or_else(|| records.iter().position(|record| record.base == now))?;
+    let since = &records[begin..];
+    since.iter().find(|record| record.stamp == seen)?;
+    // What a later one was made from, or somebody saw, was done.
+    let done: HashSet<Stamp> = since.iter().map(|record| record.base).chain([seen]).collect();
+    let since = || since.iter().filter(|record| done.contains(&record.stamp));
+    let mut older = Older::default();
+    for (tag, record) in last_changes(since()) {
+        if index.index.tagged(&tag).map(digest_of) != record.after.as_ref().map(digest_of) {
+            older.tags.push(tag);
+        }
+    }
+    let pushed = since().filter(|record| record.what == What::Push);
+    let pushed: HashSet<Digest> =
+        pushed.filter_map(|record| record.after.as_ref().map(digest_of)).collect();
+    older.manifests = pushed.iter().filter(|digest| index.index.find(digest).is_none()).count();
+    Some(older)
+}
+
+/// Each tag that changed, in lexical order, with its last change.
+fn last_changes<'a>(records: impl Iterator<Item = &'a Record>) -> BTreeMap<Tag, &'a Record> {
+    let mut last = BTreeMap::new();
+    for record in records.filter(|record| matches!(record.what, What::Tag | What::Untag)) {
+        if let Some(tag) = record.tag.as_deref().and_then(|tag| Tag::parse(tag).ok()) {
+            last.insert(tag, record);
+        }
+    }
+    last
 }
 
 fn digest_of(entry: &crate::oci::Descriptor) -> Digest {
@@ -101,8 +157,54 @@ mod tests {
         let index = Index::parse(EMPTY.as_bytes()).unwrap().with_entries(entries);
         fs::write(temp.path().join("index.json"), index.to_bytes()).unwrap();
         let index = IndexFile::read(&dir).unwrap().unwrap();
-        let tags = overwritten(&dir, &index).unwrap()?;
-        Some(tags.iter().map(Tag::to_string).collect())
+        match overwritten(&dir, &index, None).unwrap()? {
+            Overwritten::Before(tags) => Some(tags.iter().map(Tag::to_string).collect()),
+            older @ Overwritten::Older(_) => panic!("{older:?}"),
+        }
+    }
+
+    /// What is said of an index.json without entries, of which `before` was seen, after groups that each
+    /// made a tag of their own: from which, to which index.json. "now" is the one that stands there.
+    fn put_back(groups: &[(&str, &str)], before: &str) -> Option<Vec<String>> {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let stamp = |name: &str| Stamp::of(if name == "now" { EMPTY } else { name }.as_bytes());
+        for (from, to) in groups {
+            let tag = format!("{from}-{to}");
+            let change = Change {
+                what: What::Tag,
+                tag: Some(Tag::parse(&tag).unwrap()),
+                before: None,
+                after: Some(entry(&tag, &tag)),
+            };
+            let record = Record::now(change, None, None, stamp(from), stamp(to));
+            journal::append(&RealDisk, &dir, &[record]).unwrap();
+        }
+        fs::write(temp.path().join("index.json"), EMPTY).unwrap();
+        let index = IndexFile::read(&dir).unwrap().unwrap();
+        match overwritten(&dir, &index, Some(stamp(before))).unwrap()? {
+            Overwritten::Older(older) => Some(older.tags.iter().map(Tag::to_string).collect()),
+            before @ Overwritten::Before(_) => panic!("{before:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_of_before_what_was_seen_was_put_back() {
+        assert_eq!(put_back(&[("now", "1")], "1"), Some(vec!["now-1".to_owned()]));
+        let all = ["1-2", "now-1"].map(str::to_owned).to_vec();
+        assert_eq!(put_back(&[("now", "1"), ("1", "2")], "2"), Some(all.clone()));
+        assert_eq!(put_back(&[("0", "now"), ("now", "1"), ("1", "2")], "2"), Some(all.clone()));
+        // What was never done is not missed.
+        let groups = [("now", "1"), ("1", "void"), ("1", "2"), ("2", "void-too")];
+        assert_eq!(put_back(&groups, "2"), Some(all));
+    }
+
+    #[test]
+    fn what_others_committed_and_what_was_not_done_was_not_put_back() {
+        assert_eq!(put_back(&[("0", "1"), ("1", "now")], "1"), None, "another server's");
+        assert_eq!(put_back(&[("0", "1"), ("1", "now"), ("now", "3")], "1"), None, "in the making");
+        assert_eq!(put_back(&[("0", "now"), ("now", "1"), ("1", "now")], "1"), None, "as before");
+        assert_eq!(put_back(&[("0", "now"), ("now", "void")], "0"), None, "never done");
     }
 
     #[test]
@@ -120,7 +222,7 @@ mod tests {
         let dir = Dir::open_root(temp.path()).unwrap();
         fs::write(temp.path().join("index.json"), EMPTY).unwrap();
         let index = IndexFile::read(&dir).unwrap().unwrap();
-        assert_eq!(overwritten(&dir, &index).unwrap(), None, "without a journal");
+        assert_eq!(overwritten(&dir, &index, None).unwrap(), None, "without a journal");
         assert_eq!(after(&[]), None, "the base of a commit that was not made");
     }
 }

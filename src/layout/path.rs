@@ -132,6 +132,36 @@ pub fn referrers_view(subject: &Digest) -> String {
     format!("{}.json", subject.hex())
 }
 
+/// `_manifests/<algorithm>`
+pub fn manifest_views(algorithm: Algorithm) -> String {
+    format!("{MANIFESTS}/{algorithm}")
+}
+
+/// `_referrers/<algorithm>`
+pub fn referrer_views(algorithm: Algorithm) -> String {
+    format!("{REFERRERS}/{algorithm}")
+}
+
+/// Whether a name in a directory of a repository, empty for its own, is one that a view can have.
+pub fn is_view(dir: &str, name: &str) -> bool {
+    let of = |ending: Option<(&str, &str)>| {
+        let (name, short) = ending?;
+        Kind::ALL.iter().any(|kind| kind.short() == short).then(|| name.to_owned())
+    };
+    let is_hex =
+        |algorithm: Algorithm, hex: &str| Digest::parse(&format!("{algorithm}:{hex}")).is_ok();
+    let manifest = of(name.rsplit_once('.'));
+    match dir {
+        "" => name == TAGS,
+        MANIFESTS => manifest.is_some_and(|tag| Tag::parse(&tag).is_ok()),
+        _ => Algorithm::ALL.into_iter().any(|algorithm| {
+            let listed = name.strip_suffix(".json").filter(|_| dir == referrer_views(algorithm));
+            let named = manifest.as_deref().filter(|_| dir == manifest_views(algorithm));
+            listed.or(named).is_some_and(|hex| is_hex(algorithm, hex))
+        }),
+    }
+}
+
 /// The number of an older part of the journal, `_log.<n>.jsonl`.
 pub fn old_journal(name: &str) -> Option<u64> {
     let number = name.strip_prefix("_log.")?.strip_suffix(".jsonl")?;

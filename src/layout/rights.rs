@@ -13,6 +13,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatVfsMountFlags, Statx
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
+use super::account::{READ, SEARCH};
 use super::acl::{self, Acl};
 use super::dir::{Dir, Inode};
 use super::error::{At, Error, OrAbsent, Result};
@@ -88,6 +89,19 @@ pub struct Way {
 }
 
 impl Way {
+    /// Whether everybody may enter the repository and list it: others may read and search its own
+    /// directory, and search all above it. Whom an ACL names may still be shut out.
+    pub fn is_open(&self) -> bool {
+        let Some((own, above)) = self.levels.split_last() else { return false };
+        let give = |level: &Level, bits| level.mode & u16::from(bits) == u16::from(bits);
+        self.whole && give(own, READ | SEARCH) && above.iter().all(|level| give(level, SEARCH))
+    }
+
+    /// Whether the last level is this directory.
+    pub fn ends_at(&self, dir: Inode) -> bool {
+        self.whole && self.levels.last().is_some_and(|level| level.inode == dir)
+    }
+
     /// Whether a name right in the last level is one of this file.
     pub fn names(&self, name: &str, file: Inode) -> bool {
         let Some(held) = &self.held else { return false };

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::{Instant, SystemTime};
 
 use rustix::fs::{self, FileType};
 use rustix::io::Errno;
@@ -223,25 +224,65 @@ pub fn are_there(repo: &Dir) -> Result<bool> {
     Ok(repo.stat_name(path::MANIFESTS)?.is_some() || repo.stat_name(path::TAGS)?.is_some())
 }
 
+/// Nothing says any more what the views of a repository were made from; whether something did. Call it
+/// under its lock. Costs two system calls, however many views there are.
+pub fn disown(tree: &Tree, repo: &Dir) -> Result<bool> {
+    let Some(manifests) = repo.dir(path::MANIFESTS).or_absent()? else { return Ok(false) };
+    Ok(tree.disk.unlink(&manifests, path::VIEWS_OF).or_absent()?.is_some())
+}
+
 /// Takes the views of a repository away; call it under its lock. What is no view stays.
 pub fn remove(tree: &Tree, repo: &Dir) -> Result<()> {
-    if let Some(manifests) = repo.dir(path::MANIFESTS).or_absent()? {
-        tree.disk.unlink(&manifests, path::VIEWS_OF).or_absent()?;
+    disown(tree, repo)?;
+    Removal::of(repo)?.go_on(tree, repo, None).map(|_| ())
+}
+
+/// The removal of a repository's views, which may be many, in turns.
+#[derive(Debug)]
+pub struct Removal {
+    steps: std::vec::IntoIter<Step>,
+}
+
+impl Removal {
+    /// Of what is there now.
+    pub fn of(repo: &Dir) -> Result<Removal> {
+        Ok(Removal { steps: Wanted::default().difference(repo)?.into_iter() })
     }
-    for step in Wanted::default().difference(repo)? {
-        step.apply(tree, repo, &mut HashMap::new())?;
+
+    /// Removes some, until a time, under the repository's lock; whether that was all. [`disown`] them
+    /// first.
+    pub fn go_on(&mut self, tree: &Tree, repo: &Dir, until: Option<Instant>) -> Result<bool> {
+        let mut dirs = HashMap::new();
+        for step in self.steps.by_ref() {
+            step.apply(tree, repo, &mut dirs)?;
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(false);
+            }
+        }
+        for name in self::dirs().iter().rev() {
+            let (above, last) = name.rsplit_once('/').unwrap_or(("", name));
+            let parent =
+                if above.is_empty() { Some(repo.clone()) } else { repo.dir(above).or_absent()? };
+            let Some(parent) = parent else { continue };
+            match tree.disk.remove_dir(&parent, last).or_absent() {
+                Err(error) if error.errno() == Some(Errno::NOTEMPTY) => {}
+                removed => drop(removed?),
+            }
+        }
+        Ok(true)
     }
-    for name in dirs().iter().rev() {
-        let (above, last) = name.rsplit_once('/').unwrap_or(("", name));
-        let parent =
-            if above.is_empty() { Some(repo.clone()) } else { repo.dir(above).or_absent()? };
-        let Some(parent) = parent else { continue };
-        match tree.disk.remove_dir(&parent, last).or_absent() {
-            Err(error) if error.errno() == Some(Errno::NOTEMPTY) => {}
-            removed => drop(removed?),
+}
+
+/// When a name came or went last where views lie, or what they are made from: whoever copies a repository
+/// here is still at it.
+pub fn changed(repo: &Dir) -> Result<SystemTime> {
+    let mut last = dir::changed(&repo.stat()?);
+    for name in dirs().into_iter().chain(Algorithm::ALL.map(path::blobs)) {
+        if let Some(dir) = repo.dir(&name).or_absent()? {
+            last = last.max(dir::changed(&dir.stat()?));
         }
     }
-    Ok(())
+    Ok(last)
 }
 
 /// The directories of views, from the repository's, each after what it lies in.
@@ -255,12 +296,8 @@ pub fn dirs() -> Vec<String> {
 /// Whether what has a name there can be a view, or what a killed server left of one.
 fn is_view(dir: &str, name: &str, kind: FileType) -> bool {
     let in_manifests = dir.starts_with(path::MANIFESTS);
-    let named = match dir {
-        "" => name == path::TAGS,
-        _ if in_manifests => !name.starts_with('.'),
-        _ => name.strip_suffix(".json").is_some_and(|hex| hex.len() >= 64),
-    };
     let expected = if in_manifests { FileType::Symlink } else { FileType::RegularFile };
+    let named = path::is_view(dir, name);
     kind == expected && (named || !dir.is_empty() && path::is_temporary(name))
 }
 
@@ -301,9 +338,9 @@ fn symlink(tree: &Tree, dir: &Dir, name: &str, target: &str) -> Result<()> {
 }
 
 fn manifests_of(algorithm: Algorithm) -> String {
-    format!("{}/{algorithm}", path::MANIFESTS)
+    path::manifest_views(algorithm)
 }
 
 fn referrers_of(algorithm: Algorithm) -> String {
-    format!("{}/{algorithm}", path::REFERRERS)
+    path::referrer_views(algorithm)
 }

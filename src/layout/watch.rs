@@ -4,8 +4,9 @@
 //! Watched are the directories that are repositories or lead to one; never what lies in `blobs`, and
 //! never the room: a push of many blobs costs nothing here. A directory is watched by its descriptor,
 //! so no symlink is followed, and what lies in it is looked at after the watch is set, so that nothing
-//! falls in between. Nobody may rely on any of this: an index.json that is mapped into memory, another
-//! machine's change, a mount over a directory are not told.
+//! falls in between. Where only who may read it changed, that is told apart. Nobody may rely on any of
+//! this: an index.json that is mapped into memory, another machine's change, a mount over a directory are
+//! not told.
 //!
 //! Where the kernel cannot tell (too many events at once, no more watches, a network file system), that
 //! is said once in the log, and everything is to be looked at, again and again, until it can.
@@ -54,10 +55,23 @@ const ASKED: WatchFlags = WatchFlags::CREATE
 pub struct Changed {
     /// These repositories; they may be gone, or never have been any.
     pub names: BTreeSet<RepoName>,
+    /// What these say did not change, but perhaps who may read it.
+    pub rights: BTreeSet<RepoName>,
     /// Everything is to be looked at.
     pub all: bool,
     /// What had changed before was told before.
     pub since: SystemTime,
+}
+
+impl Changed {
+    /// Nothing, since a time.
+    pub fn nothing(since: SystemTime) -> Changed {
+        Changed { names: BTreeSet::new(), rights: BTreeSet::new(), all: false, since }
+    }
+
+    fn is_nothing(&self) -> bool {
+        !self.all && self.names.is_empty() && self.rights.is_empty()
+    }
 }
 
 /// Why the kernel cannot tell all.
@@ -102,7 +116,7 @@ impl Watcher {
     /// such time. `remote` says that others may change the tree without our kernel.
     pub fn start(root: &Dir, every: Duration, remote: bool, news: SystemTime) -> Watcher {
         let now = Instant::now();
-        let changed = Changed { names: BTreeSet::new(), all: false, since: SystemTime::now() };
+        let changed = Changed::nothing(SystemTime::now());
         let (watches, said) = (Watches::default(), BTreeSet::new());
         let root = root.clone();
         let mut watcher = Watcher {
@@ -126,7 +140,7 @@ impl Watcher {
     /// Waits until something may have changed.
     pub fn wait(&mut self) -> Changed {
         let mut now = self.changed.since;
-        while !self.changed.all && self.changed.names.is_empty() {
+        while self.changed.is_nothing() {
             let told = self.ready((!self.whole).then_some(self.due));
             now = SystemTime::now();
             if self.whole {
@@ -142,8 +156,7 @@ impl Watcher {
             }
         }
         let since = if self.changed.all { now } else { self.changed.since };
-        let next = Changed { names: BTreeSet::new(), all: false, since };
-        std::mem::replace(&mut self.changed, next)
+        std::mem::replace(&mut self.changed, Changed::nothing(since))
     }
 
     /// Waits until the kernel has something to tell, at most until `end`; whether it has.
@@ -205,11 +218,19 @@ impl Watcher {
             }
             return;
         }
-        let Some(name) = name else { return };
+        let Some(name) = name else {
+            // A directory is told of by the one above; nobody watches what is above the root.
+            if path.is_empty() && flags.contains(ReadFlags::ATTRIB) {
+                self.tell_rights("");
+            }
+            return;
+        };
         if !flags.contains(ReadFlags::ISDIR) {
-            // That somebody gave it another time or mode is no change of what it says.
-            if name == path::INDEX && flags != ReadFlags::ATTRIB {
-                self.tell(&path);
+            match flags {
+                _ if name != path::INDEX => {}
+                // That somebody gave it another time or mode is no change of what it says.
+                ReadFlags::ATTRIB => self.tell_rights_of(&path),
+                _ => self.tell(&path),
             }
             return;
         }
@@ -224,6 +245,25 @@ impl Watcher {
             || !self.watches.numbers.contains_key(&*child)
         {
             self.enter(&child);
+        } else {
+            self.tell_rights(&child);
+        }
+    }
+
+    /// Others may enter what lies in a directory, or no more.
+    fn tell_rights(&mut self, path: &str) {
+        for path in self.watches.beneath(path) {
+            self.tell_rights_of(&path);
+        }
+    }
+
+    fn tell_rights_of(&mut self, path: &str) {
+        if let Ok(name) = RepoName::parse(path) {
+            self.changed.rights.insert(name);
+        }
+        if self.changed.rights.len() >= MOST {
+            self.changed.rights.clear();
+            self.changed.all = true;
         }
     }
 

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{Inner, Result, locked};
-use crate::layout::{self, Account, Dir, Error, IndexFile, path, readers};
+use crate::layout::{
+    self, Account, Dir, Error, IndexFile, Older, Overwritten, Stamp, path, readers,
+};
 use crate::oci::{RepoName, Tag};
 
 /// The most index.json files that are held open.
@@ -93,20 +95,27 @@ pub(super) enum Meanwhile {
 const MOST_NAMED: usize = 20;
 
 /// The administrator learns of changes that another tool has taken back, by mistake if it took no lock.
-fn tell_overwritten(name: &RepoName, dir: &Dir, index: &IndexFile) {
-    match layout::overwritten(dir, index) {
-        Ok(Some(tags)) if !tags.is_empty() => {
-            let named: Vec<&str> = tags.iter().take(MOST_NAMED).map(Tag::as_str).collect();
-            let (path, lock) = (dir.at(path::INDEX), dir.at(path::LOCK));
-            tracing::warn!(
-                repo = %name, ?path, tags = ?named, count = tags.len(),
-                "another tool wrote index.json, and these tags are as they were before their last change: \
-                 it has to run under flock {}", lock.display()
-            );
-        }
+/// `seen` is the index.json that stood there before.
+fn tell_overwritten(name: &RepoName, dir: &Dir, index: &IndexFile, seen: Stamp) {
+    let (path, lock) = (dir.at(path::INDEX), dir.at(path::LOCK));
+    match layout::overwritten(dir, index, Some(seen)) {
+        Ok(Some(Overwritten::Before(tags))) if !tags.is_empty() => tracing::warn!(
+            repo = %name, ?path, tags = ?named(&tags), count = tags.len(),
+            "another tool wrote index.json, and these tags are as they were before their last change: \
+             it has to run under flock {}", lock.display()
+        ),
+        Ok(Some(Overwritten::Older(Older { tags, manifests }))) => tracing::warn!(
+            repo = %name, ?path, tags = ?named(&tags), count = tags.len(), manifests,
+            "an older index.json was put back, and these tags are not what they were since, nor are so \
+             many manifests there: what is not meant so has to run under flock {}", lock.display()
+        ),
         Ok(_) => {}
         Err(error) => tracing::debug!(%error, "whether changes were overwritten is not known"),
     }
+}
+
+fn named(tags: &[Tag]) -> Vec<&str> {
+    tags.iter().take(MOST_NAMED).map(Tag::as_str).collect()
 }
 
 impl Inner {
@@ -132,8 +141,8 @@ impl Inner {
                     if (other || !open) && !self.tree.is_read_only() {
                         self.opened.add(name);
                     }
-                    if other {
-                        tell_overwritten(name, dir, &file);
+                    if let Some(last) = last.filter(|_| other) {
+                        tell_overwritten(name, dir, &file, last.stamp);
                     }
                     return Ok(Some(file));
                 }

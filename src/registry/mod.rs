@@ -227,8 +227,11 @@ impl Registry {
     pub fn way(&self, repo: &RepoName, write: bool) -> Result<Way> {
         let look = || self.inner.rights.way(&self.inner.tree, repo, write);
         let way =
-            if self.inner.tree.is_remote() { tokio::task::block_in_place(look) } else { look() };
-        Ok(way?)
+            if self.inner.tree.is_remote() { tokio::task::block_in_place(look) } else { look() }?;
+        if self.inner.settings.views == Views::Make && !self.is_read_only() {
+            self.inner.opened.asked_for(repo, &way);
+        }
+        Ok(way)
     }
 
     /// Whether pushes can be taken now: the tree is there and may be written, and there is space. Where

@@ -3,15 +3,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
 use super::indexes::Meanwhile;
-use super::{Inner, Registry, Result, locked};
+use super::{Error, Inner, Registry, Result, locked};
 use crate::graph::views::{Commit, Place};
-use crate::layout::readers::Readers;
-use crate::layout::{Changed, Dir, IndexFile, Inode, Walk, lock, path, views};
+use crate::layout::rights::Way;
+use crate::layout::{self, Changed, Dir, IndexFile, Inode, Walk, lock, path, views};
 use crate::oci::RepoName;
 
 /// Whether repositories have views.
@@ -22,7 +22,7 @@ pub enum Views {
     Make,
     /// Those keep theirs that have some: a command does not know what the server does.
     Keep,
-    /// None has: what is there goes with the next change, for nothing would keep it true.
+    /// None has: what is there goes, for nothing would keep it true.
     None,
 }
 
@@ -32,6 +32,10 @@ pub(super) struct Opened {
     names: Mutex<BTreeSet<RepoName>>,
     /// Those whose views were found to be what they say: they are believed from then on.
     sound: Mutex<HashMap<RepoName, Inode>>,
+    /// Whether a repository was open to everybody when it was asked for last.
+    open: Mutex<HashMap<RepoName, bool>>,
+    /// Those in the middle of something, which are looked at again.
+    later: Mutex<BTreeSet<RepoName>>,
     /// All are to be looked at.
     all: AtomicBool,
     bell: Notify,
@@ -39,8 +43,19 @@ pub(super) struct Opened {
 
 /// So long what changed is left alone before a server renews views: whoever removes or copies a repository
 /// is in the middle of it at first, and nobody tells when it is done. `rm -rf` would find a directory that
-/// is not empty.
+/// is not empty, and `cp -a` a directory that it is about to make. A repository that is not known yet has
+/// to have been left alone for as long.
 const REST: Duration = Duration::from_secs(1);
+
+/// So long after its index.json came a repository that is not known yet may lack blobs: then they do not
+/// come any more, and what is there is shown.
+const INCOMING: Duration = Duration::from_secs(10 * 60);
+
+/// How long a repository is left that is in the middle of something.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// So long a repository's lock is held to take views away: pushes wait meanwhile.
+const TURN: Duration = Duration::from_millis(50);
 
 /// Of more it is forgotten that they wait, until somebody reads them again, or that their views are
 /// sound, until they were looked at again.
@@ -54,9 +69,50 @@ impl Opened {
         }
     }
 
-    fn add_all(&self) {
+    pub(super) fn add_all(&self) {
         self.all.store(true, Ordering::Release);
         self.bell.notify_one();
+    }
+
+    /// Waits until there is something to look at.
+    async fn rung(&self) {
+        let bell = self.bell.notified();
+        if locked(&self.later).is_empty() {
+            bell.await;
+        } else {
+            let _ = tokio::time::timeout(AGAIN, bell).await;
+            let later = std::mem::take(&mut *locked(&self.later));
+            locked(&self.names).extend(later);
+        }
+    }
+
+    fn add_later(&self, name: RepoName) {
+        let mut later = locked(&self.later);
+        if later.len() < MOST {
+            later.insert(name);
+        }
+    }
+
+    /// Somebody asked for a repository, and looked at the rights on the way to it.
+    pub(super) fn asked_for(&self, name: &RepoName, way: &Way) {
+        if !way.whole {
+            return;
+        }
+        let (is_open, mut open) = (way.is_open(), locked(&self.open));
+        match open.get_mut(name) {
+            Some(was) if *was == is_open => {}
+            Some(was) => {
+                *was = is_open;
+                drop(open);
+                self.add(name);
+            }
+            None => {
+                if open.len() >= MOST {
+                    open.clear();
+                }
+                open.insert(name.clone(), is_open);
+            }
+        }
     }
 
     fn take(&self) -> Option<RepoName> {
@@ -76,6 +132,15 @@ impl Opened {
     }
 }
 
+/// What became of a look at views.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Looked {
+    /// They are as they have to be.
+    Done,
+    /// Somebody is in the middle of something.
+    Later,
+}
+
 impl Registry {
     /// What may have changed without a request is looked at by [`keep_views`](Self::keep_views).
     pub fn may_have_changed(&self, changed: &Changed) {
@@ -85,17 +150,18 @@ impl Registry {
         if changed.all {
             self.inner.opened.add_all();
         }
-        changed.names.iter().for_each(|name| self.inner.opened.add(name));
+        let names = changed.names.iter().chain(&changed.rights);
+        names.for_each(|name| self.inner.opened.add(name));
     }
 
-    /// Renews views again and again, of whatever is opened and was changed by others: run it beside a
-    /// server. It never ends.
+    /// Renews views again and again, of whatever is opened and was changed by others, or takes them away
+    /// where there are to be none: run it beside a server. It never ends.
     pub async fn keep_views(&self) {
         self.inner.opened.add_all();
         loop {
-            self.inner.opened.bell.notified().await;
+            self.inner.opened.rung().await;
             tokio::time::sleep(REST).await;
-            self.renew_views().await;
+            self.look_at_views(REST).await;
         }
     }
 
@@ -103,6 +169,11 @@ impl Registry {
     /// and renews those that are not what index.json asks for. What fails is tried when such a
     /// repository is read anew the next time.
     pub async fn renew_views(&self) {
+        self.look_at_views(Duration::ZERO).await;
+    }
+
+    /// The same, but a repository that is not known yet and changed within `rest` is left for later.
+    async fn look_at_views(&self, rest: Duration) {
         if self.inner.opened.all.swap(false, Ordering::AcqRel)
             && let Err(error) = self.blocking(Inner::open_all).await
         {
@@ -110,9 +181,10 @@ impl Registry {
         }
         while let Some(name) = self.inner.opened.take() {
             let looked = name.clone();
-            let renewed = self.blocking(move |inner| inner.look_at_views(&looked)).await;
-            if let Err(error) = renewed {
-                tracing::warn!(%error, repo = %name, "views were not renewed");
+            match self.blocking(move |inner| inner.look_at_views(&looked, rest)).await {
+                Ok(Looked::Done) => {}
+                Ok(Looked::Later) => self.inner.opened.add_later(name),
+                Err(error) => tracing::warn!(%error, repo = %name, "views were not renewed"),
             }
         }
     }
@@ -120,37 +192,61 @@ impl Registry {
 
 impl Inner {
     /// All repositories are to be looked at whose views do not say that they are those of index.json:
-    /// after the machine's start, all.
+    /// after the machine's start, all. Where there are to be none, nothing says any more that they are.
     fn open_all(&self) -> Result<()> {
         for found in Walk::after(&self.tree.root, None)? {
-            match found {
-                Ok((name, dir)) => {
-                    if !matches!((Place { name: &name, dir: &dir }).are_current(), Ok(true)) {
-                        self.opened.add(&name);
-                    }
+            let looked = found.map_err(Error::from).and_then(|(name, dir)| {
+                if self.needs_a_look(&name, &dir)? {
+                    self.opened.add(&name);
                 }
-                Err(error) => tracing::warn!(%error, "views are not looked at"),
+                Ok(())
+            });
+            if let Err(error) = looked {
+                tracing::warn!(%error, "views are not looked at");
             }
         }
         Ok(())
     }
 
+    fn needs_a_look(&self, name: &RepoName, dir: &Dir) -> Result<bool> {
+        let place = self.place(name, dir)?;
+        if self.settings.views != Views::None && place.open {
+            return Ok(!matches!(place.are_current(), Ok(true)));
+        }
+        let there = views::are_there(dir)?;
+        if there && let Some(_held) = lock::exclusive_within(dir, path::LOCK, TURN)? {
+            views::disown(&self.tree, dir)?;
+        }
+        Ok(there)
+    }
+
+    fn place<'a>(&self, name: &'a RepoName, dir: &'a Dir) -> Result<Place<'a>> {
+        Ok(Place::on(&self.rights.way(&self.tree, name, false)?, name, dir)?)
+    }
+
     /// After a commit, under the repository's lock. The commit stands, whatever becomes of its views:
     /// they are renewed at the next occasion.
     pub(super) fn follow(&self, name: &RepoName, dir: &Dir, commit: &Commit<'_>) {
-        let place = Place { name, dir };
-        let followed = match self.settings.views {
-            Views::None | Views::Keep if matches!(views::are_there(dir), Ok(false)) => Ok(()),
-            Views::None => views::remove(&self.tree, dir).map_err(Into::into),
-            Views::Make | Views::Keep => match place.follow(&self.tree, commit) {
-                Ok(true) => Ok(()),
-                Ok(false) => self.renew(&place, commit.now),
-                Err(error) => Err(error.into()),
-            },
-        };
-        if let Err(error) = followed {
+        if let Err(error) = self.try_follow(name, dir, commit) {
             tracing::warn!(%error, repo = %name, "views are not up to date: a web server may serve old ones");
         }
+    }
+
+    fn try_follow(&self, name: &RepoName, dir: &Dir, commit: &Commit<'_>) -> Result<()> {
+        if self.settings.views != Views::Make && !views::are_there(dir)? {
+            return Ok(());
+        }
+        let place = self.place(name, dir)?;
+        if self.settings.views != Views::None && place.shows(commit.now) {
+            if !place.follow(&self.tree, commit)? {
+                self.renew(&place, commit.now)?;
+            }
+        } else if views::are_there(dir)? {
+            // Nobody waits for their removal.
+            views::disown(&self.tree, dir)?;
+            self.opened.add(name);
+        }
+        Ok(())
     }
 
     fn renew(&self, place: &Place<'_>, index: &IndexFile) -> Result<()> {
@@ -160,30 +256,92 @@ impl Inner {
 
     /// Renews views that are not what index.json asks for. Nobody is kept waiting for it unless there
     /// is something to do.
-    fn look_at_views(&self, name: &RepoName) -> Result<()> {
-        if self.settings.views != Views::Make {
-            return Ok(());
+    fn look_at_views(&self, name: &RepoName, rest: Duration) -> Result<Looked> {
+        if self.settings.views == Views::Keep {
+            return Ok(Looked::Done);
         }
-        let Some(dir) = self.tree.repository(name)? else { return Ok(()) };
-        let place = Place { name, dir: &dir };
+        let Some(dir) = self.tree.repository(name)? else { return Ok(Looked::Done) };
+        let place = self.place(name, &dir)?;
         let inode = dir.inode()?;
-        let Some(index) = self.index(name, &dir, Meanwhile::LastGood)? else { return Ok(()) };
-        if place.has_views_of(&index)? {
-            let different = |known: &_| place.difference(&index, known);
-            let open = index.readers == Readers::Everybody;
-            if open && self.opened.are_sound(name, inode)
-                || self.with_knowledge(name, &dir, &index, different)??.is_empty()
-            {
-                self.opened.found_sound(name, inode);
-                return Ok(());
-            }
+        let known = self.opened.are_sound(name, inode);
+        if self.settings.views == Views::None || !place.open {
+            return self.take_away(&place, known, rest);
+        }
+        let Some(index) = self.index(name, &dir, Meanwhile::LastGood)? else {
+            return Ok(Looked::Done);
+        };
+        if !place.shows(&index) {
+            return self.take_away(&place, known, rest);
+        }
+        let of_this = place.has_views_of(&index)?;
+        if of_this && known {
+            return Ok(Looked::Done);
+        }
+        // Nothing is made here by then, not even a lock.
+        let sparse = self.settings.allow_sparse;
+        if !known && (is_restless(&dir, rest)? || !sparse && is_incoming(&place, &index)?) {
+            return Ok(Looked::Later);
+        }
+        let different = |known: &_| place.difference(&index, known);
+        if of_this && self.with_knowledge(name, &dir, &index, different)??.is_empty() {
+            self.opened.found_sound(name, inode);
+            return Ok(Looked::Done);
         }
         let Some(_held) = lock::exclusive_within(&dir, path::LOCK, self.settings.lock_wait)? else {
-            return Ok(());
+            return Ok(Looked::Later);
         };
-        let Some(index) = self.index(name, &dir, Meanwhile::Wait)? else { return Ok(()) };
+        let Some(index) = self.index(name, &dir, Meanwhile::Wait)? else {
+            return Ok(Looked::Done);
+        };
+        let place = self.place(name, &dir)?;
+        if !place.shows(&index) {
+            return Ok(Looked::Later);
+        }
         self.renew(&place, &index)?;
         self.opened.found_sound(name, inode);
-        Ok(())
+        Ok(Looked::Done)
     }
+
+    /// Takes all views of a repository away, in turns: there may be many, and pushes wait for the lock.
+    fn take_away(&self, place: &Place<'_>, known: bool, rest: Duration) -> Result<Looked> {
+        let (name, dir) = (place.name, place.dir);
+        if !views::are_there(dir)? {
+            return Ok(Looked::Done);
+        }
+        if !known && is_restless(dir, rest)? {
+            return Ok(Looked::Later);
+        }
+        let mut removal = None;
+        loop {
+            let held = lock::exclusive_within(dir, path::LOCK, self.settings.lock_wait)?;
+            let Some(held) = held else { return Ok(Looked::Later) };
+            let disowned = views::disown(&self.tree, dir)?;
+            let removal = match &mut removal {
+                None => removal.insert(views::Removal::of(dir)?),
+                // Somebody may have them again.
+                Some(_) if disowned => return Ok(Looked::Later),
+                Some(removal) => removal,
+            };
+            if removal.go_on(&self.tree, dir, Some(Instant::now() + TURN))? {
+                tracing::debug!(repo = %name, "views were taken away");
+                return Ok(Looked::Done);
+            }
+            held.release();
+            std::thread::sleep(lock::LEAVE_FREE);
+        }
+    }
+}
+
+/// Whether names came or went so lately that somebody may be in the middle of it.
+fn is_restless(dir: &Dir, rest: Duration) -> Result<bool> {
+    // A change in the future is none: some clock is wrong.
+    let age = SystemTime::now().duration_since(views::changed(dir)?);
+    Ok(!rest.is_zero() && age.is_ok_and(|age| age < rest))
+}
+
+/// Whether blobs may still be on their way here.
+fn is_incoming(place: &Place<'_>, index: &IndexFile) -> Result<bool> {
+    let Some(stat) = place.dir.stat_name(path::INDEX)? else { return Ok(false) };
+    let age = SystemTime::now().duration_since(layout::changed(&stat));
+    Ok(age.is_ok_and(|age| age < INCOMING) && !place.is_whole(&index.index)?)
 }

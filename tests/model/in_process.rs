@@ -1,6 +1,7 @@
 //! A registry in this process: as fast as it goes.
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,8 @@ impl InProcess {
         builder.prefix("stillage-model-");
         let made = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
         let root = made.expect("a temporary directory");
+        // As a server makes ROOT: what is not for everybody has no views.
+        std::fs::set_permissions(root.path(), PermissionsExt::from_mode(0o755)).expect("its mode");
         let registry = open(root.path());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

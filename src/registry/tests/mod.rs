@@ -11,6 +11,7 @@ mod sources;
 mod swapped;
 mod views;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -33,8 +34,14 @@ fn fixture() -> Fixture {
 
 fn on(disk: Arc<dyn Disk>) -> Fixture {
     let temp = tempfile::tempdir().unwrap();
+    // As a server makes ROOT.
+    chmod(temp.path(), 0o755);
     let registry = Registry::open_on(temp.path(), Settings::default(), disk).unwrap();
     Fixture { temp, registry }
+}
+
+fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
 fn repo(name: &str) -> RepoName {

@@ -122,7 +122,7 @@ async fn data_that_is_a_blob_already_is_never_written_again() {
     assert!(matches!(refused, Err(Error::UploadUnknown(_))), "{refused:?}");
     // Killed one step earlier, the bytes are the session's still.
     std::fs::remove_file(&blob).unwrap();
-    std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+    std::fs::set_permissions(&data, PermissionsExt::from_mode(0o444)).unwrap();
     let digest = sha256(b"abcdef");
     f.registry.finish_upload(&name, &id, &actor, None, body(b"def"), &digest).await.unwrap();
 }

@@ -131,9 +131,17 @@ async fn views_of_what_others_did_are_renewed_when_the_repository_is_opened() {
     fs::write(f.path("c/_tags.json"), "{}").unwrap();
     // What is no view is left alone.
     fs::write(f.path("c/_manifests/README"), "mine").unwrap();
+    for name in ["notes", ".mine", "x y.oci-image", "sha256/notes.oci-image", "sha256/notes"] {
+        std::os::unix::fs::symlink("mine", f.path("c/_manifests").join(name)).unwrap();
+    }
     open(&f.reopened(), "c").await;
-    f.right("c");
     assert_eq!(fs::read_to_string(f.path("c/_manifests/README")).unwrap(), "mine");
+    for name in ["notes", ".mine", "x y.oci-image", "sha256/notes.oci-image", "sha256/notes"] {
+        let link = f.path("c/_manifests").join(name);
+        assert!(link.is_symlink(), "{name}");
+        fs::remove_file(link).unwrap();
+    }
+    f.right("c");
     // And the next commit goes on from there.
     f.image("c", "four").await.unwrap();
     f.right("c");
@@ -164,22 +172,152 @@ async fn without_views_there_are_none_and_old_ones_go() {
     without.registry.renew_views().await;
     assert!(!without.path("b/_manifests").exists() && !without.path("b/_tags.json").exists());
     assert!(!without.path("a/_tags.json").exists());
-    let left: Vec<_> = fs::read_dir(without.path("a/_manifests")).unwrap().collect();
-    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left(&without, "a"), [without.path("a/_manifests/README")]);
     assert_eq!(without.tags("a").await, ["one", "two"]);
+}
+
+/// What is there of a repository's views.
+fn left(f: &Fixture, name: &str) -> Vec<PathBuf> {
+    let mut todo = vec![f.path(name).join("_manifests"), f.path(name).join("_referrers/sha256")];
+    let mut left = Vec::new();
+    while let Some(path) = todo.pop() {
+        match fs::read_dir(&path) {
+            Ok(entries) => todo.extend(entries.map(|entry| entry.unwrap().path())),
+            Err(_) if path.is_symlink() || path.is_file() => left.push(path),
+            Err(_) => {}
+        }
+    }
+    left.extend(Some(f.path(name).join("_tags.json")).filter(|path| path.exists()));
+    left
 }
 
 #[tokio::test]
 async fn what_is_not_for_everybody_has_no_views() {
-    use std::os::unix::fs::PermissionsExt as _;
     let f = fixture();
     f.image("a", "one").await.unwrap();
     let index = f.path("a/index.json");
     std::os::unix::fs::chown(&index, Some(4711), Some(4711)).unwrap();
-    fs::set_permissions(&index, fs::Permissions::from_mode(0o600)).unwrap();
+    chmod(&index, 0o600);
     let opened = f.reopened();
     opened.tags(&repo("a"), None, 10, &Account::default()).await.unwrap();
     opened.renew_views().await;
-    assert!(!f.path("a/_tags.json").exists());
-    assert!(!f.path("a/_manifests/one.oci-image").is_symlink());
+    assert_eq!(left(&f, "a"), [PathBuf::new(); 0]);
+}
+
+/// Who may only enter a directory can open what he knows the name of, and views have names that anybody
+/// can guess.
+#[tokio::test]
+async fn views_are_there_where_everybody_may_enter_and_list() {
+    let f = fixture();
+    let none = [PathBuf::new(); 0];
+    f.image("team/app", "one").await.unwrap();
+    f.image("team/app", "two").await.unwrap();
+    f.right("team/app");
+    let asked = async |f: &Fixture| {
+        f.registry.way(&repo("team/app"), false).unwrap();
+        f.registry.renew_views().await;
+    };
+    asked(&f).await;
+    for (dir, closed, open) in [
+        ("team/app", [0o711, 0o751, 0o754, 0o700], 0o755),
+        ("team", [0o750; 4], 0o711),
+        ("", [0o700; 4], 0o711),
+    ] {
+        for mode in closed {
+            chmod(&f.path(dir), mode);
+            asked(&f).await;
+            assert_eq!(left(&f, "team/app"), none, "{dir} {mode:o}");
+            // Nor does a push make any, and nobody has to come by.
+            f.image("team/app", &format!("pushed-{mode:o}")).await.unwrap();
+            assert_eq!(left(&f, "team/app"), none, "{dir} {mode:o}");
+            chmod(&f.path(dir), open);
+            asked(&f).await;
+            f.right("team/app");
+        }
+    }
+    // A push finds them there of which nobody was told: nothing says any more that they are right.
+    chmod(&f.path("team/app"), 0o711);
+    f.image("team/app", "three").await.unwrap();
+    assert!(!f.path("team/app/_manifests/.of").is_symlink());
+    f.registry.renew_views().await;
+    assert_eq!(left(&f, "team/app"), none);
+    // An account that an ACL lets in is not everybody.
+    let mut acl = std::process::Command::new("setfacl");
+    assert!(acl.args(["-m", "u:33:rx"]).arg(f.path("team/app")).status().unwrap().success());
+    f.image("team/app", "four").await.unwrap();
+    asked(&f).await;
+    assert_eq!(left(&f, "team/app"), none);
+}
+
+/// `cp -a` takes a directory's names as they come: what it is about to make must not be there.
+#[tokio::test]
+async fn nothing_is_made_in_a_repository_whose_blobs_are_still_on_their_way() {
+    let f = fixture();
+    f.image("a", "one").await.unwrap();
+    let names = |name: &str| -> Vec<String> {
+        let entries = fs::read_dir(f.path(name)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let look = async || {
+        f.registry.may_have_changed(&layout::Changed {
+            names: [repo("b")].into(),
+            ..layout::Changed::nothing(std::time::SystemTime::now())
+        });
+        f.registry.renew_views().await;
+    };
+    fs::create_dir_all(f.path("b/blobs/sha256")).unwrap();
+    for name in ["index.json", "oci-layout"] {
+        fs::copy(f.path("a").join(name), f.path("b").join(name)).unwrap();
+    }
+    let manifest = image(b"{}", b"one");
+    for bytes in [&manifest[..], b"{}", b"one"] {
+        look().await;
+        assert_eq!(names("b"), ["blobs", "index.json", "oci-layout"]);
+        // Begun, and not at its end.
+        let blob = f.blob_path("b", &sha256(bytes));
+        fs::write(&blob, &bytes[1..]).unwrap();
+        look().await;
+        assert_eq!(names("b"), ["blobs", "index.json", "oci-layout"]);
+        fs::write(&blob, bytes).unwrap();
+    }
+    look().await;
+    f.right("b");
+}
+
+#[tokio::test]
+async fn views_that_are_to_go_go_in_turns_and_a_commit_waits_for_none() {
+    let f = fixture();
+    f.image("a", "one").await.unwrap();
+    let many = 5000;
+    for number in 0..many {
+        let link = f.path("a/_manifests").join(format!("t{number}.oci-image"));
+        std::os::unix::fs::symlink("../blobs/sha256/00", link).unwrap();
+    }
+    let settings = Settings { views: Views::None, ..Settings::default() };
+    let without =
+        Fixture { registry: Registry::open(f.temp.path(), settings).unwrap(), temp: f.temp };
+    without.image("a", "two").await.unwrap();
+    assert!(!without.path("a/_manifests/.of").is_symlink());
+    assert!(left(&without, "a").len() > many, "all went within the push");
+    without.registry.renew_views().await;
+    assert_eq!(left(&without, "a"), [PathBuf::new(); 0]);
+}
+
+/// Without a push and without a question.
+#[tokio::test]
+async fn a_server_without_views_removes_them_from_its_start_on() {
+    let f = fixture();
+    f.image("a", "one").await.unwrap();
+    f.image("b/c", "one").await.unwrap();
+    let settings = Settings { views: Views::None, ..Settings::default() };
+    let without =
+        Fixture { registry: Registry::open(f.temp.path(), settings).unwrap(), temp: f.temp };
+    without.registry.inner.opened.add_all();
+    without.registry.renew_views().await;
+    for name in ["a", "b/c"] {
+        assert_eq!(left(&without, name), [PathBuf::new(); 0]);
+    }
 }

@@ -10,7 +10,7 @@ use super::lines;
 use super::probe;
 use super::rule::Rule;
 use crate::layout::journal::Record;
-use crate::layout::{self, Dir, IndexFile, Stamp, path};
+use crate::layout::{self, Dir, IndexFile, Overwritten, Stamp, path};
 use crate::oci::{Tag, What};
 
 /// No more tags are named in a finding.
@@ -18,20 +18,24 @@ const MOST_NAMED: usize = 20;
 
 /// Checks every line, and what they say of index.json, whose stamp is `now` if there is one.
 pub(super) fn check(repo: &Dir, now: Option<Stamp>, findings: &mut Findings) {
-    compare(repo, now, findings, String::new);
+    compare(repo, now, findings, |_| String::new());
 }
 
-/// The same for an index.json that was read: what another tool took back is said.
+/// The same for an index.json that was read: what was taken back is said.
 pub(super) fn check_read(repo: &Dir, index: &IndexFile, findings: &mut Findings) {
-    compare(repo, Some(index.stamp), findings, || {
-        let tags = layout::overwritten(repo, index).ok().flatten().unwrap_or_default();
+    compare(repo, Some(index.stamp), findings, |last| {
+        let (why, tags) = match layout::overwritten(repo, index, last) {
+            Ok(Some(Overwritten::Before(tags))) => ("as before their last change", tags),
+            Ok(Some(Overwritten::Older(older))) => ("not what they were since", older.tags),
+            Ok(None) | Err(_) => return String::new(),
+        };
         let named: Vec<&str> = tags.iter().take(MOST_NAMED).map(Tag::as_str).collect();
         match tags.len() {
             0 => String::new(),
             count => {
                 let more = if count > named.len() { ", …" } else { "" };
                 let named = named.join(", ");
-                format!("; as before their last change, if that was not meant so: {named}{more}")
+                format!("; {why}, if that was not meant so: {named}{more}")
             }
         }
     });
@@ -41,7 +45,7 @@ fn compare(
     repo: &Dir,
     now: Option<Stamp>,
     findings: &mut Findings,
-    overwritten: impl FnOnce() -> String,
+    overwritten: impl FnOnce(Option<Stamp>) -> String,
 ) {
     let mut history = History::new(now);
     let all_sound = read(repo, findings, |record| history.take(record));
@@ -58,13 +62,15 @@ fn compare(
         (Some(now), History { any: true, met: false, .. }) if all_sound => {
             let message = format!(
                 "no line of the journal has its stamp {now}: another tool wrote it{}",
-                overwritten()
+                overwritten(None)
             );
             findings.add(Rule::JournalStampUnknown, &at, message);
         }
-        (Some(now), History { met: true, left: true, .. }) => {
-            let message =
-                format!("is an older copy: the journal has changes after its stamp {now}");
+        (Some(now), History { met: true, left: true, last, .. }) => {
+            let message = format!(
+                "is an older copy: the journal has changes after its stamp {now}{}",
+                overwritten(last)
+            );
             findings.add(Rule::JournalStampOlder, &at, message);
         }
         _ => {}
@@ -86,6 +92,8 @@ struct History {
     met: bool,
     /// And it was something else afterwards: a later group was made from another one.
     left: bool,
+    /// What the last group produced.
+    last: Option<Stamp>,
     /// Stamps so far; only needed where there is no index.json.
     produced: Option<HashSet<Stamp>>,
     /// A group was made from what another had produced: that one was committed.
@@ -99,6 +107,7 @@ impl History {
             any: false,
             met: false,
             left: false,
+            last: None,
             produced: now.is_none().then(HashSet::new),
             followed: false,
         }
@@ -106,6 +115,7 @@ impl History {
 
     fn take(&mut self, record: &Record) {
         self.any = true;
+        self.last = Some(record.stamp);
         if record.stamp == self.now || record.base == self.now {
             self.met = true;
             self.left = false;

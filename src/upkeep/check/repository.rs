@@ -206,7 +206,7 @@ pub(super) fn glance(
     }
     facts::check(look, dir, &blobs, &mut findings);
     if let Truth::Read(file) = &truth {
-        views::check(name, dir, file, look.repairing, &mut findings);
+        views::check(look, name, dir, file, &mut findings);
     }
     let Blobs { count: blobs, pooled, .. } = blobs;
     Glance { before, truth: truth.key(), findings, manifests, blobs, pooled }

@@ -12,6 +12,7 @@ use crate::graph::views::Place;
 use crate::layout::facts::Fact;
 use crate::layout::inherit::{self, Purpose};
 use crate::layout::quarantine::is_still;
+use crate::layout::rights::Rights;
 use crate::layout::{
     self, At as _, Dir, Disk, IndexFile, Inode, OrAbsent, durable, path, read_all,
 };
@@ -121,7 +122,8 @@ impl Work<'_> {
             let _turn = self.turn(Some(repo))?;
             let Ok(Some(index)) = IndexFile::read(repo) else { return Ok(()) };
             let known = Knowledge::of(repo, &index.index)?;
-            Place { name: &name, dir: repo }.renew(&tree, &index, &known)?;
+            let way = Rights::look(&tree.root, &name)?;
+            Place::on(&way, &name, repo)?.renew(&tree, &index, &known)?;
         }
         self.say(at, "views made from index.json", None);
         Ok(())
