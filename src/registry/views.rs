@@ -100,19 +100,17 @@ impl Opened {
             return;
         }
         let (is_open, mut open) = (way.is_open(), locked(&self.open));
-        match open.get_mut(name) {
-            Some(was) if *was == is_open => {}
-            Some(was) => {
-                *was = is_open;
-                drop(open);
-                self.add(name);
-            }
-            None => {
-                if open.len() >= MOST {
-                    open.clear();
-                }
-                open.insert(name.clone(), is_open);
-            }
+        let was = open.get(name).copied();
+        if was == Some(is_open) {
+            return;
+        }
+        if was.is_none() && open.len() >= MOST {
+            open.clear();
+        }
+        open.insert(name.clone(), is_open);
+        drop(open);
+        if was.is_some() || !is_open {
+            self.add(name);
         }
     }
 

@@ -33,13 +33,12 @@ pub fn judge(
     make(model, interner, state, &root);
     // Before the first promise there may be nothing at all.
     if root.exists() {
-        // Nobody has opened it since: its views may be anything.
-        checked(&root, outsiders, |rule| rule == Rule::ViewsStale)?;
+        checked(&root, outsiders, stale)?;
     }
     // A snapshot is whole, or not there.
     let snapshot = root.with_file_name(deeds::SNAPSHOT);
     if snapshot.exists() {
-        checked(&snapshot, outsiders, |_| false).map_err(|why| format!("the snapshot: {why}"))?;
+        checked(&snapshot, outsiders, stale).map_err(|why| format!("the snapshot: {why}"))?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
@@ -90,6 +89,11 @@ pub fn make(model: &Model, interner: &mut Interner, state: &State, root: &Path) 
         let mode = Permissions::from_mode(model.mode(entry.id));
         fs::set_permissions(&path, mode).expect("its mode");
     }
+}
+
+/// Nobody has opened the tree since the crash: its views, which nothing says anything of, may be anything.
+fn stale(rule: Rule) -> bool {
+    rule == Rule::ViewsStale
 }
 
 fn checked(root: &Path, outsiders: &Outsiders, may: fn(Rule) -> bool) -> Result<(), String> {
