@@ -7,8 +7,7 @@
 mod support;
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +18,7 @@ use serde_json::Value;
 use support::command::{Outcome, run};
 use support::content::{Image, OCI_INDEX, OCI_MANIFEST, index, random, sha256};
 use support::http::{Client, Request};
-use support::web::{Web, open_room, print};
+use support::web::{Web, open_room};
 use support::{Registry, STILLAGE};
 
 const WRITERS: usize = 2;
@@ -129,8 +128,8 @@ fn who_pulls_from_a_mirror_never_meets_a_tag_without_its_blobs() {
         took[took.len() - 1].as_millis(),
     ));
     assert!(
-        asked > 100 && pushes > 20 && deletes > 5 && blobs > 0,
-        "{asked} {pushes} {deletes} {blobs}"
+        asked > 100 && pushes > 20 && deletes > 5 && blobs > 0 && collections > 0,
+        "{asked} {pushes} {deletes} {blobs} {collections}"
     );
 }
 
@@ -291,166 +290,5 @@ fn assert_same(origin: &Client, mirror: &Client) {
             let found = find(mirror, &format!("{repo}:{tag}")).expect("on the mirror");
             assert_eq!(found, origin.get(&path).expect_status(200).body);
         }
-    }
-}
-
-/// A tree with one image, and where its mirror goes.
-struct Pair {
-    registry: Registry,
-    room: tempfile::TempDir,
-}
-
-impl Pair {
-    fn new() -> Pair {
-        let room = open_room();
-        let registry =
-            Registry::start_on(&room.path().join("it's the origin"), &["--auth", "none"]);
-        registry.client().push_image("a/b", "v1", &Image::random(1000));
-        Pair { registry, room }
-    }
-
-    fn mirror(&self) -> PathBuf {
-        self.room.path().join("mirror")
-    }
-
-    fn round(&self) -> Outcome {
-        round(self.registry.root(), &self.mirror())
-    }
-
-    fn pulls(&self, tag: &str) -> bool {
-        let web = Web::nginx(&self.mirror());
-        find(&web.client(), &format!("a/b:{tag}")).is_some()
-    }
-}
-
-#[test]
-fn nothing_is_overwritten_that_is_no_mirror() {
-    let pair = Pair::new();
-    fs::create_dir(pair.mirror()).expect("a directory");
-    fs::write(pair.mirror().join("mine"), "mine").expect("a file");
-    let refused = pair.round().refused();
-    assert!(refused.stderr.contains("is not empty, and no mirror"), "{refused}");
-    assert_eq!(fs::read(pair.mirror().join("mine")).expect("there"), b"mine");
-    fs::remove_file(pair.mirror().join("mine")).expect("removed");
-    pair.round().ok();
-    assert!(pair.pulls("v1"));
-
-    // The two the wrong way round.
-    let swapped = round(&pair.mirror(), pair.registry.root()).refused();
-    assert!(swapped.stderr.contains("is not empty, and no mirror"), "{swapped}");
-    // A disk that is not mounted.
-    let empty = pair.room.path().join("empty");
-    fs::create_dir(&empty).expect("a directory");
-    let refused = round(&empty, &pair.mirror()).refused();
-    assert!(refused.stderr.contains("there is no repository in"), "{refused}");
-    assert!(pair.pulls("v1"));
-    for (origin, mirror, why) in [
-        ("/a", "/a/b", "lie in one another"),
-        ("x:/a", "y:/b", "both on other hosts"),
-        ("/a", "/b\n", "cannot be written"),
-    ] {
-        let refused = print(&["mirror", origin, mirror]);
-        assert_eq!(refused.code, Some(2), "{refused}");
-        assert!(refused.stderr.contains(why), "{refused}");
-    }
-}
-
-#[test]
-fn rounds_do_not_meet_and_the_next_one_goes_on() {
-    let pair = Pair::new();
-    pair.round().ok();
-    let running = fs::File::open(pair.room.path().join("mirror.names/.running")).expect("there");
-    running.lock().expect("the lock");
-    let refused = pair.round().refused();
-    assert!(refused.stderr.contains("a round is running already"), "{refused}");
-    drop(running);
-
-    // A round that ends in the middle, for its rsync cannot write: what was there stays whole.
-    pair.registry.client().push_image("a/b", "v2", &Image::random(2000));
-    let path = pair.room.path().join("bin");
-    fs::create_dir(&path).expect("a directory");
-    let rsync = "#!/bin/sh\ncase \"$*\" in *index.json*mirror/) exit 11;; esac\nexec /usr/bin/rsync \"$@\"\n";
-    fs::write(path.join("rsync"), rsync).expect("a script");
-    run(Command::new("chmod").arg("755").arg(path.join("rsync"))).ok();
-    let mut command = Command::new(STILLAGE);
-    command.args(["static", "mirror", "--run"]).arg(pair.registry.root()).arg(pair.mirror());
-    let env = format!("{}:{}", path.display(), std::env::var("PATH").expect("PATH"));
-    let ended = run(command.env("PATH", env));
-    assert_eq!(ended.code, Some(1), "{ended}");
-    assert!(ended.stderr.contains("exit code 11"), "{ended}");
-    assert!(pair.pulls("v1") && !pair.pulls("v2"));
-    pair.round().ok();
-    assert!(pair.pulls("v1") && pair.pulls("v2"));
-}
-
-/// What is printed is what is run, and a daemon's module is an origin like a directory.
-#[test]
-fn the_script_runs_by_itself_from_a_daemon_too() {
-    let pair = Pair::new();
-    let (origin, mirror) = (pair.registry.root(), pair.mirror());
-    let script = print(&["mirror", origin.to_str().expect("text"), mirror.to_str().expect("text")]);
-    run(Command::new("sh").args(["-c", &script.ok().stdout])).ok();
-    assert!(pair.pulls("v1"));
-
-    pair.registry.client().push_image("a/b", "v2", &Image::random(2000));
-    let daemon = Daemon::new(origin, pair.room.path());
-    let url = format!("rsync://127.0.0.1:{}/registry", daemon.port);
-    let script = print(&["mirror", &url, mirror.to_str().expect("text")]).ok().stdout;
-    assert!(script.contains("Nothing keeps blobs at the origin"), "{script}");
-    run(Command::new("sh").args(["-c", &script])).ok();
-    assert!(pair.pulls("v2"));
-    assert_no_secrets(&mirror);
-
-    // From the origin to another host.
-    let pushed = pair.room.path().join("pushed");
-    fs::create_dir(&pushed).expect("a directory");
-    let url = format!("rsync://127.0.0.1:{}/pushed", daemon.port);
-    round(origin, Path::new(&url)).ok();
-    let web = Web::nginx(&pushed);
-    assert!(find(&web.client(), "a/b:v2").is_some());
-    assert_no_secrets(&pushed);
-}
-
-/// rsync's daemon on 127.0.0.1, stopped when dropped.
-struct Daemon {
-    port: u16,
-    child: std::process::Child,
-}
-
-impl Daemon {
-    fn new(tree: &Path, room: &Path) -> Daemon {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = port.local_addr().expect("its address").port();
-        let settings = format!(
-            "use chroot = no\nuid = root\ngid = root\n[registry]\npath = {}\nread only = yes\nexclude = /.stillage/\n[pushed]\npath = {}\nread only = no\nmunge symlinks = no\n",
-            tree.display(),
-            room.join("pushed").display()
-        );
-        fs::write(room.join("rsyncd.conf"), settings).expect("its settings");
-        let mut command = Command::new("setpriv");
-        command.args([
-            "--pdeathsig",
-            "TERM",
-            "rsync",
-            "--daemon",
-            "--no-detach",
-            "--address=127.0.0.1",
-        ]);
-        command.arg(format!("--port={port}")).arg("--config").arg(room.join("rsyncd.conf"));
-        command.stdin(std::process::Stdio::null());
-        let daemon = Daemon { port, child: command.spawn().expect("rsync is installed") };
-        let until = Instant::now() + Duration::from_secs(60);
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < until, "the daemon does not listen");
-            thread::yield_now();
-        }
-        daemon
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

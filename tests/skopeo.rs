@@ -124,6 +124,34 @@ fn what_was_written_into_the_tree_is_served_at_once() {
     copy(&home, &[], &format!("docker://{server}/shared/new:theirs"), &away);
 }
 
+/// All tags at once: from one repository to another, to a directory, and from there back.
+#[test]
+fn sync_takes_every_tag_in_and_out() {
+    let registry = Registry::start(&["--auth", "none"]);
+    let server = localhost(registry.addr());
+    let home = Containers::new();
+    let client = registry.client();
+    let images = ["one", "two"].map(|tag| (tag, Image::random(1_000)));
+    for (tag, image) in &images {
+        client.push_image("synced/app", tag, image);
+    }
+    let away = home.path().join("away").display().to_string();
+    let sync = |from: [&str; 2], to: [&str; 2]| {
+        let way = ["--src", from[0], "--dest", to[0], from[1], to[1]];
+        home.skopeo(&[&["sync"], OPTIONS, &way].concat()).ok();
+    };
+    let app = format!("{server}/synced/app");
+    sync(["docker", &app], ["docker", &format!("{server}/copies")]);
+    sync(["docker", &app], ["dir", &away]);
+    sync(["dir", &away], ["docker", &format!("{server}/back")]);
+    for repo in ["copies/app", "back/app"] {
+        assert_eq!(client.tags(repo), ["one", "two"]);
+        for (tag, image) in &images {
+            client.assert_pulls(repo, tag, image);
+        }
+    }
+}
+
 #[track_caller]
 fn copy(home: &Containers, options: &[&str], source: &str, target: &str) {
     let mut args = vec!["copy"];

@@ -17,11 +17,18 @@ use support::web::{Served, Web, assert_alike, open_room};
 /// An account of every Debian that is neither ours nor nginx's.
 const DAEMON: u32 = 1;
 
-#[test]
-fn nothing_is_written_and_nothing_else_is_read() {
+/// nginx on a repository and one within it.
+fn served() -> Served {
     let served = Served::new();
-    served.ours().push_image("a", "v1", &Image::random(1000));
-    served.ours().push_image("a/b", "v1", &Image::random(1000));
+    for repo in ["a", "a/b"] {
+        served.ours().push_image(repo, "v1", &Image::random(1000));
+    }
+    served
+}
+
+#[test]
+fn nothing_is_written() {
+    let served = served();
     let nginx = served.nginx();
     let blob = format!("/v2/a/blobs/{}", sha256(b"x"));
     for path in ["/", "/v2/", "/v2/a/manifests/v1", &blob, "/v2/a/blobs/uploads/", "/a/index.json"]
@@ -36,7 +43,12 @@ fn nothing_is_written_and_nothing_else_is_read() {
     let large = Request::put("/v2/a/manifests/v2").header("Content-Length", "999999999999");
     nginx.send(large.header("Expect", "100-continue")).expect_error(405, "UNSUPPORTED");
     assert_eq!(served.ours().tags("a"), ["v1"]);
+}
 
+/// Whatever else lies in a repository, by whichever way.
+#[test]
+fn no_other_file_is_read() {
+    let served = served();
     let files = [".lock", "index.json", "oci-layout", "_tags.json", "_log.jsonl", "_manifests/.of"];
     for file in files {
         assert!(served.repo("a").join(file).symlink_metadata().is_ok(), "{file} is there");
@@ -64,10 +76,16 @@ fn nothing_is_written_and_nothing_else_is_read() {
             format!("/v2/./a//{file}"),
             format!("//a/{file}"),
         ] {
-            let answer = nginx.get(&path);
+            let answer = served.nginx().get(&path);
             assert!([400, 404].contains(&answer.status), "{path}: {answer:?}");
         }
     }
+}
+
+#[test]
+fn what_no_registry_has_is_not_there() {
+    let served = served();
+    let nginx = served.nginx();
     let stays_out = [
         "/",
         "/.stillage/version",
@@ -94,6 +112,11 @@ fn nothing_is_written_and_nothing_else_is_read() {
     for path in stays_out {
         let answer = nginx.get(path).expect_status(404);
         assert!(!answer.code().is_empty(), "{path}: {answer:?}");
+    }
+    // Of no digest there are referrers anywhere, whoever has the repository.
+    for path in ["/v2/a/referrers/sha256:zz", "/v2/none/referrers/v1"] {
+        nginx.get(path).expect_error(400, "DIGEST_INVALID");
+        served.ours().get(path).expect_error(400, "DIGEST_INVALID");
     }
     // Names of which a component, or all of it, is longer than a file system takes.
     for name in ["a".repeat(300), vec!["abc"; 1200].join("/")] {

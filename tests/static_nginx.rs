@@ -124,6 +124,22 @@ fn ranges_and_validators_are_those_of_content_that_never_changes() {
     assert_eq!(range("lines=1-2").expect_status(200).body, *layer);
     let beyond = range("bytes=100000-").expect_error(416, "RANGE_INVALID");
     assert_eq!(beyond.header("content-range"), Some("bytes */100000"));
+    assert_eq!(beyond.all("cache-control"), ["no-cache"], "nobody keeps it");
+    for (name, _) in &beyond.headers {
+        assert_eq!(beyond.all(name).len(), 1, "{name} in {beyond:?}");
+    }
+    assert_eq!(nginx.get(&blob).all("cache-control"), ["max-age=31536000, immutable"]);
+    let manifest = format!("/v2/a/manifests/{}", image.digest);
+    for path in [&manifest, "/v2/a/manifests/v1", "/v2/a/tags/list"] {
+        let beyond = nginx.send(Request::get(path).header("Range", "bytes=9999-"));
+        assert_eq!(beyond.expect_error(416, "RANGE_INVALID").all("cache-control"), ["no-cache"]);
+    }
+    // One request is one answer, not five hundred.
+    let many: Vec<String> = (0..500).map(|at| format!("{at}-{at}")).collect();
+    for several in ["0-1,5-9", &many.join(",")] {
+        let whole = range(&format!("bytes={several}")).expect_status(200);
+        assert!(whole.body == *layer, "{} bytes", whole.body.len());
+    }
 
     // A download that was cut short goes on.
     let whole = nginx.get(&blob);
@@ -300,6 +316,24 @@ fn any_name_of_root_is_quoted_or_refused() {
     let relative = print(&["nginx", "./x/../y"]).ok().stdout;
     let here = std::env::current_dir().expect("a directory");
     assert!(relative.contains(&format!("root \"{}/x/../y\"", here.display())), "{relative}");
+}
+
+/// Debian has one on port 80, and a site without a name of its own gets nothing beside it: the head of the
+/// configuration says so.
+#[test]
+fn beside_a_default_site_it_answers_to_its_name() {
+    let room = open_room();
+    let registry = Registry::start_on(&room.path().join("registry"), &["--auth", "none"]);
+    let root = registry.root().to_str().expect("text");
+    for (name, status) in [(&["--server-name", "registry.example"][..], 200), (&[], 404)] {
+        let web = Web::start_with("nginx", |listen| {
+            let ours = print(&[&["nginx", root, "--listen", listen], name].concat()).ok().stdout;
+            assert!(ours.contains("remove /etc/nginx/sites-enabled/default, or give a"), "{ours}");
+            format!("{ours}server {{ listen {listen} default_server; server_name _; return 404; }}")
+        });
+        let asked = Request::get("/v2/").header("Host", "registry.example");
+        web.client().send(asked).expect_status(status);
+    }
 }
 
 #[test]

@@ -95,6 +95,16 @@ fn manifests_blobs_and_lists_are_what_the_server_sends() {
         let blob = paths.iter().find(|path| path.contains("/blobs/")).expect("a blob");
         let part = web.client().send(Request::get(blob).header("Range", "bytes=5-9"));
         assert_eq!(part.expect_status(206).body, ours.get(blob).body[5..=9], "{server}");
+        let beyond = web.client().send(Request::get(blob).header("Range", "bytes=50000-"));
+        let beyond = beyond.expect_status(416);
+        assert_eq!(beyond.all("cache-control"), ["no-cache"], "{server}");
+        // One request is one answer, not five hundred.
+        let many: Vec<String> = (0..500).map(|at| format!("{at}-{at}")).collect();
+        for several in ["0-1,5-9", &many.join(",")] {
+            let several = Request::get(blob).header("Range", format!("bytes={several}"));
+            let whole = web.client().send(several).expect_status(200);
+            assert_eq!(whole.body.len(), 50_000, "{server}");
+        }
     }
 }
 
@@ -144,6 +154,22 @@ fn nothing_is_written_and_nothing_else_is_read() {
             );
             assert_eq!(answer.header("content-type"), Some("application/json"), "{server} {path}");
         }
+        for path in ["/v2/a/referrers/sha256:zz", "/v2/none/referrers/v1"] {
+            client.get(path).expect_error(400, "DIGEST_INVALID");
+        }
+        // What a server refuses by itself is told in the same manner.
+        for path in ["/v2/a/manifests/v0%00", "/v2/a%00/tags/list"] {
+            let answer = client.get(path);
+            assert!([400, 404].contains(&answer.status), "{server} {path}: {answer:?}");
+            assert!(!answer.code().is_empty(), "{server} {path}: {answer:?}");
+        }
+        for target in ["127.0.0.1:1", "/v2/"] {
+            let tunnel = client.send(Request::new("CONNECT", target));
+            assert!((400..500).contains(&tunnel.status), "{server}: {tunnel:?}");
+            if tunnel.header("content-type") == Some("application/json") {
+                assert_eq!(tunnel.code(), "UNSUPPORTED", "{server}: {tunnel:?}");
+            }
+        }
         for file in ["index.json", "_log.jsonl", "../.stillage/version", ".lock"] {
             for path in [
                 format!("/v2/a/manifests/..%2F{file}"),
@@ -167,6 +193,13 @@ fn nothing_is_written_and_nothing_else_is_read() {
     let said = print(&["caddy", "/srv/registry"]).ok().stdout;
     assert!(said.contains("Caddy follows symlinks"), "{said}");
     fs::remove_file(planted).expect("removed");
+    // Apache has no way to say of a file that it is not there, once it could not open it.
+    let blob = at("a/blobs/sha256").join(&sha256(&image.layers[0])["sha256:".len()..]);
+    fs::set_permissions(&blob, Permissions::from_mode(0o400)).expect("its mode");
+    let path = format!("/v2/a/blobs/{}", sha256(&image.layers[0]));
+    apache.client().get(&path).expect_error(403, "DENIED");
+    Web::start("caddy", registry.root(), &[]).client().get(&path).expect_status(404);
+    fs::set_permissions(&blob, Permissions::from_mode(0o444)).expect("its mode");
     fs::set_permissions(at("private"), Permissions::from_mode(0o755)).expect("its mode");
 }
 

@@ -104,7 +104,7 @@ impl Receiver {
         let length = field("content-length").and_then(|length| length.parse().ok())?;
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
-        let wanted = "application/vnd.docker.distribution.events.v1+json";
+        let wanted = "application/vnd.docker.distribution.events.v2+json";
         assert_eq!(field("content-type"), Some(wanted), "{head}");
         self.heads.lock().unwrap().push(head);
         self.asked.fetch_add(1, Ordering::SeqCst);

@@ -216,22 +216,71 @@ pub enum Certificate {
 impl ServeArgs {
     /// Checks what was typed, and fills in what was not.
     pub fn check(self) -> Result<Serve, ConfigError> {
-        let loopback = self.listen.ip().to_canonical().is_loopback();
-        let certificate = match (self.tls_cert, self.tls_key, self.tls) {
-            (Some(certificate), Some(key), _) => {
-                Some(Certificate::Files(http::KeyFiles { certificate, key }))
-            }
+        let certificate = self.certificate();
+        self.check_listener(certificate.is_some())?;
+        self.check_together()?;
+        let webhooks = self.webhook.iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
+        Ok(Serve {
+            registry: self.registry(),
+            gc_every: (!self.gc_every.is_zero() && !self.read_only).then_some(self.gc_every),
+            gc_delay: Duration::from_secs(self.gc_delay),
+            gc: self.gc(),
+            webhooks,
+            look_every: (self.look_every != 0).then(|| Duration::from_secs(self.look_every)),
+            mode: match self.auth {
+                AuthMode::Pam => auth::Mode::Pam,
+                AuthMode::Basic => auth::Mode::Basic,
+                AuthMode::None => auth::Mode::None,
+            },
+            anonymous: self.anonymous(),
+            certificate,
+            http: self.http(),
+            root: self.root,
+            listen: self.listen,
+            admin_group: self.admin_group,
+            allow_root: self.allow_root,
+            pam_service: self.pam_service,
+            pam_confdir: self.pam_confdir,
+            accel: self.accel.map(|prefix| (prefix, self.accel_user)),
+        })
+    }
+
+    fn is_local(&self) -> bool {
+        self.listen.ip().to_canonical().is_loopback()
+    }
+
+    fn is_open(&self) -> bool {
+        self.auth == AuthMode::None
+    }
+
+    fn certificate(&self) -> Option<Certificate> {
+        match (&self.tls_cert, &self.tls_key, self.tls) {
+            (Some(certificate), Some(key), _) => Some(Certificate::Files(http::KeyFiles {
+                certificate: certificate.clone(),
+                key: key.clone(),
+            })),
             (_, _, Some(OwnTls::SelfSigned)) => Some(Certificate::SelfSigned),
             _ => None,
-        };
-        if !loopback && certificate.is_none() && !self.plain_http {
+        }
+    }
+
+    /// Beyond this machine nothing is in clear, and nobody is let in, unless that was said.
+    fn check_listener(&self, has_tls: bool) -> Result<(), ConfigError> {
+        if self.is_local() {
+            return Ok(());
+        }
+        if !has_tls && !self.plain_http {
             return Err(ConfigError::PlainHttp(self.listen));
         }
-        let open = self.auth == AuthMode::None;
-        if !loopback && open && !self.open_to_all {
+        if self.is_open() && !self.open_to_all {
             return Err(ConfigError::OpenToAll(self.listen));
         }
-        if open && self.anonymous == Some(AnonymousMode::None) {
+        Ok(())
+    }
+
+    /// What makes no sense together.
+    fn check_together(&self) -> Result<(), ConfigError> {
+        if self.is_open() && self.anonymous == Some(AnonymousMode::None) {
             return Err(ConfigError::Anonymous);
         }
         if self.accel.is_some() && self.trusted_proxy.is_empty() {
@@ -246,65 +295,58 @@ impl ServeArgs {
         if self.auth == AuthMode::Basic && self.admin_group.is_none() {
             return Err(ConfigError::NoAdministrators);
         }
-        if let Some(path) = self.pam_confdir.as_ref().filter(|path| path.is_relative()) {
-            return Err(ConfigError::PamConfdir(path.clone()));
+        match &self.pam_confdir {
+            Some(path) if path.is_relative() => Err(ConfigError::PamConfdir(path.clone())),
+            _ => Ok(()),
         }
-        let webhooks = self.webhook.iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
-        let connections = usize::try_from(self.max_connections).unwrap_or(usize::MAX);
-        let each =
-            self.max_connections_each.map(|each| usize::try_from(each).unwrap_or(usize::MAX));
-        let anonymous = match self.anonymous {
-            Some(mode) => mode.into(),
-            None if loopback => auth::Anonymous::Pull,
-            None => auth::Anonymous::Nothing,
-        };
-        Ok(Serve {
-            root: self.root,
-            listen: self.listen,
-            registry: registry::Settings {
-                read_only: self.read_only,
-                allow_sparse: self.allow_sparse,
-                lock_wait: Duration::from_secs(self.lock_wait),
-                max_uploads: usize::try_from(self.max_uploads).unwrap_or(usize::MAX),
-                upload_expiry: self.upload_expiry,
-                min_free: self.min_free.unwrap_or(MinFree::Usual),
-                views: if self.no_views { Views::None } else { Views::Make },
-            },
-            gc_every: (!self.gc_every.is_zero() && !self.read_only).then_some(self.gc_every),
-            gc_delay: Duration::from_secs(self.gc_delay),
-            gc: gc::Options {
-                grace: self.grace,
-                undo_window: self.undo_window,
-                // The server sweeps them itself, and counts them.
-                upload_expiry: None,
-                ..gc::Options::default()
-            },
-            webhooks,
-            look_every: (self.look_every != 0).then(|| Duration::from_secs(self.look_every)),
-            mode: match self.auth {
-                AuthMode::Pam => auth::Mode::Pam,
-                AuthMode::Basic => auth::Mode::Basic,
-                AuthMode::None => auth::Mode::None,
-            },
-            anonymous,
-            admin_group: self.admin_group,
-            allow_root: self.allow_root,
-            pam_service: self.pam_service,
-            pam_confdir: self.pam_confdir,
-            accel: self.accel.map(|prefix| (prefix, self.accel_user)),
-            certificate,
-            http: http::Settings {
-                external_url: self.external_url,
-                trusted_proxies: self.trusted_proxy,
-                // Beyond loopback names are no protection, and everybody was let in knowingly.
-                open: open && !self.open_to_all,
-                patience: Duration::from_secs(self.patience),
-                connections,
-                connections_each: each,
-                ..http::Settings::default()
-            },
-        })
     }
+
+    fn anonymous(&self) -> auth::Anonymous {
+        match self.anonymous {
+            Some(mode) => mode.into(),
+            None if self.is_local() => auth::Anonymous::Pull,
+            None => auth::Anonymous::Nothing,
+        }
+    }
+
+    fn registry(&self) -> registry::Settings {
+        registry::Settings {
+            read_only: self.read_only,
+            allow_sparse: self.allow_sparse,
+            lock_wait: Duration::from_secs(self.lock_wait),
+            max_uploads: whole(self.max_uploads),
+            upload_expiry: self.upload_expiry,
+            min_free: self.min_free.unwrap_or(MinFree::Usual),
+            views: if self.no_views { Views::None } else { Views::Make },
+        }
+    }
+
+    fn gc(&self) -> gc::Options {
+        gc::Options {
+            grace: self.grace,
+            undo_window: self.undo_window,
+            // The server sweeps them itself, and counts them.
+            upload_expiry: None,
+            ..gc::Options::default()
+        }
+    }
+
+    fn http(&self) -> http::Settings {
+        http::Settings {
+            external_url: self.external_url.clone(),
+            trusted_proxies: self.trusted_proxy.clone(),
+            // Beyond loopback names are no protection, and everybody was let in knowingly.
+            open: self.is_open() && !self.open_to_all,
+            patience: Duration::from_secs(self.patience),
+            connections: whole(self.max_connections),
+            connections_each: self.max_connections_each.map(whole),
+            ..http::Settings::default()
+        }
+    }
+}
+
+fn whole(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 impl Serve {

@@ -4,14 +4,15 @@
 //! Who may pull is decided here as ever; what the web server gets is a path. It gets one only where it
 //! is named by `--trusted-proxy` and says for whom it asks, only for content that was checked and that
 //! nobody but the server could change, and only if the directories let its account come to the file.
-//! Nothing that a request says has any part in it.
+//! What clients say has no part in it: of a request's headers only those count that the web server in
+//! front writes itself.
 
 use std::fmt;
 use std::str::FromStr;
 
 use axum::response::Response;
 use http::HeaderValue;
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, HeaderName};
+use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, HeaderName};
 use thiserror::Error;
 
 use super::blobs;
@@ -139,6 +140,8 @@ impl Accel {
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         // The web server says itself which ranges it takes.
         headers.remove(ACCEPT_RANGES);
+        // It would keep it for the errors that it comes upon, too, and not take it off again.
+        headers.remove(CACHE_CONTROL);
         Some(response)
     }
 

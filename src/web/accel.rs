@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Server, Site, SiteError, host};
+use super::{Server, Site, SiteError, fill, host};
 
 /// What stands in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,141 +32,30 @@ impl Front {
             }
         };
         let root = Server::Nginx.path(&site.root)?;
-        let root = root.trim_end_matches('/');
-        let (scheme, ssl) = if tls.is_some() { ("https", " ssl http2") } else { ("http", "") };
-        Ok(text(&Words {
-            listen: format!("{}{ssl}", site.listen),
-            server_name: name.unwrap_or("_"),
-            external: format!("{scheme}://{}", name.unwrap_or("NAME")),
-            tls: tls.map_or_else(String::new, |(certificate, key)| {
-                certificate_lines(&certificate, &key)
-            }),
-            upstream: *upstream,
-            root,
-            prefix,
-        }))
+        let ssl = if tls.is_some() { " ssl http2" } else { "" };
+        let values = [
+            ("LISTEN", format!("{}{ssl}", site.listen)),
+            ("SERVER_NAME", name.unwrap_or("_").to_owned()),
+            ("EXTERNAL", site.external(name)),
+            ("TLS", Server::Nginx.tls(tls.as_ref())),
+            ("UPSTREAM", upstream.to_string()),
+            ("ROOT", root.trim_end_matches('/').to_owned()),
+            ("PREFIX", prefix.clone()),
+        ];
+        Ok(fill(include_str!("front.conf"), &values))
     }
 }
 
-struct Words<'a> {
-    listen: String,
-    server_name: &'a str,
-    external: String,
-    tls: String,
-    upstream: SocketAddr,
-    root: &'a str,
-    prefix: &'a str,
-}
-
-fn certificate_lines(certificate: &str, key: &str) -> String {
-    format!(
-        r##"    ssl_certificate "{certificate}";
-    ssl_certificate_key "{key}";
-    ssl_protocols TLSv1.2 TLSv1.3;
-    # With kernel TLS (the module `tls`) sendfile works under TLS too; without it nginx reads the file.
-    ssl_conf_command Options KTLS;
-"##
-    )
-}
-
-fn text(words: &Words<'_>) -> String {
-    let Words { listen, server_name, external, tls, upstream, root, prefix } = words;
-    format!(
-        r##"# A registry behind nginx: TLS here, logins and permissions in Stillage, blobs by sendfile from its tree.
-#
-#     stillage serve "{root}" --listen {upstream} --trusted-proxy 127.0.0.1 \
-#         --external-url {external} --anonymous none --accel {prefix}
-#
-# (--anonymous pull lets everybody who reaches nginx pull what `others` may read.)
-# nginx 1.22 or later. Put it into /etc/nginx/conf.d/ and run `nginx -t && nginx -s reload`.
-
-upstream stillage {{
-    server {upstream};
-    keepalive 32;
-    # Shorter than Stillage's own patience: no request meets a connection that is just being closed.
-    keepalive_timeout 30s;
-}}
-
-server {{
-    listen {listen};
-    server_name {server_name};
-{tls}
-    # Layers are as large as they are, and a token for many repositories is a long header.
-    client_max_body_size 0;
-    large_client_header_buffers 4 32k;
-    # A digest is of the bytes as they are.
-    gzip off;
-
-    location / {{
-        proxy_pass http://stillage;
-        proxy_http_version 1.1;
-        proxy_set_header Connection "";
-        # What clients themselves say of where they come from is thrown away.
-        proxy_set_header Host $http_host;
-        proxy_set_header X-Forwarded-For $remote_addr;
-        proxy_set_header X-Forwarded-Proto $scheme;
-        proxy_set_header X-Forwarded-Host $http_host;
-        proxy_set_header X-Real-IP "";
-        proxy_set_header Forwarded "";
-        # Straight through: no layer is first written to nginx's disk.
-        proxy_request_buffering off;
-        proxy_buffering off;
-        proxy_buffer_size 32k;
-        proxy_buffers 8 32k;
-        # A blob that somebody dropped in is hashed before its first byte goes out.
-        proxy_read_timeout 900s;
-        proxy_send_timeout 900s;
-    }}
-
-    # Stillage names a file here, when it has decided that the client may have it. Nobody else can:
-    # asked for from outside, there is nothing.
-    location {prefix}/ {{
-        internal;
-        alias "{root}/";
-        disable_symlinks on "from={root}";
-        types {{ }}
-        default_type application/octet-stream;
-        sendfile on;
-        sendfile_max_chunk 2m;
-        tcp_nopush on;
-        # What Stillage said of the blob. Its ETag is the digest, also for If-Range.
-        etag off;
-        add_header ETag $upstream_http_etag;
-        if_modified_since off;
-        add_header Last-Modified "";
-        max_ranges 1;
-        add_header Docker-Content-Digest $upstream_http_docker_content_digest;
-        add_header Docker-Distribution-Api-Version $upstream_http_docker_distribution_api_version;
-        add_header X-Content-Type-Options $upstream_http_x_content_type_options;
-        add_header Content-Security-Policy $upstream_http_content_security_policy;
-        add_header X-Request-Id $upstream_http_x_request_id;
-        error_page 403 =503 @unreadable;
-        error_page 404 @gone;
-        error_page 416 @outside;
-    }}
-
-    # Stillage believed that nginx may read it: restart Stillage after a change of nginx's groups.
-    location @unreadable {{
-        default_type application/json;
-        add_header Cache-Control no-store always;
-        add_header Retry-After 5 always;
-        return 503 '{{"errors":[{{"code":"UNAVAILABLE","message":"the web server cannot read this blob: its error log says why"}}]}}';
-    }}
-
-    location @gone {{
-        default_type application/json;
-        add_header Cache-Control no-store always;
-        return 404 '{{"errors":[{{"code":"BLOB_UNKNOWN","message":"there is no such blob"}}]}}';
-    }}
-
-    location @outside {{
-        default_type application/json;
-        add_header Cache-Control no-store always;
-        return 416 '{{"errors":[{{"code":"RANGE_INVALID","message":"the range lies outside of the blob"}}]}}';
-    }}
-}}
-"##
-    )
+impl Site {
+    /// The URL under which clients come.
+    fn external(&self, name: Option<&str>) -> String {
+        let (scheme, usual) = if self.tls.is_some() { ("https", 443) } else { ("http", 80) };
+        let host = name.unwrap_or("NAME");
+        match self.listen.port() {
+            port if port == usual => format!("{scheme}://{host}"),
+            port => format!("{scheme}://{host}:{port}"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -194,6 +83,8 @@ mod tests {
             "    server_name registry.example;",
             "    ssl_certificate \"/etc/ssl/registry.pem\";",
             "    ssl_certificate_key \"/etc/ssl/registry.key\";",
+            "    ssl_conf_command Options KTLS;",
+            "#         --external-url https://registry.example --anonymous none --accel /_blobs",
             "    location /_blobs/ {",
             "        alias \"/srv/reg/\";",
             "        disable_symlinks on \"from=/srv/reg\";",
@@ -203,7 +94,21 @@ mod tests {
         (plain.site.tls, plain.site.name) = (None, None);
         let text = plain.nginx().unwrap();
         assert!(!text.contains("ssl") && text.contains("listen 192.0.2.7:443;"), "{text}");
-        assert!(text.contains("--external-url http://NAME"), "{text}");
+        assert!(text.contains("--external-url http://NAME:443 "), "{text}");
+        assert_eq!(text.matches('@').count(), 6, "three named locations, and no key: {text}");
+    }
+
+    #[test]
+    fn clients_are_told_the_port_unless_it_is_the_usual_one() {
+        let url = |port: u16, tls: bool| {
+            let mut site = front("/srv/reg").site;
+            site.listen.set_port(port);
+            site.tls = site.tls.filter(|_| tls);
+            site.external(Some("h"))
+        };
+        assert_eq!([url(443, true), url(80, false)], ["https://h", "http://h"]);
+        assert_eq!([url(80, true), url(443, false)], ["https://h:80", "http://h:443"]);
+        assert_eq!([url(5443, true), url(8080, false)], ["https://h:5443", "http://h:8080"]);
     }
 
     /// Whoever writes the configuration by hand writes what would be printed.

@@ -43,7 +43,8 @@ pub enum MirrorError {
 
 impl Mirror {
     /// Of `origin` in `mirror`; each is a directory, `HOST:PATH` or `rsync://…`. The names wait in
-    /// `stage`, or beside the directory that is on this host: `<directory>.names`.
+    /// `stage`, or beside the directory that is on this host: `<mirror>.names`, or
+    /// `<origin>.<where the mirror is>.names`, for an origin may have several mirrors.
     ///
     /// # Errors
     /// Both are on other hosts, they lie in one another, or their names cannot be written.
@@ -60,9 +61,13 @@ impl Mirror {
             }
             (_, Place::Here(here)) | (Place::Here(here), _) => here,
         };
-        let stage = match stage {
-            Some(stage) => here(stage)?,
-            None => here(Path::new(&format!("{}.names", beside.display())))?,
+        let stage = match (stage, &mirror) {
+            (Some(stage), _) => here(stage)?,
+            (None, Place::Here(_)) => here(Path::new(&format!("{}.names", beside.display())))?,
+            (None, Place::There(to)) => {
+                let to = to.replace('%', "%25").replace('/', "%2F");
+                here(Path::new(&format!("{}.{to}.names", beside.display())))?
+            }
         };
         let outside = [&origin, &mirror].into_iter().all(|place| match place {
             Place::Here(tree) => !stage.starts_with(tree) && !tree.starts_with(&stage),
@@ -85,29 +90,19 @@ impl Mirror {
         super::fill(include_str!("mirror.sh"), &values)
     }
 
-    /// What keeps blobs from being taken away between the names and the last pass, and a tree that is no
-    /// mirror from being overwritten.
+    /// What keeps blobs from being taken away between the names and the last pass.
     fn lock(&self) -> String {
-        let mut text = String::new();
-        if let Place::Here(_) = self.mirror {
-            text.push_str(
-                "if [ ! -d \"$STAGE\" ] && [ -n \"$(ls -A \"$MIRROR\" 2>/dev/null)\" ]; then\n  \
-                 echo \"$MIRROR is not empty, and no mirror: nothing is changed\" >&2\n  exit 1\nfi\n",
-            );
-        }
         match self.origin {
-            Place::Here(_) => text.push_str(&format!(
+            Place::Here(_) => format!(
                 "\n# Deletes of blobs and collections at the origin wait for the round; pushes do not.\n\
                  if [ -e \"$ORIGIN/{ROOM}/{GC_LOCK}\" ]; then\n  exec 8<\"$ORIGIN/{ROOM}/{GC_LOCK}\"\n  \
                  flock -s 8\nfi\n"
-            )),
-            Place::There(_) => text.push_str(
-                "\n# Nothing keeps blobs at the origin from being deleted meanwhile, but the time for which it\n\
-                 # keeps what was deleted. If blobs are deleted there at once (DELETE of a blob, gc --now), mirror\n\
-                 # a snapshot of it, or run this at the origin.\n",
             ),
+            Place::There(_) => "\n# Nothing keeps blobs at the origin from being deleted meanwhile, but the time for which it\n\
+                 # keeps what was deleted. If blobs are deleted there at once (DELETE of a blob, gc --now), mirror\n\
+                 # a snapshot of it, or run this at the origin.\n"
+                .to_owned(),
         }
-        text
     }
 }
 
@@ -166,13 +161,17 @@ mod tests {
     fn places_are_told_apart_as_rsync_does() {
         let script = mirror("/srv/a b/it's/", "host:/m").unwrap().script();
         assert!(script.contains("\nORIGIN='/srv/a b/it'\\''s'\nMIRROR='host:/m'\n"), "{script}");
-        assert!(script.contains("STAGE='/srv/a b/it'\\''s.names'\n"), "{script}");
+        assert!(script.contains("STAGE='/srv/a b/it'\\''s.host:%2Fm.names'\n"), "{script}");
         assert!(script.contains("flock -s 8"), "{script}");
         let script = mirror("rsync://h/m/", "/srv/m").unwrap().script();
         assert!(script.contains("\nORIGIN='rsync://h/m'\n"), "{script}");
         assert!(script.contains("STAGE='/srv/m.names'\n"), "{script}");
         assert!(!script.contains("flock -s 8"), "{script}");
         assert!(!script.contains("=@"), "{script}");
+        // Rounds to two mirrors of one origin do not meet.
+        let stage = |to: &str| mirror("/srv/a", to).unwrap().stage;
+        assert_ne!(stage("h:/m"), stage("h:/m2"));
+        assert_ne!(stage("h:/a/b"), stage("h:/a%2Fb"));
         // A placeholder that somebody types is a name like any other.
         let script = mirror("/srv/@STAGE@", "/srv/@LOCK@").unwrap().script();
         assert!(script.contains("\nORIGIN='/srv/@STAGE@'\nMIRROR='/srv/@LOCK@'\n"), "{script}");

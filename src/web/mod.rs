@@ -127,17 +127,12 @@ impl Server {
     /// The lines that turn TLS on; none without a certificate.
     fn tls(self, files: Option<&(String, String)>) -> String {
         let Some((certificate, key)) = files else { return String::new() };
-        match self {
-            Server::Nginx => format!(
-                "\n    ssl_certificate \"{certificate}\";\n    ssl_certificate_key \"{key}\";\n    \
-                 ssl_protocols TLSv1.2 TLSv1.3;\n"
-            ),
-            Server::Caddy => format!("\ttls \"{certificate}\" \"{key}\"\n"),
-            Server::Apache => format!(
-                "\n    SSLEngine on\n    SSLCertificateFile \"{certificate}\"\n    \
-                 SSLCertificateKeyFile \"{key}\"\n    SSLProtocol -all +TLSv1.2 +TLSv1.3\n"
-            ),
-        }
+        let template = match self {
+            Server::Nginx => include_str!("nginx-tls.conf"),
+            Server::Caddy => include_str!("Caddyfile-tls"),
+            Server::Apache => include_str!("apache-tls.conf"),
+        };
+        fill(template, &[("CERTIFICATE", certificate.clone()), ("KEY", key.clone())])
     }
 }
 
@@ -241,7 +236,10 @@ mod tests {
         for (server, lines) in [
             (Server::Nginx, ["listen 127.0.0.1:5000 ssl;", "ssl_certificate_key \"/k\";"]),
             (Server::Caddy, ["https://:5000 {", "tls \"/c\" \"/k\""]),
-            (Server::Apache, ["SSLCertificateFile \"/c\"", "a2enmod rewrite headers mime ssl"]),
+            (
+                Server::Apache,
+                ["SSLCertificateFile \"/c\"", "a2enmod rewrite headers mime setenvif ssl"],
+            ),
         ] {
             let text = server.configuration(&Site { tls: tls.clone(), ..site() }).unwrap();
             for line in lines {

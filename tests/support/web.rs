@@ -272,9 +272,19 @@ fn nginx(room: &Path) -> String {
 /// What stands around a virtual host on a host: the modules, and what Debian's configuration says of
 /// directories and of endings.
 fn apache(room: &Path) -> String {
-    let modules = ["mpm_event", "authz_core", "rewrite", "headers", "mime", "ssl", "alias", "dir"]
-        .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"))
-        .concat();
+    let modules = [
+        "mpm_event",
+        "authz_core",
+        "rewrite",
+        "headers",
+        "mime",
+        "ssl",
+        "alias",
+        "dir",
+        "setenvif",
+    ]
+    .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"))
+    .concat();
     format!(
         "ServerRoot {room}\nServerName localhost\nPidFile {room}/pid\nDefaultRuntimeDir {room}\n\
          ErrorLog {room}/log\nUser www-data\nGroup www-data\n{modules}\

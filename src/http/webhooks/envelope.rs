@@ -1,5 +1,5 @@
 //! Events in the envelope that distribution's registry sends
-//! (`application/vnd.docker.distribution.events.v1+json`).
+//! (`application/vnd.docker.distribution.events.v2+json`).
 //!
 //! | what happened | `action` | `target` |
 //! |---|---|---|
@@ -15,7 +15,7 @@ use crate::layout::path::random_hex;
 use crate::oci::{Digest, Tag, What};
 
 /// The media type of the envelope.
-pub(super) const MEDIA_TYPE: &str = "application/vnd.docker.distribution.events.v1+json";
+pub(super) const MEDIA_TYPE: &str = "application/vnd.docker.distribution.events.v2+json";
 
 /// The name that stands for whoever changed the tree without the server.
 const OUTSIDE: &str = "unknown (outside)";
