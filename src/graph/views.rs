@@ -116,9 +116,8 @@ impl Place<'_> {
             return Ok(false);
         }
         let Some(lists) = self.lists_with(commit.facts)? else { return Ok(false) };
-        let children = commit.facts.iter().flat_map(|fact| &fact.children).filter_map(with_kind);
-        let mut steps: Vec<Step> =
-            children.map(|(child, kind)| Step::manifest(&child.digest, kind)).collect();
+        // What an index contains that came in has an entry of its own, and so a view.
+        let mut steps: Vec<Step> = Vec::new();
         for change in commit.changes {
             let [before, after] =
                 [&change.before, &change.after].map(|entry| entry.as_ref().and_then(with_kind));
