@@ -2,10 +2,9 @@
 
 use std::fs::File;
 
-use rustix::fs::{Mode, Timespec, Timestamps, UTIME_OMIT};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::fs::{Mode, Stat};
 
-use super::dir::Dir;
+use super::dir::{Dir, stat_file};
 use super::disk::Disk;
 use super::error::{At, Result};
 use super::inherit::{self, Purpose};
@@ -24,41 +23,31 @@ pub fn replace(
     bytes: &[u8],
     purpose: Purpose,
 ) -> Result<File> {
-    replace_by_parts(disk, dir, name, &[bytes], purpose)
+    replace_by_parts(disk, dir, name, &[bytes], purpose).map(|(file, _)| file)
 }
 
-/// The same with bytes that come in parts.
-///
-/// The file has a time of its own, which no other write gives it: those take the kernel's clock as it
-/// ticks.
+/// The same with bytes that come in parts; gives the file's status too, as it was before it had its name.
 pub fn replace_by_parts(
     disk: &dyn Disk,
     dir: &Dir,
     name: &str,
     parts: &[&[u8]],
     purpose: Purpose,
-) -> Result<File> {
+) -> Result<(File, Stat)> {
     let beside = path::temporary(name);
     let file = disk.create(dir, &beside, Mode::RUSR | Mode::WUSR)?;
     let written = disk
         .write_parts(&file, parts)
-        .and_then(|()| give_time(&file))
         .at(|| dir.at(&beside))
         .and_then(|()| inherit::apply(dir, &file, purpose))
         .and_then(|()| disk.sync(&file).at(|| dir.at(&beside)))
-        .and_then(|()| disk.rename(dir, &beside, dir, name));
-    if let Err(error) = written {
+        .and_then(|()| stat_file(&file, || dir.at(&beside)))
+        .and_then(|stat| disk.rename(dir, &beside, dir, name).map(|()| stat));
+    if written.is_err() {
         // What failed may fail again here; the leftover is hidden, and gc removes it.
         let _ = disk.unlink(dir, &beside);
-        return Err(error);
     }
-    Ok(file)
-}
-
-fn give_time(file: &File) -> std::io::Result<()> {
-    let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let last_modification = clock_gettime(ClockId::Realtime);
-    Ok(rustix::fs::futimens(file, &Timestamps { last_access, last_modification })?)
+    written.map(|stat| (file, stat))
 }
 
 /// The same for a file that can be made anew at any time, and that a crash may take or cut: nothing is

@@ -16,6 +16,7 @@ use super::inherit::Purpose;
 use super::lock;
 use super::make;
 use super::verified::{Verdict, Verified};
+use super::version::{Version, with_fine_times};
 use super::{durable, path};
 use crate::oci::{Digest, RepoName};
 
@@ -33,6 +34,8 @@ pub struct Tree {
     remote: bool,
     /// Nothing of it may be changed.
     pub(super) read_only: bool,
+    /// The device on which times of files tell every change, if it is known to.
+    fine_times: Option<u64>,
     /// Inodes whose content is known.
     pub(super) verified: Arc<Verified>,
 }
@@ -62,7 +65,9 @@ impl Tree {
         }
         let uid = rustix::process::geteuid().as_raw();
         let remote = is_remote(&root)?;
-        Ok(Tree { root, room, disk, uid, remote, read_only: false, verified: Arc::default() })
+        let fine_times = with_fine_times(&room).filter(|_| !remote);
+        let verified = Arc::default();
+        Ok(Tree { root, room, disk, uid, remote, read_only: false, fine_times, verified })
     }
 
     /// A room for a tree that has none, as a copy: with the version in it, and nothing that only a
@@ -79,7 +84,9 @@ impl Tree {
     pub fn for_repair(root: Dir, room: Dir, disk: Arc<dyn Disk>) -> Result<Tree> {
         let uid = rustix::process::geteuid().as_raw();
         let remote = is_remote(&root)?;
-        Ok(Tree { root, room, disk, uid, remote, read_only: false, verified: Arc::default() })
+        let fine_times = with_fine_times(&room).filter(|_| !remote);
+        let verified = Arc::default();
+        Ok(Tree { root, room, disk, uid, remote, read_only: false, fine_times, verified })
     }
 
     /// A repository's directory, if there is one.
@@ -145,6 +152,11 @@ impl Tree {
     /// Whether other machines may change the tree behind the kernel's back.
     pub fn is_remote(&self) -> bool {
         self.remote
+    }
+
+    /// Whether every change of a file shows that comes after its version was looked at, however soon.
+    pub(super) fn has_fine_times(&self, version: Version) -> bool {
+        self.fine_times == Some(version.device())
     }
 
     /// Whether an inode can be one that the server wrote, hashed and sealed itself: a regular file of

@@ -1,7 +1,9 @@
 //! Which state of a file it is, as stat(2) tells.
 
-use rustix::fs::Stat;
+use rustix::fs::{self, Mode, OFlags, Stat};
 use rustix::time::{ClockId, clock_gettime};
+
+use super::dir::Dir;
 
 /// What stat(2) tells of a file's content: equal versions of one inode mean equal bytes, once the
 /// times are settled.
@@ -37,14 +39,33 @@ impl Version {
         age > if self.is_coarse() { 2_000_000_000 } else { 10_000_000 }
     }
 
-    /// Whether the time of the last write is a fine one: the file system keeps it as it was given, to the
-    /// nanosecond.
-    pub(super) fn is_fine(self) -> bool {
-        !self.mtime.1.is_multiple_of(100)
+    /// The device that the file lies on.
+    pub(super) fn device(self) -> u64 {
+        self.dev
     }
 
     /// Whether the file system seems to keep whole seconds only.
     pub(super) fn is_coarse(self) -> bool {
         self.ctime.1 == 0
     }
+}
+
+/// So many changes in a row show, each for itself: within one tick of the clock they would not.
+const ROUNDS: usize = 4;
+
+/// The device of a directory, if every change of a file there shows in its times to somebody who has
+/// looked at them before, however soon it comes: since Linux 6.13, where the file system takes part. It is
+/// tried, with a nameless file that goes again.
+pub(super) fn with_fine_times(dir: &Dir) -> Option<u64> {
+    let (mode, flags) = (Mode::RUSR | Mode::WUSR, OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC);
+    let file = fs::openat(dir, ".", flags, mode).ok()?;
+    let mut last = Version::of(&fs::fstat(&file).ok()?);
+    for _ in 0..ROUNDS {
+        fs::fchmod(&file, mode).ok()?;
+        let now = Version::of(&fs::fstat(&file).ok()?);
+        if std::mem::replace(&mut last, now) == now {
+            return None;
+        }
+    }
+    Some(last.dev)
 }

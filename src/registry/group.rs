@@ -204,7 +204,10 @@ impl<'a> Group<'a> {
         let last = self.last.clone();
         let before = last.as_ref().map_or_else(Stamp::nothing, |last| last.stamp);
         self.publish(state, dir)?;
-        if let Err(error) = facts::append(&self.inner.tree, self.dir, self.facts.iter().copied()) {
+        if !self.facts.is_empty()
+            && let Err(error) =
+                facts::append(&self.inner.tree, self.dir, self.facts.iter().copied())
+        {
             tracing::debug!(%error, "facts of manifests were not written down");
         }
         if let Some(now) = &self.last {
@@ -262,8 +265,7 @@ impl<'a> Group<'a> {
         }
         let file = durable::replace_by_parts(disk, self.dir, path::INDEX, &parts, Purpose::Public)?;
         let index = Arc::clone(&self.index);
-        let remote = self.inner.tree.is_remote();
-        let written = IndexFile::written(self.dir, index, stamp, file, remote)?;
+        let written = IndexFile::written(&self.inner.tree, self.dir, index, stamp, file)?;
         Ok((Arc::new(written), blobs))
     }
 

@@ -188,16 +188,6 @@ impl Inner {
         (file.stands(&dir).ok()? && file.readers.include(reader)).then_some(file)
     }
 
-    /// The index.json as it stands now, for a look that is not worth remembering: a list of all
-    /// repositories must not take the place of those that are in use.
-    pub(super) fn known_or_read(
-        &self,
-        name: &RepoName,
-        dir: &Dir,
-    ) -> std::result::Result<Option<Arc<IndexFile>>, Error> {
-        self.read_index(dir, self.indexes.last(name).as_ref(), Meanwhile::LastGood)
-    }
-
     /// The index.json for somebody who reads; `None` also if its own rights do not let them.
     pub(super) fn index_for(
         &self,

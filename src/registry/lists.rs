@@ -198,12 +198,7 @@ impl Inner {
     /// Whether an index.json has an entry. One that cannot be read is listed: whoever asks for the
     /// repository then learns that it is damaged.
     fn has_entries(&self, name: &RepoName, dir: &Dir, reader: &Account) -> bool {
-        let file = match self.known_or_read(name, dir) {
-            // Another tool may be writing it.
-            Err(_) => self.index_for(name, dir, reader),
-            read => Ok(read.unwrap_or_default().filter(|file| file.readers.include(reader))),
-        };
-        match file {
+        match self.index_for(name, dir, reader) {
             Ok(file) => file.is_some_and(|file| !file.index.is_empty()),
             Err(error) => {
                 tracing::error!(%error, "a repository cannot be read");

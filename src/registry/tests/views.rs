@@ -16,10 +16,15 @@ impl Fixture {
 }
 
 fn index_of(children: &[(Digest, usize)]) -> Bytes {
-    let media_type = Kind::OciImage.media_type();
+    let children = children.iter().map(|(digest, size)| (Kind::OciImage, digest, *size));
+    index_of_kinds(children)
+}
+
+fn index_of_kinds<'a>(children: impl IntoIterator<Item = (Kind, &'a Digest, usize)>) -> Bytes {
     let list: Vec<String> = children
-        .iter()
-        .map(|(digest, size)| {
+        .into_iter()
+        .map(|(kind, digest, size)| {
+            let media_type = kind.media_type();
             format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{size}}}"#)
         })
         .collect();
@@ -91,7 +96,10 @@ async fn a_deletion_takes_its_own_views_and_no_others() {
     let one = image(b"{}", b"one");
     let signed = signature(&sha256(&one), "inside");
     let inner = index_of(&[(sha256(&one), one.len()), (sha256(&signed), signed.len())]);
-    let outer = index_of(&[(sha256(&inner), inner.len()), (sha256(&one), one.len())]);
+    let outer = index_of_kinds([
+        (Kind::OciIndex, &sha256(&inner), inner.len()),
+        (Kind::OciImage, &sha256(&one), one.len()),
+    ]);
     for round in 0..2 {
         f.image("a", "one").await.unwrap();
         f.push("a", Reference::Digest(sha256(&signed)), signed.clone()).await.unwrap();
