@@ -36,6 +36,10 @@ pub(crate) struct Args {
     /// Whether docs/performance.md and its pictures are written.
     pub(crate) docs: bool,
     pub(crate) list: bool,
+    /// The short form,
+    pub(crate) short: bool,
+    /// and whether it writes what it counts into the file of what is expected.
+    pub(crate) write: bool,
 }
 
 impl Args {
@@ -48,6 +52,8 @@ impl Args {
             from: None,
             docs: false,
             list: false,
+            short: false,
+            write: false,
         };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
@@ -60,6 +66,8 @@ impl Args {
                 "--from" => parsed.from = Some(value()?.into()),
                 "--docs" => parsed.docs = true,
                 "--list" => parsed.list = true,
+                "--short" => parsed.short = true,
+                "--write" => parsed.write = true,
                 _ => bail!("{arg} is not known: --help says what is"),
             }
         }
@@ -67,6 +75,7 @@ impl Args {
             let known = works::ALL.iter().any(|work| work.name == name);
             anyhow::ensure!(known, "no work is called {name}: --list says which there are");
         }
+        anyhow::ensure!(parsed.short || !parsed.write, "--write belongs to --short");
         anyhow::ensure!(parsed.rounds > 0, "--rounds 0 measures nothing");
         Ok(Some(parsed))
     }

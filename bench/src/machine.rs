@@ -18,6 +18,9 @@ pub(crate) struct Machine {
     pub(crate) file_system: String,
     pub(crate) time: String,
     pub(crate) commit: String,
+    /// What else the machine has to do: processes that want to run, over a minute, five and fifteen.
+    #[serde(default)]
+    pub(crate) load: String,
     /// What each program says of its version.
     pub(crate) versions: BTreeMap<String, String>,
 }
@@ -46,6 +49,7 @@ impl Machine {
             file_system: file_system(place.path()),
             time: said("date", &["-u", "+%FT%TZ"]),
             commit: said("git", &["describe", "--always", "--dirty"]),
+            load: read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" "),
             versions: versions.map(|(name, version)| (name.to_owned(), version)).into(),
         }
     }

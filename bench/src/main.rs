@@ -13,6 +13,7 @@
 //! | [`works`] | one file for each work that is measured |
 //! | [`goals`] | the goals, as data |
 //! | [`report`] | JSON, table, pictures |
+//! | [`short`] | the counts that noise cannot move, for tests/run |
 //! | [`machine`] | where it was measured, and with what |
 
 mod args;
@@ -27,6 +28,7 @@ mod place;
 mod process;
 mod report;
 mod servers;
+mod short;
 mod stats;
 mod trees;
 mod works;
@@ -58,6 +60,9 @@ fn run() -> anyhow::Result<()> {
             println!("{:<12} {}", work.name, work.about);
         }
         return Ok(());
+    }
+    if args.short {
+        return short::run(args.write);
     }
     report::run(&args)
 }

@@ -34,6 +34,15 @@ impl Trees {
         Ok(Trees { stillage, registry })
     }
 
+    /// All shelves of the pool: one is made, and made durable, with the first blob that lies there, and pushes
+    /// would not be alike.
+    pub(crate) fn shelves(&self) -> Result<()> {
+        for shelf in 0..=255 {
+            fs::create_dir_all(self.pool(&format!("{shelf:02x}")).with_file_name(""))?;
+        }
+        Ok(())
+    }
+
     /// Nobody serves them any more.
     pub(crate) fn remove(self) -> Result<()> {
         fs::remove_dir_all(&self.stillage)?;
@@ -106,7 +115,7 @@ impl Repository<'_> {
     }
 
     /// A tag in Stillage's tree only.
-    fn entry(&mut self, tag: &str, digest: &str, size: usize) {
+    pub(crate) fn entry(&mut self, tag: &str, digest: &str, size: usize) {
         self.entries.push(json!({
             "mediaType": MANIFEST,
             "digest": digest,

@@ -32,7 +32,8 @@ pub(crate) struct Answer {
     pub(crate) body: Body,
     /// Where an upload goes on: a path and query.
     pub(crate) location: Option<String>,
-    pub(crate) digest: Option<String>,
+    /// Where a list goes on: a path and query.
+    pub(crate) next: Option<String>,
 }
 
 impl Answer {
@@ -84,6 +85,20 @@ impl Connection {
     pub(crate) fn get(&mut self, path: &str, headers: &str) -> Result<u64> {
         let answer = self.ask("GET", path, headers)?.expect(200, path)?;
         self.skip(&answer)
+    }
+
+    /// GET of a list with all its pages: how many bytes came.
+    pub(crate) fn list(&mut self, path: &str, page: &mut dyn FnMut(Vec<u8>)) -> Result<u64> {
+        let mut next = Some(path.to_owned());
+        let mut all = 0;
+        while let Some(path) = next {
+            let answer = self.ask("GET", &path, "")?.expect(200, &path)?;
+            let body = self.read(&answer)?;
+            all += body.len() as u64;
+            page(body);
+            next = answer.next;
+        }
+        Ok(all)
     }
 
     /// GET of what must have this content: checks status, length and digest.
@@ -170,7 +185,7 @@ fn parse(head: &[u8], headless: bool) -> Result<Answer> {
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
     let status = status.with_context(|| format!("no answer: {head:?}"))?;
-    let mut answer = Answer { status, body: Body::Length(0), location: None, digest: None };
+    let mut answer = Answer { status, body: Body::Length(0), location: None, next: None };
     for line in lines {
         let Some((name, value)) = line.split_once(": ") else { continue };
         if name.eq_ignore_ascii_case("content-length") && !headless {
@@ -179,8 +194,9 @@ fn parse(head: &[u8], headless: bool) -> Result<Answer> {
             answer.body = Body::Chunked;
         } else if name.eq_ignore_ascii_case("location") {
             answer.location = Some(relative(value).to_owned());
-        } else if name.eq_ignore_ascii_case("docker-content-digest") {
-            answer.digest = Some(value.to_owned());
+        } else if name.eq_ignore_ascii_case("link") && value.contains("rel=\"next\"") {
+            let url = value.strip_prefix('<').and_then(|rest| rest.split('>').next());
+            answer.next = url.map(|url| relative(url).to_owned());
         }
     }
     Ok(answer)
@@ -260,6 +276,10 @@ mod tests {
         let answer = parse(head, false).unwrap();
         assert_eq!((answer.status, answer.body), (202, Body::Length(12)));
         assert_eq!(answer.location.as_deref(), Some("/v2/a?_state=x"));
+        let head = b"HTTP/1.1 200 OK\r\nLink: </v2/a/tags/list?last=t9>; rel=\"next\"\r\n\r\n";
+        let next = parse(head, false).unwrap().next;
+        assert_eq!(next.as_deref(), Some("/v2/a/tags/list?last=t9"));
+        let head = b"HTTP/1.1 202 Accepted\r\nContent-Length: 12\r\n\r\n";
         assert_eq!(parse(head, true).unwrap().body, Body::Length(0));
         let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(parse(head, false).unwrap().body, Body::Chunked);

@@ -1,5 +1,7 @@
 //! What was measured, for programs (JSON) and for people (a table, pictures).
 
+mod docs;
+mod svg;
 mod table;
 
 use std::rc::Rc;
@@ -44,6 +46,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => measure(args)?,
     };
     print!("{}", table::text(&report));
+    if args.docs {
+        docs::write(&report)?;
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use super::Report;
 use crate::goals::Verdict;
 use crate::measure::{Metric, Row};
 use crate::process::TICK;
+use crate::stats::Spread;
 use crate::works::{self, Work};
 
 /// Everything that was measured, a table for each work.
@@ -41,20 +42,34 @@ fn goals(text: &mut String, verdicts: &[Verdict]) {
 fn table(text: &mut String, work: &Work, rows: &[&Row]) {
     let _ = writeln!(text, "### {}: {}\n", work.name, work.about);
     let names = work.metrics.iter().map(|metric| format!(" {} |", metric.name()));
-    let _ = writeln!(text, "| case | who |{} tick |", names.collect::<String>());
-    let _ = writeln!(text, "|---|---|{}---|", "---|".repeat(work.metrics.len()));
+    let _ = writeln!(
+        text,
+        "| case | who |{} × nginx | × docker-registry | tick |",
+        names.collect::<String>()
+    );
+    let _ = writeln!(text, "|---|---|{}---|---|---|", "---|".repeat(work.metrics.len()));
     for row in rows {
         let cells = work.metrics.iter().map(|metric| format!(" {} |", cell(row, *metric)));
+        let others = ["nginx", "docker-registry"].map(|who| ratio(rows, row, who, work.metrics[0]));
+        let (cells, exactness) = (cells.collect::<String>(), exactness(row));
+        let [nginx, registry] = others;
         let _ = writeln!(
             text,
-            "| {} | {} |{} {} |",
-            row.case,
-            row.who,
-            cells.collect::<String>(),
-            exactness(row)
+            "| {} | {} |{cells} {nginx} | {registry} | {exactness} |",
+            row.case, row.who
         );
     }
     text.push('\n');
+}
+
+/// Stillage's figure beside another's of the same round: the median of these ratios, with its quartiles.
+fn ratio(rows: &[&Row], row: &Row, who: &str, metric: Metric) -> String {
+    let other = rows.iter().find(|other| other.case == row.case && other.who == who);
+    let Some(other) = other.filter(|_| row.who == "stillage") else { return String::new() };
+    let pairs = row.values(metric).into_iter().zip(other.values(metric));
+    let ratios: Vec<f64> =
+        pairs.filter(|(_, other)| *other > 0.0).map(|(own, other)| own / other).collect();
+    spread(&Spread::of(&ratios))
 }
 
 /// How exact a figure of processor time is: whole ticks are counted, so one of them beside the shortest
@@ -67,9 +82,12 @@ fn exactness(row: &Row) -> String {
     }
 }
 
-/// The median, and between which quartiles it lies.
 fn cell(row: &Row, metric: Metric) -> String {
-    let spread = row.spread(metric);
+    spread(&row.spread(metric))
+}
+
+/// The median, and between which quartiles it lies.
+fn spread(spread: &Spread) -> String {
     if spread.most == 0.0 {
         return "–".to_owned();
     }

@@ -90,6 +90,7 @@ impl Server {
         kind: Kind,
         program: &Path,
         args: &[&str],
+        envs: &[(&str, &str)],
         log: &Path,
         target: Target,
     ) -> Result<Server> {
@@ -98,6 +99,7 @@ impl Server {
             .args(["--pdeathsig", "TERM", "--"])
             .arg(program)
             .args(args)
+            .envs(envs.iter().copied())
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
             .stderr(said)

@@ -45,5 +45,5 @@ http {{
     let target = target(address, tls.map(|tls| tls.trust.clone()));
     let args = ["-c", file, "-p", room.to_str().expect("a path of ours"), "-e", "stderr"];
     let log = room.join("log");
-    Server::start(Kind::Nginx, Path::new("nginx"), &args, &log, target)?.until_it_listens()
+    Server::start(Kind::Nginx, Path::new("nginx"), &args, &[], &log, target)?.until_it_listens()
 }

@@ -23,7 +23,7 @@ pub(crate) fn start(place: &Place) -> Result<Server> {
     let program = std::env::current_exe().context("this program's file")?;
     let log = place.path().join("receive.log");
     let nowhere = target(SocketAddr::from(([127, 0, 0, 1], 0)), None);
-    let server = Server::start(Kind::Receive, &program, &[COMMAND], &log, nowhere)?;
+    let server = Server::start(Kind::Receive, &program, &[COMMAND], &[], &log, nowhere)?;
     server.until_it_says(|line| line.parse().ok())
 }
 

@@ -48,5 +48,5 @@ http:
     let target = target(address, tls.map(|tls| tls.trust.clone()));
     let log = room.join("log");
     let args = ["serve", file];
-    Server::start(Kind::Registry, Path::new(PROGRAM), &args, &log, target)?.until_it_listens()
+    Server::start(Kind::Registry, Path::new(PROGRAM), &args, &[], &log, target)?.until_it_listens()
 }

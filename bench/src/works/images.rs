@@ -59,7 +59,7 @@ fn push(server: &Server, images: &[Image], repositories: usize) -> Result<Done> 
 }
 
 /// As docker and podman do it: is each blob there? If not, push it; then the manifest.
-pub(super) fn push_image(
+pub(crate) fn push_image(
     connection: &mut Connection,
     repository: &str,
     image: &Image,

@@ -5,7 +5,7 @@ mod cold;
 mod get;
 mod head;
 mod idle;
-mod images;
+pub(crate) mod images;
 mod manifest;
 mod mount;
 mod push;
