@@ -50,6 +50,8 @@ pub(super) fn complaints(place: &Place) -> Result<Vec<String>> {
         all.push(format!("{WRITERS} writers at once took {commits} commits: they share none"));
     }
 
+    // What is made once in a tree or a repository (directories of holders and views, the journal) is there then.
+    push_image(&mut server.connect()?, "two", &Image::fresh(KIB))?;
     let images: Vec<Image> = (0..IMAGES).map(|_| Image::fresh(KIB)).collect();
     let trace = Trace::begin(server.pid(), place.room("trace")?)?;
     together(&server.target, CLIENTS, |client, connection, _| {
