@@ -18,6 +18,7 @@ Measures Stillage beside nginx and docker-registry, in turns in one run.
   bench/run --from FILE         measures nothing: the report of figures that --json wrote
   bench/run --list              the works, one a line
   bench/run --short             the counts that noise cannot move, against bench/expected.toml
+  bench/run --short --instructions   and instructions: minutes, with STILLAGE_BENCH_BINARY a release build
   bench/run --short --write     the same, and writes that file anew
 
 STILLAGE_BENCH_DIR names the directory on whose file system the trees are made (/var/tmp).
@@ -40,6 +41,8 @@ pub(crate) struct Args {
     pub(crate) short: bool,
     /// and whether it writes what it counts into the file of what is expected.
     pub(crate) write: bool,
+    /// Whether it counts instructions as well.
+    pub(crate) instructions: bool,
 }
 
 impl Args {
@@ -54,6 +57,7 @@ impl Args {
             list: false,
             short: false,
             write: false,
+            instructions: false,
         };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
@@ -68,6 +72,7 @@ impl Args {
                 "--list" => parsed.list = true,
                 "--short" => parsed.short = true,
                 "--write" => parsed.write = true,
+                "--instructions" => parsed.instructions = true,
                 _ => bail!("{arg} is not known: --help says what is"),
             }
         }

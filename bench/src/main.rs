@@ -62,7 +62,7 @@ fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     if args.short {
-        return short::run(args.write);
+        return short::run(args.write, args.instructions);
     }
     report::run(&args)
 }

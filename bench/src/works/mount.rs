@@ -46,7 +46,7 @@ fn run(bench: &mut Bench) -> Result<()> {
                 Ok(())
             })
         };
-        bench.play(case, players(&servers, &turn))?;
+        bench.play(case, players(&servers, turn))?;
         drop(servers);
         trees.remove()?;
     }
