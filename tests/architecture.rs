@@ -34,15 +34,19 @@ fn src() -> PathBuf {
 
 /// Every file of the source, relative to `src/`, with its text.
 fn sources() -> Vec<(String, String)> {
+    sources_in(&src())
+}
+
+fn sources_in(above: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let mut todo = vec![src()];
+    let mut todo = vec![above.to_path_buf()];
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 todo.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(src()).unwrap().to_str().unwrap().to_owned();
+                let name = path.strip_prefix(above).unwrap().to_str().unwrap().to_owned();
                 found.push((name, fs::read_to_string(path).unwrap()));
             }
         }
@@ -124,10 +128,11 @@ fn the_arrows_are_read_right() {
 
 #[test]
 fn every_module_says_its_subject_and_has_one() {
-    for (file, text) in sources() {
-        assert!(text.starts_with("//! "), "src/{file} does not begin with //!");
+    let bench = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/src");
+    for (file, text) in sources().into_iter().chain(sources_in(&bench)) {
+        assert!(text.starts_with("//! "), "{file} does not begin with //!");
         let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
-        assert!(lines <= MOST_LINES, "src/{file} has {lines} lines, more than {MOST_LINES}");
+        assert!(lines <= MOST_LINES, "{file} has {lines} lines, more than {MOST_LINES}");
     }
 }
 
