@@ -253,7 +253,7 @@ async fn what_is_not_for_everybody_has_no_views() {
     let opened = f.reopened();
     opened.tags(&repo("a"), None, 10, &Account::default()).await.unwrap();
     opened.renew_views().await;
-    assert_eq!(left(&f, "a"), [PathBuf::new(); 0]);
+    assert_eq!(left(&f, "a"), Vec::<PathBuf>::new());
 }
 
 /// Who may only enter a directory can open what he knows the name of, and views have names that anybody
@@ -261,7 +261,7 @@ async fn what_is_not_for_everybody_has_no_views() {
 #[tokio::test]
 async fn views_are_there_where_everybody_may_enter_and_list() {
     let f = fixture();
-    let none = [PathBuf::new(); 0];
+    let none = Vec::<PathBuf>::new();
     f.image("team/app", "one").await.unwrap();
     f.image("team/app", "two").await.unwrap();
     f.right("team/app");
@@ -355,7 +355,7 @@ async fn views_that_are_to_go_go_in_turns_and_a_commit_waits_for_none() {
     assert!(!without.path("a/_manifests/.of").is_symlink());
     assert!(left(&without, "a").len() > many, "all went within the push");
     without.registry.renew_views().await;
-    assert_eq!(left(&without, "a"), [PathBuf::new(); 0]);
+    assert_eq!(left(&without, "a"), Vec::<PathBuf>::new());
 }
 
 /// Without a push and without a question.
@@ -370,6 +370,6 @@ async fn a_server_without_views_removes_them_from_its_start_on() {
     without.registry.inner.opened.add_all();
     without.registry.renew_views().await;
     for name in ["a", "b/c"] {
-        assert_eq!(left(&without, name), [PathBuf::new(); 0]);
+        assert_eq!(left(&without, name), Vec::<PathBuf>::new());
     }
 }
