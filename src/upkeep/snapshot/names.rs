@@ -104,7 +104,12 @@ pub(super) fn hold(pair: &Pair) -> Option<Held> {
 /// Copies what could wait, as far as it was there at that moment: parts that came since have newer
 /// lines than index.json. `false` if index.json is another one by now and there are views, which then
 /// may be of that one.
-pub(super) fn rest(run: &mut Run<'_>, pair: &Pair, moment: &Moment) -> Result<bool> {
+pub(super) fn rest(
+    run: &mut Run<'_>,
+    pair: &Pair,
+    moment: &Moment,
+    still: Option<&Held>,
+) -> Result<bool> {
     let waiting = moment.names.values().filter(|entry| can_wait(&entry.name));
     let mut views = false;
     for entry in waiting {
@@ -115,15 +120,18 @@ pub(super) fn rest(run: &mut Run<'_>, pair: &Pair, moment: &Moment) -> Result<bo
         }
         views |= is_view(&entry.name);
     }
-    Ok(!views || moment.truth.is_still(&pair.from) && fit(pair, &moment.truth)?)
+    Ok(!views || moment.truth.is_still(&pair.from) && fit(pair, &moment.truth, still)?)
 }
 
-/// Whether the views that were copied are those of index.json, if they say what they are of: a commit makes
-/// them a moment after it, and another tool none.
-fn fit(pair: &Pair, truth: &Truth) -> Result<bool> {
+/// Whether the views that were copied are those of index.json: a commit makes them a moment after it. Where
+/// nothing says what they are of, somebody may be making them; under the repository's lock nobody is.
+fn fit(pair: &Pair, truth: &Truth, still: Option<&Held>) -> Result<bool> {
     let (Some(to), Ok(name)) = (&pair.to, RepoName::parse(&pair.name)) else { return Ok(true) };
     let stamp = truth.bytes().map_or_else(Stamp::nothing, |(_, bytes)| Stamp::of(bytes));
-    Ok(Origin::read(to)?.is_none_or(|said| said == Origin::new(&name, stamp)))
+    Ok(match Origin::read(to)? {
+        Some(said) => said == Origin::new(&name, stamp),
+        None => still.is_some(),
+    })
 }
 
 /// Leaves the views out: whoever serves the snapshot makes them anew.

@@ -35,7 +35,7 @@ pub(super) fn copy(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
     loop {
         let counted = run.summary.clone();
         run.lease.take()?;
-        let _still = (attempts + 1 == ATTEMPTS).then(|| names::hold(pair));
+        let still = (attempts + 1 == ATTEMPTS).then(|| names::hold(pair)).flatten();
         let settled = names::settle(run, pair, begun.elapsed() > PATIENCE);
         let settled = settled.and_then(|settled| {
             blobs::settle(run, pair)?;
@@ -45,7 +45,7 @@ pub(super) fn copy(run: &mut Run<'_>, pair: &Pair) -> Result<()> {
         match settled? {
             Some(moment) if sound => {
                 attempts += 1;
-                if names::rest(run, pair, &moment)? {
+                if names::rest(run, pair, &moment, still.as_ref())? {
                     break;
                 }
                 if attempts == ATTEMPTS {
