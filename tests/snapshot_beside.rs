@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use std::time::Duration;
 use layouts::findings;
 use rustix::fs::Mode;
 use snapshots::{Beside, picture, sh};
-use stillage::layout::{Dir, Disk, RealDisk, Result};
+use stillage::layout::{Dir, Disk, RealDisk, Result, Stamp};
 use stillage::upkeep::snapshot::{Options, snapshot};
 use support::STILLAGE;
 use support::command::run;
@@ -290,6 +290,10 @@ fn the_lock_is_held_for_what_is_of_one_moment_only() {
     )
     .ok();
     let (root, index) = (beside.at("registry"), beside.at("registry/team/app/index.json"));
+    // Views that say what they are of are taken at once; others only under the repository's lock.
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let of = format!("{}:team/app:{}", Stamp::of(&fs::read(&index).unwrap()), boot.trim());
+    symlink(of, root.join("team/app/_manifests/.of")).unwrap();
     let made = |name: &str, meanwhile| {
         let disk = Arc::new(Watched {
             lock: root.join(".stillage/gc.lock"),
