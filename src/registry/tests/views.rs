@@ -1,6 +1,6 @@
 //! Views for plain web servers: they follow every commit, and whatever others did.
 
-use std::fs;
+use std::fs::{self, File};
 
 use super::*;
 
@@ -343,7 +343,8 @@ async fn nothing_is_made_in_a_repository_whose_blobs_are_still_on_their_way() {
 async fn views_that_are_to_go_go_in_turns_and_a_commit_waits_for_none() {
     let f = fixture();
     f.image("a", "one").await.unwrap();
-    let many = 5000;
+    // More than go in one turn.
+    let many = 50_000;
     for number in 0..many {
         let link = f.path("a/_manifests").join(format!("t{number}.oci-image"));
         std::os::unix::fs::symlink("../blobs/sha256/00", link).unwrap();
@@ -354,7 +355,18 @@ async fn views_that_are_to_go_go_in_turns_and_a_commit_waits_for_none() {
     without.image("a", "two").await.unwrap();
     assert!(!without.path("a/_manifests/.of").is_symlink());
     assert!(left(&without, "a").len() > many, "all went within the push");
-    without.registry.renew_views().await;
+    // Whoever wants the lock meanwhile has it before all are gone.
+    let (lock, repo) = (File::open(without.path("a/.lock")).unwrap(), without.path("a"));
+    let waits = tokio::task::spawn_blocking(move || {
+        while lock.try_lock().is_ok() {
+            lock.unlock().unwrap();
+        }
+        lock.lock().unwrap();
+        fs::read_dir(repo.join("_manifests")).map_or(0, Iterator::count)
+    });
+    let ((), waited) = tokio::join!(without.registry.renew_views(), waits);
+    let waited = waited.unwrap();
+    assert!(0 < waited && waited < many, "{waited} of {many} were left");
     assert_eq!(left(&without, "a"), Vec::<PathBuf>::new());
 }
 
