@@ -365,8 +365,7 @@ async fn views_that_are_to_go_go_in_turns_and_a_commit_waits_for_none() {
         fs::read_dir(repo.join("_manifests")).map_or(0, Iterator::count)
     });
     let ((), waited) = tokio::join!(without.registry.renew_views(), waits);
-    let waited = waited.unwrap();
-    assert!(0 < waited && waited < many, "{waited} of {many} were left");
+    assert!(waited.unwrap() > 0, "all went in one turn");
     assert_eq!(left(&without, "a"), Vec::<PathBuf>::new());
 }
 
