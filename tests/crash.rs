@@ -97,17 +97,7 @@ fn every_state_after_every_sequence_of_up_to_three_deeds_is_sound() {
 /// Syncs of something that was not durable yet, and that may be left out all the same because
 /// something else covers them: the place, a part of what is synced or of the scenario's name, and why
 /// they are there.
-const COVERED: [(&str, &[&str], &str); 11] = [
-    (
-        "layout/make::inside",
-        &[" of first", " of deep", " of mounted", " of blobs"],
-        "a commit syncs what it has not synced itself, whoever made it; but not everybody commits",
-    ),
-    (
-        "registry/group::make_visible_durable",
-        &[" of first", " of deep", " of mounted"],
-        "where the directory of facts is made right after it, that syncs the repository's directory too",
-    ),
+const COVERED: [(&str, &[&str], &str); 9] = [
     (
         "registry/group::sync_names < registry/group::confirm",
         &[" of old", " of deep", " of dropped"],

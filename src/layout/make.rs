@@ -42,15 +42,14 @@ pub(super) fn repository(disk: &dyn Disk, root: &Dir, name: &str, maker: &Accoun
 }
 
 /// A directory inside a repository, made when it is missing, as open as the repository is: one that
-/// differs is brought in line. Its name is durable on return: a commit may be the hundredth in the
-/// repository and the first with sha512.
+/// differs is brought in line. Its name is not synced: that is for who relies on it.
 pub(super) fn inner(disk: &dyn Disk, repo: &Dir, relative: &str) -> Result<Dir> {
-    inside(disk, repo, relative, true)
+    inside(disk, repo, relative, false)
 }
 
-/// The same for a directory that can be made anew at any time: its name is not synced.
-pub(super) fn view(disk: &dyn Disk, repo: &Dir, relative: &str) -> Result<Dir> {
-    inside(disk, repo, relative, false)
+/// The same, and its name is durable on return.
+pub(super) fn inner_durable(disk: &dyn Disk, repo: &Dir, relative: &str) -> Result<Dir> {
+    inside(disk, repo, relative, true)
 }
 
 fn inside(disk: &dyn Disk, repo: &Dir, relative: &str, durable: bool) -> Result<Dir> {

@@ -53,7 +53,7 @@ pub fn prepare(tree: &Tree, source: Source, digest: &Digest) -> Result<Option<Re
 /// Gives `blobs/<alg>/<hex>` of a repository this content, over whatever has the name; durable on
 /// return.
 pub fn supply(tree: &Tree, repo: &Dir, digest: &Digest, ready: &Ready) -> Result<()> {
-    let blobs = tree.make_inner(repo, &path::blobs(digest.algorithm()))?;
+    let blobs = tree.make_inner_durable(repo, &path::blobs(digest.algorithm()))?;
     let (file, size) = match ready {
         Ready::Ours(source) => (&source.file, dir::size_of(&source.stat)),
         Ready::Copied(incoming, size) => (incoming.file(), *size),

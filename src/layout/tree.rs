@@ -115,9 +115,14 @@ impl Tree {
     }
 
     /// A directory inside a repository, made when it is missing, as open as the repository is. Its
-    /// name is durable on return.
+    /// name may be lost by a crash until the repository's next commit.
     pub fn make_inner(&self, repo: &Dir, relative: &str) -> Result<Dir> {
         make::inner(&*self.disk, repo, relative)
+    }
+
+    /// As [`make_inner`](Self::make_inner), but its name is durable on return.
+    pub fn make_inner_durable(&self, repo: &Dir, relative: &str) -> Result<Dir> {
+        make::inner_durable(&*self.disk, repo, relative)
     }
 
     /// Makes a directory inside a repository as open as the repository is.
@@ -126,12 +131,6 @@ impl Tree {
     /// It is somebody else's: only its owner can do that.
     pub fn make_as_open(&self, repo: &Dir, relative: &str) -> Result<()> {
         make::as_open_as(repo, relative)
-    }
-
-    /// A directory of views in a repository, whose name may be lost by a crash; as
-    /// [`make_inner`](Self::make_inner) otherwise.
-    pub fn make_view_dir(&self, repo: &Dir, relative: &str) -> Result<Dir> {
-        make::view(&*self.disk, repo, relative)
     }
 
     /// A directory of the room, made when it is missing.

@@ -145,7 +145,7 @@ impl Step {
             _ if self.dir.is_empty() => repo.clone(),
             Some(dir) => dir.clone(),
             None => {
-                let dir = tree.make_view_dir(repo, &self.dir)?;
+                let dir = tree.make_inner(repo, &self.dir)?;
                 dirs.insert(self.dir.clone(), dir.clone());
                 dir
             }
@@ -161,7 +161,7 @@ impl Step {
 /// Takes steps, after which the views are those of an index.json; call it under the repository's lock.
 /// On an error they are not whole.
 pub fn change(tree: &Tree, repo: &Dir, steps: &[Step], origin: &Origin) -> Result<()> {
-    let manifests = tree.make_view_dir(repo, path::MANIFESTS)?;
+    let manifests = tree.make_inner(repo, path::MANIFESTS)?;
     tree.disk.unlink(&manifests, path::VIEWS_OF).or_absent()?;
     let mut dirs = HashMap::from([(path::MANIFESTS.to_owned(), manifests.clone())]);
     steps.iter().try_for_each(|step| step.apply(tree, repo, &mut dirs))?;

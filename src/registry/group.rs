@@ -302,15 +302,15 @@ impl<'a> Group<'a> {
                 named.push(blobs.id()?);
             }
         }
-        // Who made the directory syncs its name, but may be about to, or may have been killed.
-        if known.is_none_or(|known| named.iter().any(|blobs| !known.blobs.contains(blobs)))
-            && let Some(blobs) = self.dir.dir(path::BLOBS).or_absent()?
-        {
-            tree.disk.sync_dir(&blobs)?;
-        }
-        if known.is_none() {
+        // Who makes a directory does not sync its name.
+        if known.is_none_or(|known| named.iter().any(|blobs| !known.blobs.contains(blobs))) {
+            if let Some(blobs) = self.dir.dir(path::BLOBS).or_absent()? {
+                tree.disk.sync_dir(&blobs)?;
+            }
             // `blobs`, `oci-layout`, the journal: an index.json must not outlive what it stands on.
             tree.disk.sync_dir(self.dir)?;
+        }
+        if known.is_none() {
             tree.disk.sync_dir(&tree.root)?;
             for (end, _) in self.repo.as_str().match_indices('/') {
                 tree.disk.sync_dir(&tree.root.dir(&self.repo.as_str()[..end])?)?;

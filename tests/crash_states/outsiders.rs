@@ -1,7 +1,7 @@
 //! What other tools and people do to a tree: they sync nothing.
 
 use stillage::layout::{Dir, Disk as _, Stamp, path};
-use stillage::oci::{Index, Kind};
+use stillage::oci::{Algorithm, Index, Kind};
 
 use rustix::fs::Mode;
 
@@ -133,6 +133,21 @@ impl World {
             self.recorder.acknowledge(deed);
         }
         self.tags.retain(|(repo, _), _| repo != of);
+    }
+
+    /// Another tool takes all blobs out of a repository, and the directories they were in.
+    pub fn outsider_takes_blobs(&self, of: &str) {
+        let root = Dir::open_root(&self.root).expect("ROOT");
+        for algorithm in Algorithm::ALL {
+            let place = format!("{of}/{}", path::blobs(algorithm));
+            let Ok(dir) = root.dir(&place) else { continue };
+            for name in std::fs::read_dir(dir.path()).expect("a directory") {
+                let name = name.expect("an entry").file_name();
+                self.recorder.unlink(&dir, name.to_str().expect("hex")).expect("a file");
+            }
+            self.outsider_removes_dir(&place);
+        }
+        self.outsider_removes_dir(&format!("{of}/{}", path::BLOBS));
     }
 
     /// Somebody makes a directory under the name of a blob; its path.

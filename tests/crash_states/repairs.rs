@@ -97,13 +97,11 @@ fn of_index() -> Vec<Job> {
         job(|| {
             let name = "the repair of an index.json that was lost during a push";
             let repaired = scenario(name, true, async |world| {
-                // The first one makes blobs/sha512, the second announces its index.json.
-                for last in ["layout/make::inside", "registry/group::sync_names"] {
-                    world.recorder.die_before(last);
-                    let pushed = world.put_image(OLD, "long", &long(), Way::Sha512).await;
-                    pushed.expect_err("the process is dead");
-                    world.restart();
-                }
+                // It has announced its index.json.
+                world.recorder.die_before("registry/group::sync_names");
+                let pushed = world.put_image(OLD, "long", &long(), Way::Sha512).await;
+                pushed.expect_err("the process is dead");
+                world.restart();
                 let mends = world.damage();
                 world.outsider_removes(&old_index());
                 let deeds = world.damaged(mends, vec![Effect::Nothing]);

@@ -62,7 +62,7 @@ impl Scenario {
         self
     }
 
-    /// Only the last deed is looked at, which another process did: what is left out, that one left out.
+    /// Only the last deed is looked at, and what is left out, that one left out.
     pub fn of_the_last_deed(mut self) -> Scenario {
         self.from = self.run.last();
         self.first = self.from;
@@ -147,6 +147,16 @@ fn beside_others() -> Vec<Job> {
                         .expect("a push");
                 });
             dropped.at_the_end()
+        }),
+        job(|| {
+            let name = "a push after another tool emptied a repository and took its blobs away";
+            let after = scenario(name, true, async |world| {
+                world.outsider_empties(OLD);
+                world.outsider_takes_blobs(OLD);
+                world.recorder.settle();
+                world.push(OLD, "after").await.expect("a push");
+            });
+            after.of_the_last_deed()
         }),
         job(|| {
             let put_back = scenario("a tag that another tool gave", true, async |world| {

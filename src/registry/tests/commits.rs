@@ -186,13 +186,22 @@ async fn steps_come_in_the_order_that_a_crash_forgives() {
         ],
         "journal, blobs' names, index.json, its name; of the views nothing"
     );
-    // So is the name of a directory that a later upload makes.
+    // An upload that makes a directory leaves its name to the next commit.
     disk.log.lock().unwrap().clear();
     let digest = Digest::of(Algorithm::Sha512, b"late");
     let actor = Actor::default();
     f.registry.put_blob(&repo("new/repo"), &actor, body(b"late"), &digest).await.unwrap();
+    assert_eq!(*disk.log.lock().unwrap(), ["sync "]);
+    disk.log.lock().unwrap().clear();
+    f.push("new/repo", tag("v"), image(b"{}", b"layer")).await.unwrap();
     let log = disk.log.lock().unwrap().clone();
-    assert!(log.contains(&"sync_dir blobs".to_owned()), "{log:?}");
+    let at = |step: &str| log.iter().position(|line| line == step);
+    for before in ["sync_dir sha512", "sync_dir blobs", "sync_repo repo"] {
+        assert!(
+            at(before).is_some_and(|at_before| Some(at_before) < at("rename index.json")),
+            "{log:?}"
+        );
+    }
 }
 
 #[tokio::test]
