@@ -6,7 +6,7 @@
 //! Every function keeps its letter, or the files that were found for it would try another one. A byte
 //! that is nobody's letter chooses by its value, so that no input is lost.
 //!
-//! `tests/corpus.rs` feeds them with the files of `corpus/FAMILY` and with variants of them.
+//! `tests/corpus.rs` feeds them with the files of `fixtures/fuzz/FAMILY` and with variants of them.
 #![allow(dead_code, reason = "every fuzz target is a program with one of them")]
 
 #[path = "targets/login.rs"]

@@ -21,7 +21,7 @@ fn what_outsiders_send_breaks_nothing() {
     let mut known: BTreeSet<String> = BTreeSet::new();
     for family in FAMILIES {
         known.insert(family.name.to_owned());
-        let mut files = read_all(&fuzz().join("corpus").join(family.name));
+        let mut files = read_all(&corpus().join(family.name));
         for (letter, member, target) in family.members {
             // The letter stays out of the variants, or they would soon be another function's.
             let own: Vec<(String, Vec<u8>)> = files
@@ -40,13 +40,13 @@ fn what_outsiders_send_breaks_nothing() {
         }
         assert!(files.is_empty(), "for no function of {}: {files:?}", family.name);
     }
-    for (directory, ending) in [("corpus", ""), ("dictionaries", ".dict")] {
-        let there = fs::read_dir(fuzz().join(directory)).expect("a directory of fuzz/");
+    for (directory, ending) in [(corpus(), ""), (dictionaries(), ".dict")] {
+        let there = fs::read_dir(&directory).expect("a directory");
         let there: BTreeSet<String> = there
             .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
             .collect();
         let wanted = known.iter().map(|name| format!("{name}{ending}")).collect();
-        assert_eq!(there, wanted, "{directory} and families");
+        assert_eq!(there, wanted, "{} and families", directory.display());
     }
 }
 
@@ -69,7 +69,7 @@ fn every_function_has_a_letter_of_its_own_and_no_input_is_lost() {
 #[test]
 fn the_words_of_the_dictionaries_are_short_enough_to_be_used() {
     for family in FAMILIES {
-        let path = fuzz().join("dictionaries").join(format!("{}.dict", family.name));
+        let path = dictionaries().join(format!("{}.dict", family.name));
         let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let word = line.strip_prefix('"').and_then(|word| word.strip_suffix('"'));
@@ -83,8 +83,12 @@ fn the_words_of_the_dictionaries_are_short_enough_to_be_used() {
     }
 }
 
-fn fuzz() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/fuzz")
+}
+
+fn dictionaries() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/dictionaries")
 }
 
 fn run(name: &str, path: &str, bytes: &[u8], target: targets::Target) {
