@@ -103,7 +103,7 @@ fn describe(response: &mut Response, digest: &Digest, len: u64) {
 /// The digest as the two headers that name content.
 pub(super) fn name(headers: &mut HeaderMap, digest: &Digest) {
     headers.insert(CONTENT_DIGEST, value(digest.as_str()));
-    headers.insert(ETAG, value(format!("\"{digest}\"")));
+    headers.insert(ETAG, value(["\"", digest.as_str(), "\""].concat()));
 }
 
 pub(super) fn not_modified(digest: &Digest) -> Response {

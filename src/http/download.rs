@@ -1,6 +1,7 @@
 //! How a blob goes out: a small one with the head of its answer, a large one by sendfile where the
 //! connection can, and otherwise through buffers.
 
+use std::cell::RefCell;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,9 +55,50 @@ pub(super) fn of_blob(
 /// A short part of a blob, if all of it is in memory.
 fn at_once(blob: &OpenBlob, first: u64, len: u64) -> Option<Bytes> {
     let len = usize::try_from(len).ok().filter(|len| *len <= AT_ONCE)?;
-    let mut bytes = vec![0; len];
-    let whole = read_now(blob, &mut bytes, first) == Some(len);
-    (whole && blob.is_unchanged().ok()?).then(|| bytes.into())
+    let mut short = Short::new(len);
+    let whole = read_now(blob, &mut short.room[..len], first) == Some(len);
+    (whole && blob.is_unchanged().ok()?).then(|| Bytes::from_owner(short))
+}
+
+/// So many rooms for short parts each thread keeps: a part is mostly sent before the next one is read.
+const ROOMS: usize = 4;
+
+thread_local! {
+    /// Rooms that were used before. New ones would be cleared, and wiped when they are given back: as
+    /// much work as to fill them.
+    static SPARE_ROOMS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A short part on its way.
+struct Short {
+    room: Box<[u8]>,
+    len: usize,
+}
+
+impl Short {
+    fn new(len: usize) -> Short {
+        let used = SPARE_ROOMS.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
+        Short { room: used.unwrap_or_else(|| vec![0; AT_ONCE].into()), len }
+    }
+}
+
+impl AsRef<[u8]> for Short {
+    fn as_ref(&self) -> &[u8] {
+        &self.room[..self.len]
+    }
+}
+
+impl Drop for Short {
+    fn drop(&mut self) {
+        let room = std::mem::take(&mut self.room);
+        // A thread that ends keeps none.
+        let _ = SPARE_ROOMS.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < ROOMS {
+                spare.push(room);
+            }
+        });
+    }
 }
 
 /// Reads as much as is in memory; `None` if that is nothing, or the file system does not say.
@@ -229,6 +271,26 @@ mod tests {
             all.extend_from_slice(&piece.unwrap());
         }
         assert_eq!(all, bytes);
+    }
+
+    #[test]
+    fn rooms_for_short_parts_are_used_again_and_few_are_kept() {
+        let of = |text: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text).unwrap();
+            at_once(&OpenBlob::sealed(file, text.len() as u64), 0, text.len() as u64).unwrap()
+        };
+        let kept = || SPARE_ROOMS.with_borrow(Vec::len);
+        let first = of(b"what was sent before");
+        let room = first.as_ptr();
+        drop(first);
+        assert_eq!(kept(), 1);
+        let second = of(b"shorter");
+        assert_eq!((second.as_ptr(), &*second), (room, &b"shorter"[..]));
+        let many: Vec<Bytes> = (0..2 * ROOMS).map(|_| of(b"at once")).collect();
+        assert!(many.iter().all(|bytes| bytes == "at once") && second == "shorter");
+        drop((second, many));
+        assert_eq!(kept(), ROOMS);
     }
 
     #[tokio::test]

@@ -44,6 +44,10 @@ pub(super) fn form(text: &str) -> Result<Vec<(String, String)>, EncodingError> {
 
 fn decode(text: &str) -> Result<Cow<'_, str>, EncodingError> {
     let bytes = text.as_bytes();
+    // Nearly every text is what it says.
+    if bytes.iter().all(|byte| matches!(byte, b' '..=b'~') && *byte != b'%') {
+        return Ok(Cow::Borrowed(text));
+    }
     let is_hex = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_hexdigit);
     let mut escapes = bytes.iter().enumerate().filter(|(_, b)| **b == b'%');
     if !escapes.all(|(at, _)| is_hex(at + 1) && is_hex(at + 2)) {

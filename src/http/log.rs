@@ -40,9 +40,9 @@ impl Record {
             id: RequestId::next(),
             begun: Instant::now(),
             client: peer,
-            method: request.method.as_str().chars().take(32).collect(),
+            method: beginning(request.method.as_str(), 32),
             // Without the query: that of `/token` names accounts that may be passwords.
-            path: request.uri.path().chars().take(512).collect(),
+            path: beginning(request.uri.path(), 512),
             who: None,
             status: GIVEN_UP,
             sent: 0,
@@ -70,6 +70,11 @@ impl Record {
         self.status = response.status().as_u16();
         response.map(|body| Body::new(Logged { body, record: self }))
     }
+}
+
+/// No more than so many bytes of a text.
+fn beginning(text: &str, most: usize) -> String {
+    text[..text.floor_char_boundary(most)].to_owned()
 }
 
 struct Logged {

@@ -67,6 +67,9 @@ impl Memory {
 
     /// Waits for a turn to make a document, and not for ever.
     pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        if let Ok(turn) = self.makers.try_acquire() {
+            return Ok(turn);
+        }
         let turn = tokio::time::timeout(PATIENCE, self.makers.acquire()).await;
         turn.ok().and_then(Result::ok).ok_or(Refusal::Overloaded)
     }

@@ -116,7 +116,7 @@ pub(crate) struct App {
 impl App {
     /// Answers one request that came from `peer`. Never fails: whatever goes wrong is an answer.
     async fn answer(self: Arc<App>, request: Request<Body>, peer: IpAddr) -> Response {
-        let (request, body) = request.into_parts();
+        let (mut request, body) = request.into_parts();
         let mut record = Record::begin(&request, peer);
         let action = route::parse(&request.method, request.uri.path(), request.uri.query());
         let closed = self.registry.is_read_only() && would_change(&request.method, &action);
@@ -124,7 +124,7 @@ impl App {
             _ if closed => (self.changes_nothing(&request, peer, &mut record), false),
             Ok(action) => {
                 let outcome =
-                    Arc::clone(&self).act(&request, body, peer, &action, &mut record).await;
+                    Arc::clone(&self).act(&mut request, body, peer, &action, &mut record).await;
                 let outcome = match outcome {
                     Ok(response) => self.memory.count(response).await.map_err(Failure::from),
                     failed => failed,
@@ -166,7 +166,7 @@ impl App {
 
     async fn act(
         self: Arc<App>,
-        request: &Parts,
+        request: &mut Parts,
         body: Body,
         peer: IpAddr,
         action: &Action,
@@ -203,7 +203,7 @@ impl App {
     /// A request of the API: through the gate, then to its handler.
     async fn visit(
         self: Arc<App>,
-        request: &Parts,
+        request: &mut Parts,
         body: Body,
         origin: &Origin,
         action: &Action,
@@ -215,8 +215,8 @@ impl App {
             Ok(permit) => permit,
             Err(failure) => return gate::alike(Err(failure), action),
         };
-        let (client, headers) = (origin.client, request.headers.clone());
-        let windows = request.extensions.get().cloned();
+        let (client, headers) = (origin.client, std::mem::take(&mut request.headers));
+        let windows = request.extensions.remove();
         let (by_proxy, request) = (origin.by_proxy, origin.request.clone());
         let visit =
             Visit { app: self, caller, permit, client, by_proxy, request, headers, windows };

@@ -79,7 +79,8 @@ pub fn blobs(algorithm: Algorithm) -> String {
 
 /// `blobs/sha256/<hex>`
 pub fn blob(digest: &Digest) -> String {
-    format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
+    // Several times in each request.
+    [BLOBS, "/", digest.algorithm().as_str(), "/", digest.hex()].concat()
 }
 
 /// `pool/sha256`: the pool's directory for an algorithm.
