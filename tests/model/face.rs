@@ -80,6 +80,9 @@ pub struct Found {
 /// A registry. What it is asked for in the wrong way is [`Refused::Other`].
 pub trait Face {
     fn root(&self) -> &Path;
+    /// Whether something writes without being asked: a server learns a second later what another tool
+    /// put there, and writes it down.
+    fn writes_by_itself(&self) -> bool;
 
     fn put_blob(&mut self, repo: &str, digest: &Digest, bytes: Bytes) -> Answer<()>;
     fn begin(&mut self, repo: &str, algorithm: Algorithm) -> Answer<String>;

@@ -98,6 +98,10 @@ impl Face for InProcess {
         self.root.path()
     }
 
+    fn writes_by_itself(&self) -> bool {
+        false
+    }
+
     fn put_blob(&mut self, repo: &str, digest: &Digest, bytes: Bytes) -> Answer<()> {
         ask!(self, r => r.put_blob(&name(repo), &Actor::default(), body(bytes), digest))
     }

@@ -57,8 +57,11 @@ fn each_file(root: &Path, relative: &str, each: &mut impl FnMut(String, fs::Meta
     }
 }
 
+/// Of each file its bytes, inode, mtime and mode.
+pub type Picture = BTreeMap<String, (Vec<u8>, u64, i64, u32)>;
+
 /// All of a tree's content, to be compared later.
-pub fn picture(root: &Path) -> BTreeMap<String, (Vec<u8>, u64, i64, u32)> {
+pub fn picture(root: &Path) -> Picture {
     let mut found = BTreeMap::new();
     each_file(root, "", &mut |path, meta| {
         let bytes = fs::read(root.join(&path)).unwrap_or_default();

@@ -85,6 +85,10 @@ impl Face for Wire {
         self.registry.root()
     }
 
+    fn writes_by_itself(&self) -> bool {
+        true
+    }
+
     fn put_blob(&mut self, repo: &str, digest: &Digest, bytes: Bytes) -> Answer<()> {
         let path = format!("/v2/{repo}/blobs/uploads/?digest={digest}");
         expect(self.ask(Request::post(path).body(bytes)), 201).map(|_| ())
