@@ -1,6 +1,6 @@
 //! A server whose calls fail, and what has to be true of it then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,9 @@ const OF_REMOVING: [&str; 6] = ["openat", "openat2", "getdents64", "newfstatat",
 
 /// So long the server waits before it asks for a connection again.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a descriptor of a client's connection is called.
+const CONNECTION: &str = "a connection";
 
 /// A server whose calls are held, and its tree.
 pub(crate) struct Stage {
@@ -204,12 +207,13 @@ impl Stage {
         assert!(left.is_empty(), "left behind: {left:?}");
     }
 
-    /// What the server holds when nobody asks it anything: nothing changes for a while.
+    /// What the server holds when nobody asks it anything: the last client's connection is closed, and
+    /// nothing changes for a while.
     fn at_rest(&self) -> Vec<String> {
         let mut last = Vec::new();
         loop {
             let now = held(self.registry.pid(), self.registry.root());
-            if now == last {
+            if now == last && !now.iter().any(|what| what == CONNECTION) {
                 return now;
             }
             last = now;
@@ -319,6 +323,7 @@ const REMEMBERED: usize = 3;
 fn held(pid: u32, root: &Path) -> Vec<String> {
     let mut held = Vec::new();
     let mut remembered: BTreeMap<(PathBuf, bool), usize> = BTreeMap::new();
+    let connections = connections(pid);
     let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("the server runs");
     for target in fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()) {
         let text = target.to_string_lossy().into_owned();
@@ -334,7 +339,8 @@ fn held(pid: u32, root: &Path) -> Vec<String> {
             held.push(text);
         } else if text.starts_with("socket:") {
             // Its number says nothing.
-            held.push("a socket".to_owned());
+            let what = if connections.contains(&text) { CONNECTION } else { "a socket" };
+            held.push(what.to_owned());
         }
     }
     let locks = fs::read_to_string("/proc/locks").expect("the locks");
@@ -344,4 +350,13 @@ fn held(pid: u32, root: &Path) -> Vec<String> {
     held.extend(many.map(|((of, _), count)| format!("{count} descriptors of {}", of.display())));
     held.sort();
     held
+}
+
+/// How descriptors of a process name the TCP connections of its network.
+fn connections(pid: u32) -> BTreeSet<String> {
+    const LISTENS: &str = "0A";
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).expect("the server runs");
+    let sockets = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let connected = sockets.filter(|fields| fields[3] != LISTENS);
+    connected.map(|fields| format!("socket:[{}]", fields[9])).collect()
 }
