@@ -1,13 +1,18 @@
 //! Stillage itself: `serve --auth none`.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::certificate::Certificate;
 use super::{Kind, Server, target};
 use crate::place::Place;
+
+/// How long views may take.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Serves a tree and does nothing that nobody asked for: what it does can be counted.
 pub(crate) fn start_quiet(place: &Place, root: &Path) -> Result<Server> {
@@ -51,4 +56,15 @@ fn start_with(
         let rest = line.strip_prefix("stillage: serving ")?;
         rest.rsplit_once("://")?.1.parse().ok()
     })
+}
+
+/// A server that starts makes the views of what was written as files, after a while; their stamp is the
+/// last of them.
+pub(crate) fn until_viewed(repository: &Path) -> Result<()> {
+    let begin = Instant::now();
+    while fs::symlink_metadata(repository.join("_manifests/.of")).is_err() {
+        ensure!(begin.elapsed() < PATIENCE, "{} has no views", repository.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }

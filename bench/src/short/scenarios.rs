@@ -1,11 +1,8 @@
 //! What is counted request by request: each scenario is one request, or a few, again and again.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::calls::{self, Trace};
 use super::expected::Counts;
@@ -15,9 +12,6 @@ use crate::content::{self, Content, Image, KIB, MANIFEST, MIB};
 use crate::place::Place;
 use crate::servers::{Server, stillage};
 use crate::trees::{Trees, many_tags};
-
-/// How long views may take.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// So often before it is counted: what is found out once is known then.
 const BEFORE: usize = 3;
@@ -115,7 +109,7 @@ impl Stage {
         // Nobody looks at the tree but on behalf of a request.
         let server = stillage::start_quiet(place, &trees.stillage)?;
         for repository in ["some", "tags10", "tags1000"] {
-            until_viewed(&trees.stillage.join(repository))?;
+            stillage::until_viewed(&trees.stillage.join(repository))?;
         }
         Ok(Stage { trees, server, small, large, manifest, parts })
     }
@@ -136,17 +130,6 @@ impl Stage {
         counts.values_mut().for_each(|count| *count /= TIMES as f64);
         Ok(counts)
     }
-}
-
-/// A server that starts makes the views of what was written as files, after a while; their stamp is the
-/// last of them.
-fn until_viewed(repository: &Path) -> Result<()> {
-    let begin = Instant::now();
-    while fs::symlink_metadata(repository.join("_manifests/.of")).is_err() {
-        ensure!(begin.elapsed() < PATIENCE, "{} has no views", repository.display());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }
 
 fn get(connection: &mut Connection, what: &str, name: &str) -> Result<()> {

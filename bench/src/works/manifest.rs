@@ -6,7 +6,7 @@ use super::{ENOUGH, Work, players, readers};
 use crate::content::{MANIFEST, digest};
 use crate::crowd::until_taken;
 use crate::measure::{Bench, Metric};
-use crate::servers::{Kind, Server};
+use crate::servers::{Kind, Server, stillage};
 use crate::trees::{Trees, many_tags};
 
 pub(super) const WORK: Work = Work {
@@ -29,6 +29,7 @@ fn run(bench: &mut Bench) -> Result<()> {
         let trees = Trees::new(&bench.place)?;
         let manifests = many_tags(&trees, "tags", tags)?;
         let servers = readers(&bench.place, &trees, None)?;
+        stillage::until_viewed(&trees.stillage.join("tags"))?;
         let last = &manifests[manifests.len() - 1];
         let (digest, length) = (digest(last), last.len() as u64);
         let tag = format!("t{}", tags - 1);

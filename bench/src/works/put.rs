@@ -11,7 +11,7 @@ use crate::content::{self, Content, KIB};
 use crate::crowd::together;
 use crate::floors;
 use crate::measure::{Bench, Metric, Player};
-use crate::servers::Server;
+use crate::servers::{Server, stillage};
 use crate::trees::{Trees, many_tags};
 
 pub(super) const WORK: Work = Work {
@@ -32,6 +32,7 @@ fn run(bench: &mut Bench) -> Result<()> {
         let parts = Parts::new(&trees)?;
         drop(manifests);
         let servers = writers(&bench.place, &trees, None)?;
+        stillage::until_viewed(&trees.stillage.join("tags"))?;
         let room = bench.place.room("floor")?;
         for (writers, case) in
             [(1, format!("{case} tags")), (64, format!("{case} tags, 64 writers"))]

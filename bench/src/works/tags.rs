@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{ENOUGH, Work, players, readers};
 use crate::crowd::until_taken;
 use crate::measure::{Bench, Metric};
-use crate::servers::{Kind, Server};
+use crate::servers::{Kind, Server, stillage};
 use crate::trees::{Trees, many_tags};
 
 pub(super) const WORK: Work = Work {
@@ -24,6 +24,7 @@ fn run(bench: &mut Bench) -> Result<()> {
         let trees = Trees::new(&bench.place)?;
         many_tags(&trees, "tags", tags)?;
         let mut servers = readers(&bench.place, &trees, None)?;
+        stillage::until_viewed(&trees.stillage.join("tags"))?;
         servers.retain(|server| server.kind != Kind::Nginx);
         for server in &servers {
             let mut pages = Vec::new();
