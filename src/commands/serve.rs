@@ -17,6 +17,7 @@ use stillage::http::{self, Accel, Own, Server, Tls, webhooks};
 use stillage::layout::{RealDisk, Tree, Watcher};
 use stillage::registry::{Registry, Views};
 use stillage::upkeep::gc;
+use stillage::wipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Outcome, misused};
@@ -40,6 +41,7 @@ pub(crate) fn run(args: ServeArgs) -> Outcome {
     let settings = within_file_limit(settings);
     // Every file and directory is made with the mode that it is to have.
     rustix::process::umask(Mode::empty());
+    wipe::keep_buffers();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(settings))?;
     // Whatever the blocking pool still does was given up by those who asked for it.

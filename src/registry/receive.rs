@@ -19,12 +19,10 @@ use crate::oci::Hasher;
 const BATCH: usize = 1024 * 1024;
 
 /// So many uploads at once may gather whole batches. The others write what came as soon as it is
-/// [`SMALL_BATCH`]: what all of them hold in memory is bounded by how many they are, times that.
+/// [`LEAST_BATCH`]: what all of them hold in memory is bounded by how many they are, times that.
 static LARGE: Semaphore = Semaphore::const_new(64);
 
-/// A batch of this size is written without waiting for more, if nothing more has arrived.
-pub(super) const SMALL_BATCH: usize = 256 * 1024;
-/// The same where many upload at once.
+/// How much a batch is where many upload at once.
 const LEAST_BATCH: usize = 64 * 1024;
 
 /// So much is written before the disk is asked to begin with it: the fsync at the end then finds little
@@ -168,19 +166,28 @@ impl Pump {
         S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
     {
         let mut batch = Batch::default();
-        let (whole, small) =
-            if self.large.is_some() { (BATCH, SMALL_BATCH) } else { (LEAST_BATCH, LEAST_BATCH) };
+        let whole = if self.large.is_some() { BATCH } else { LEAST_BATCH };
         let ended = loop {
             if self.failed.is_some() {
                 return Ok(());
             }
             let next = match body.next().now_or_never() {
                 Some(next) => next,
-                None if !batch.is_empty() && (self.is_idle() || batch.length >= small) => {
+                None if batch.is_empty() => body.next().await,
+                None if self.job.is_none() => {
                     self.write(batch.take()).await?;
                     continue;
                 }
-                None => body.next().await,
+                // The disk is busy: the batch grows for as long. Each that is handed over wakes another
+                // thread, and its end this one, which costs as much as to hash some of it.
+                None => tokio::select! {
+                    biased;
+                    next = body.next() => next,
+                    ended = self.end_job() => {
+                        ended?;
+                        continue;
+                    }
+                },
             };
             match next {
                 Some(Ok(bytes)) => {
@@ -197,10 +204,6 @@ impl Pump {
         ended
     }
 
-    fn is_idle(&self) -> bool {
-        self.job.as_ref().is_none_or(Job::is_finished)
-    }
-
     /// Waits for the batch before, then starts writing this one.
     async fn write(&mut self, batch: Vec<Bytes>) -> Result<()> {
         let mut sink = self.settle().await?;
@@ -215,13 +218,20 @@ impl Pump {
         Ok(())
     }
 
-    /// Waits for the batch on its way.
+    /// Waits for the batch on its way, and gives the sink.
     async fn settle(&mut self) -> Result<Sink> {
-        if let Some(job) = self.job.take() {
-            let (sink, written) = job.await.map_err(|_| Error::Internal)?;
-            self.failed = written.err();
-            self.idle = Some(sink);
-        }
+        self.end_job().await?;
         self.idle.take().ok_or(Error::Internal)
+    }
+
+    /// Waits for the batch on its way. Whoever does not wait until then has changed nothing.
+    async fn end_job(&mut self) -> Result<()> {
+        let Some(job) = &mut self.job else { return Ok(()) };
+        let ended = job.await;
+        self.job = None;
+        let (sink, written) = ended.map_err(|_| Error::Internal)?;
+        self.failed = written.err();
+        self.idle = Some(sink);
+        Ok(())
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use rustix::io::Errno;
 
-use super::receive::{Received, SMALL_BATCH, Sink, receive};
+use super::receive::{Received, Sink, receive};
 use super::{Actor, Destination, Error, Inner, Registry, Result, locked};
 use crate::layout::blobs::{self, Target};
 use crate::layout::uploads::{Owner, Session, SessionData, UploadId};
@@ -333,9 +333,12 @@ fn is_unshared(file: &File) -> bool {
     rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 1)
 }
 
+/// So much of a file is read at once.
+const READ: usize = 256 * 1024;
+
 fn hash_file(file: &File, algorithm: Algorithm, size: u64) -> io::Result<Hasher> {
     let mut hasher = Hasher::new(algorithm);
-    let mut buffer = vec![0u8; SMALL_BATCH];
+    let mut buffer = vec![0u8; READ];
     let mut offset = 0;
     while offset < size {
         let read = file.read_at(&mut buffer, offset)?;
