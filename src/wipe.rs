@@ -1,4 +1,4 @@
-//! Memory is wiped when it is given back: the allocator of the program.
+//! Memory is wiped when it is given back: the allocator of the program, and how much it keeps.
 //!
 //! Passwords come in through buffers that are not ours: hyper's, of a header and of a body, and
 //! whatever copies them on the way. Those are freed, not wiped, and what is freed lies about until
@@ -8,7 +8,8 @@
 //! Of a large block only the beginning is wiped. Heads and forms are at most 64 KiB; larger buffers
 //! are made for the bodies of uploads and downloads, and to wipe those costs 7 % of the processor
 //! time of an upload. A large buffer may hold heads besides: those of requests that came behind one
-//! another, of which only the first 64 KiB are covered by this. What is still in use, the buffer of an
+//! another, of which only the first 64 KiB are covered by this: what lies behind is not unmapped either,
+//! for buffers up to 4 MiB are kept for the next (see [`keep_buffers`]). What is still in use, the buffer of an
 //! open connection for instance, is wiped when it is given back.
 #![allow(unsafe_code)]
 

@@ -60,6 +60,9 @@ fn at_once(blob: &OpenBlob, first: u64, len: u64) -> Option<Bytes> {
     (whole && blob.is_unchanged().ok()?).then(|| Bytes::from_owner(short))
 }
 
+/// Shorter parts have a room of their length: a byte that nobody takes must not hold 64 KiB.
+const ROOMY: usize = 8 * 1024;
+
 /// So many rooms for short parts each thread keeps: a part is mostly sent before the next one is read.
 const ROOMS: usize = 4;
 
@@ -77,6 +80,9 @@ struct Short {
 
 impl Short {
     fn new(len: usize) -> Short {
+        if len < ROOMY {
+            return Short { room: vec![0; len].into(), len };
+        }
         let used = SPARE_ROOMS.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
         Short { room: used.unwrap_or_else(|| vec![0; AT_ONCE].into()), len }
     }
@@ -91,6 +97,9 @@ impl AsRef<[u8]> for Short {
 impl Drop for Short {
     fn drop(&mut self) {
         let room = std::mem::take(&mut self.room);
+        if room.len() < AT_ONCE {
+            return;
+        }
         // A thread that ends keeps none.
         let _ = SPARE_ROOMS.try_with(|spare| {
             let mut spare = spare.borrow_mut();
@@ -281,16 +290,18 @@ mod tests {
             at_once(&OpenBlob::sealed(file, text.len() as u64), 0, text.len() as u64).unwrap()
         };
         let kept = || SPARE_ROOMS.with_borrow(Vec::len);
-        let first = of(b"what was sent before");
+        let first = of(&[1; ROOMY + 1]);
         let room = first.as_ptr();
         drop(first);
         assert_eq!(kept(), 1);
-        let second = of(b"shorter");
-        assert_eq!((second.as_ptr(), &*second), (room, &b"shorter"[..]));
-        let many: Vec<Bytes> = (0..2 * ROOMS).map(|_| of(b"at once")).collect();
-        assert!(many.iter().all(|bytes| bytes == "at once") && second == "shorter");
+        let tiny = of(b"tiny");
+        let second = of(&[2; ROOMY]);
+        assert_eq!((second.as_ptr(), &*second), (room, &[2; ROOMY][..]));
+        let many: Vec<Bytes> = (0..2 * ROOMS).map(|_| of(&[3; AT_ONCE])).collect();
+        assert!(many.iter().all(|bytes| **bytes == [3; AT_ONCE]) && *second == [2; ROOMY]);
         drop((second, many));
         assert_eq!(kept(), ROOMS);
+        assert_eq!(tiny, "tiny");
     }
 
     #[tokio::test]

@@ -164,6 +164,7 @@ impl App {
         failure.into_response(None)
     }
 
+    /// Its headers are gone from the request afterwards: nobody reads them there after its handler.
     async fn act(
         self: Arc<App>,
         request: &mut Parts,

@@ -173,13 +173,14 @@ impl Pump {
             }
             let next = match body.next().now_or_never() {
                 Some(next) => next,
-                None if batch.is_empty() => body.next().await,
+                None if self.job.is_none() && batch.is_empty() => body.next().await,
                 None if self.job.is_none() => {
                     self.write(batch.take()).await?;
                     continue;
                 }
                 // The disk is busy: the batch grows for as long. Each that is handed over wakes another
-                // thread, and its end this one, which costs as much as to hash some of it.
+                // thread, and its end this one, which costs as much as to hash some of it. That the
+                // disk failed is known at once, whether or not more comes.
                 None => tokio::select! {
                     biased;
                     next = body.next() => next,
@@ -233,5 +234,70 @@ impl Pump {
         self.failed = written.err();
         self.idle = Some(sink);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::layout::space::MinFree;
+    use crate::layout::{RealDisk, Tree};
+    use crate::oci::Algorithm;
+    use futures_util::stream;
+
+    /// With a tree, of which it knows how much space there is.
+    fn sink(file: &File) -> (tempfile::TempDir, Sink) {
+        let root = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let tree = Tree::open(root.path(), Arc::clone(&disk)).unwrap();
+        let space = Arc::new(Space::new(&tree, MinFree::Bytes(0)));
+        let (at, hasher) = (PathBuf::from("the file"), Hasher::new(Algorithm::Sha256));
+        (root, Sink::new(file, at, &disk, &space, hasher, 0).unwrap())
+    }
+
+    fn piece(byte: u8) -> io::Result<Bytes> {
+        Ok(Bytes::from(vec![byte; 100_000]))
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_fails_ends_an_upload_whose_client_is_silent() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (body, (_root, sink)) =
+            (stream::iter([piece(1)]).chain(stream::pending()), sink(&full));
+        let received = tokio::time::timeout(Duration::from_secs(20), receive(sink, body));
+        // Nor can a device be cut to its length.
+        assert!(received.await.expect("an answer").is_err());
+    }
+
+    #[tokio::test]
+    async fn what_came_is_written_while_the_client_is_silent() {
+        let file = tempfile::tempfile().unwrap();
+        let (sender, pieces) = tokio::sync::mpsc::unbounded_channel();
+        let body =
+            stream::unfold(
+                pieces,
+                |mut pieces| async move { Some((pieces.recv().await?, pieces)) },
+            );
+        let (_root, sink) = sink(&file);
+        let received = tokio::spawn(receive(sink, Box::pin(body)));
+        for number in 1..=3 {
+            sender.send(piece(number)).unwrap();
+            let written = async {
+                while file.metadata().unwrap().len() < 100_000 * u64::from(number) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), written).await.expect("it is written");
+        }
+        // Both come while one is on its way, or together: nothing is lost, and their order stays.
+        (4..=40).for_each(|number| sender.send(piece(number)).unwrap());
+        drop(sender);
+        let received = received.await.unwrap().unwrap();
+        received.result.unwrap();
+        let all: Vec<u8> = (1..=40).flat_map(|byte| vec![byte; 100_000]).collect();
+        assert_eq!(received.sink.written, all.len() as u64);
+        assert!(layout::read_all(&file, 1 << 30, PathBuf::new).unwrap() == all);
     }
 }

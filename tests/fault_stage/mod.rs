@@ -210,8 +210,9 @@ impl Stage {
     /// What the server holds when nobody asks it anything: the last client's connection is closed, and
     /// nothing changes for a while.
     fn at_rest(&self) -> Vec<String> {
-        let mut last = Vec::new();
+        let (mut last, until) = (Vec::new(), Instant::now() + Duration::from_secs(60));
         loop {
+            assert!(Instant::now() < until, "the server does not come to rest: {last:?}");
             let now = held(self.registry.pid(), self.registry.root());
             if now == last && !now.iter().any(|what| what == CONNECTION) {
                 return now;
@@ -352,7 +353,7 @@ fn held(pid: u32, root: &Path) -> Vec<String> {
     held
 }
 
-/// How descriptors of a process name the TCP connections of its network.
+/// How descriptors of a process name the TCP connections of its network; it listens on 127.0.0.1.
 fn connections(pid: u32) -> BTreeSet<String> {
     const LISTENS: &str = "0A";
     let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).expect("the server runs");

@@ -200,14 +200,13 @@ impl Run<'_> {
         let views = |path: &str| view(path) || path.contains("/_referrers/sha");
         // What a server has learnt of them in these moments it appends.
         let served = self.face.writes_by_itself();
-        let bytes = |picture: &tree::Picture, path: &str| {
-            picture.get(path).map_or_else(Vec::new, |(bytes, ..)| bytes.clone())
+        let grew = |path: &str| match (before.get(path), after.get(path)) {
+            (Some((old, inode, _, mode)), Some((new, new_inode, _, new_mode))) => {
+                (inode, mode) == (new_inode, new_mode) && new.starts_with(old)
+            }
+            (old, _) => old.is_none(),
         };
-        let learnt = |path: &str| {
-            served
-                && path.ends_with("/_referrers/facts.jsonl")
-                && bytes(&after, path).starts_with(&bytes(&before, path))
-        };
+        let learnt = |path: &str| served && path.ends_with("/_referrers/facts.jsonl") && grew(path);
         let differs = |path: &&String| before.get(*path) != after.get(*path);
         let changed: Vec<&String> = changed
             .into_iter()
