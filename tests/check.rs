@@ -3,23 +3,25 @@
 
 mod layouts;
 
+#[path = "check/beside.rs"]
+mod beside;
+#[path = "check/command.rs"]
+mod command;
+
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::Command;
 
-use bytes::Bytes;
-use futures_util::stream;
 use layouts::repo::{IMAGE, Repo};
 use layouts::room::with_room;
 use layouts::{Files, broken, disk, findings, findings_with, valid};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::json;
 use stillage::layout::Account;
-use stillage::oci::{Algorithm, Digest, Reference, RepoName, Tag};
-use stillage::registry::{Actor, Push, Registry, Settings};
+use stillage::oci::{Algorithm, Digest, RepoName};
+use stillage::registry::{Registry, Settings};
 use stillage::upkeep::check::{Options, Rule};
 
 #[test]
@@ -302,221 +304,4 @@ fn short_lines_that_name_a_long_index_cost_no_memory() {
     let output = command.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.code().is_some() && told.contains("and 30 more"), "{output:?}");
-}
-
-#[test]
-fn a_writer_at_work_is_no_damage() {
-    let temp = tempfile::tempdir().unwrap();
-    let registry = Registry::open(temp.path(), Settings::default()).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for round in 0..120 {
-                runtime.block_on(push_and_delete(&registry, round));
-            }
-            done.store(true, Ordering::Relaxed);
-        });
-        let mut seen = 0;
-        while !done.load(Ordering::Relaxed) {
-            let (found, summary) = findings(temp.path());
-            assert_eq!(found, []);
-            seen += summary.manifests;
-        }
-        assert!(seen > 0);
-    });
-    assert_eq!(findings(temp.path()).0, []);
-}
-
-async fn push_and_delete(registry: &Registry, round: usize) {
-    let repo = RepoName::parse("team/app").unwrap();
-    let actor = Actor::default();
-    let mut made = Repo::new("");
-    let image = made.image(&format!("round {round}"));
-    let digest = Digest::parse(image["digest"].as_str().unwrap()).unwrap();
-    let mut blobs = Vec::new();
-    for (name, bytes) in &made.files {
-        let Some(hex) = name.strip_prefix("blobs/sha256/") else { continue };
-        let blob = Digest::parse(&format!("sha256:{hex}")).unwrap();
-        if blob == digest {
-            let push = Push {
-                reference: Reference::Tag(Tag::parse("latest").unwrap()),
-                tags: vec![Tag::parse(&format!("t{round}")).unwrap()],
-                content_type: None,
-                bytes: bytes.clone().into(),
-            };
-            blobs.push((blob, Some(push), Bytes::new()));
-        } else {
-            blobs.push((blob, None, bytes.clone().into()));
-        }
-    }
-    blobs.sort_by_key(|(_, push, _)| push.is_some());
-    for (blob, push, bytes) in &mut blobs {
-        match push.take() {
-            Some(push) => drop(registry.put_manifest(&repo, push, &actor).await.unwrap()),
-            None => {
-                let body = stream::iter([Ok(bytes.clone())]);
-                registry.put_blob(&repo, &actor, body, blob).await.unwrap();
-            }
-        }
-    }
-    if round.is_multiple_of(3) {
-        let manifest = Reference::Digest(digest);
-        registry.delete_manifest(&repo, &manifest, &actor).await.unwrap();
-        for (blob, _, _) in &blobs {
-            registry.delete_blob(&repo, blob, &actor).await.unwrap();
-        }
-    }
-}
-
-#[test]
-fn a_repository_that_is_moved_away_is_no_damage() {
-    let temp = disk::place(&valid::written());
-    let (here, there) = (temp.path().join("team/app"), temp.path().join("team/moved"));
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                fs::rename(&here, &there).unwrap();
-                fs::rename(&there, &here).unwrap();
-            }
-        });
-        let found: Vec<_> = (0..40).flat_map(|_| findings(temp.path()).0).collect();
-        done.store(true, Ordering::Relaxed);
-        assert_eq!(found, []);
-    });
-}
-
-/// `rm -r` takes names one by one, blobs and index.json as they come.
-#[test]
-fn a_repository_that_is_being_removed_is_no_damage() {
-    let mut repo = Repo::new("copy");
-    for number in 0..100 {
-        let image = repo.image(&format!("image {number}"));
-        repo.tag(&image, &format!("t{number}"));
-    }
-    let files = repo.finish();
-    let temp = tempfile::tempdir().unwrap();
-    for round in 0..10 {
-        files.iter().for_each(|(name, bytes)| disk::write(temp.path(), name, bytes));
-        std::thread::scope(|scope| {
-            let remover = scope.spawn(|| {
-                // The blobs before index.json in every second round, and after it in the others.
-                let mut paths = disk::walk(&temp.path().join("copy"));
-                if round % 2 == 0 {
-                    paths.reverse();
-                }
-                paths.retain(|path| path.is_file());
-                paths.iter().for_each(|path| fs::remove_file(path).unwrap());
-                fs::remove_dir_all(temp.path().join("copy")).unwrap();
-            });
-            while !remover.is_finished() {
-                assert_eq!(findings(temp.path()).0, [], "round {round}");
-            }
-        });
-    }
-}
-
-fn stillage(args: &[&str], root: &Path) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_stillage"));
-    command.arg("check").args(args).arg(root).env_remove("STILLAGE_ROOT").output().unwrap()
-}
-
-fn sample(name: &str) -> tempfile::TempDir {
-    broken::all().into_iter().find(|sample| sample.name == name).unwrap().place()
-}
-
-#[test]
-fn the_exit_code_tells_damage_from_warnings_and_errors() {
-    for (root, code, last) in [
-        (disk::place(&valid::written()), 0, "0 errors, 0 warnings\n"),
-        (sample("tag-doubled"), 0, "0 errors, 1 warning\n"),
-        (sample("blob-missing"), 4, "1 error, 0 warnings\n"),
-    ] {
-        let output = stillage(&[], root.path());
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{text}");
-        assert!(text.ends_with(last), "{text}");
-        assert_eq!(output.stderr, b"", "{text}");
-    }
-    let output = stillage(&[], Path::new("/nonexistent/tree"));
-    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("/nonexistent/tree"));
-    let sparse = sample("blob-missing");
-    assert_eq!(stillage(&["--allow-sparse"], sparse.path()).status.code(), Some(0));
-}
-
-#[test]
-fn json_is_one_document() {
-    let root = sample("blob-missing");
-    let output = stillage(&["--json"], root.path());
-    assert_eq!(output.status.code(), Some(4));
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["root"], root.path().to_str().unwrap());
-    let finding = &report["findings"][0];
-    assert_eq!(finding["rule"], "blob-missing");
-    assert_eq!(finding["severity"], "error");
-    assert_eq!(finding["repository"], "app");
-    assert!(finding["path"].as_str().unwrap().starts_with("app/blobs/sha256/"), "{finding}");
-    assert_eq!(report["summary"]["errors"], 1);
-    let sound = disk::place(&valid::written());
-    let output = stillage(&["--json"], sound.path());
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&report["findings"], output.status.code()), (&serde_json::json!([]), Some(0)));
-}
-
-/// A directory mounted over itself, read-only.
-struct ReadOnly<'a>(&'a Path);
-
-impl ReadOnly<'_> {
-    fn new(path: &Path) -> ReadOnly<'_> {
-        let mount = |args: &[&str]| Command::new("mount").args(args).arg(path).status().unwrap();
-        assert!(mount(&["--bind", path.to_str().unwrap()]).success());
-        let mounted = ReadOnly(path);
-        assert!(mount(&["-o", "remount,bind,ro"]).success());
-        mounted
-    }
-}
-
-impl Drop for ReadOnly<'_> {
-    fn drop(&mut self) {
-        let status = Command::new("umount").arg("--lazy").arg(self.0).status();
-        assert!(status.is_ok_and(|status| status.success()), "umount {}", self.0.display());
-    }
-}
-
-/// What a backup is checked on. A repair says at once that it cannot be, whatever there is to repair.
-#[test]
-fn a_tree_that_is_mounted_read_only_is_checked_as_any_other_and_not_repaired() {
-    let samples = ["blob-missing", "tag-doubled", "journal-malformed", "lock-open"];
-    let trees = samples.map(sample).into_iter().chain([disk::place(&valid::written())]);
-    for tree in trees {
-        let text = |output: &Output| String::from_utf8(output.stdout.clone()).unwrap();
-        let arguments: [&[&str]; 4] = [&[], &["--quick"], &["--json"], &["--repair", "-n"]];
-        let told = || arguments.map(|args| stillage(args, tree.path()));
-        let before = told();
-        let there = disk::fingerprint(tree.path());
-        let mounted = ReadOnly::new(tree.path());
-        for ((before, after), args) in before.iter().zip(told()).zip(arguments) {
-            assert_eq!((before.status, text(before)), (after.status, text(&after)), "{args:?}");
-            assert_eq!(after.stderr, b"", "{args:?}");
-        }
-        let refused = stillage(&["--repair"], tree.path());
-        assert_eq!((refused.status.code(), text(&refused).as_str()), (Some(1), ""));
-        let why = String::from_utf8(refused.stderr).unwrap();
-        assert!(why.contains("mounted read-only") && why.contains("remount,rw"), "{why}");
-        drop(mounted);
-        assert_eq!(disk::fingerprint(tree.path()), there);
-    }
-}
-
-#[test]
-fn names_cannot_drive_the_terminal() {
-    let temp = disk::place(&valid::image());
-    let name = "app/blobs/sha256/\u{1b}[2J\nerror forged";
-    disk::write(temp.path(), name, b"");
-    let output = stillage(&[], temp.path());
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains(r"\u{1b}[2J\nerror forged"), "{text}");
-    assert_eq!(text.lines().count(), 2, "{text}");
 }

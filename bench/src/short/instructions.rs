@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::quiet::until_quiet;
+use super::quiet::{until_nobody_is_kept, until_quiet};
 use crate::client::Connection;
 use crate::content::{self, Image, KIB, MANIFEST};
 use crate::place::Place;
@@ -67,6 +67,7 @@ fn of_a_manifest(place: &Place, tags: usize) -> Result<u64> {
     for _ in 0..REQUESTS {
         get(&mut connection)?;
     }
+    until_nobody_is_kept(server.pid())?;
     let steps = Steps::default();
     std::thread::scope(|scope| {
         let tracer = scope.spawn(|| steps.follow(server.pid()));
