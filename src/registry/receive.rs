@@ -18,12 +18,27 @@ use crate::oci::Hasher;
 /// Bytes are written and hashed in batches of about this size.
 const BATCH: usize = 1024 * 1024;
 
-/// So many uploads at once may gather whole batches. The others write what came as soon as it is
-/// [`LEAST_BATCH`]: what all of them hold in memory is bounded by how many they are, times that.
-static LARGE: Semaphore = Semaphore::const_new(64);
-
 /// How much a batch is where many upload at once.
 const LEAST_BATCH: usize = 64 * 1024;
+
+/// Each batch wakes the thread that hashes it, and its end the one that receives: the fewer, the cheaper.
+const LARGEST_BATCH: usize = 4 * BATCH;
+
+/// How many uploads at once may gather how much: what all of them hold in memory is bounded.
+struct Shares {
+    /// For whole batches. The others write what came as soon as it is [`LEAST_BATCH`].
+    large: Semaphore,
+    /// For [`LARGEST_BATCH`], while a client sends faster than it is hashed.
+    largest: Semaphore,
+}
+
+impl Shares {
+    const fn new() -> Shares {
+        Shares { large: Semaphore::const_new(64), largest: Semaphore::const_new(4) }
+    }
+}
+
+static SHARES: Shares = Shares::new();
 
 /// So much is written before the disk is asked to begin with it: the fsync at the end then finds little
 /// left.
@@ -92,8 +107,7 @@ pub(super) async fn receive<S>(sink: Sink, body: S) -> Result<Received>
 where
     S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
 {
-    let mut pump =
-        Pump { idle: Some(sink), failed: None, job: None, large: LARGE.try_acquire().ok() };
+    let mut pump = Pump { idle: Some(sink), failed: None, job: None, share: Share::new(&SHARES) };
     let poured = pump.pour(body).await;
     let sink = pump.settle().await?;
     let failed = pump.failed.take();
@@ -147,6 +161,37 @@ impl Batch {
     }
 }
 
+/// How much an upload may gather.
+struct Share {
+    of: &'static Shares,
+    large: Option<SemaphorePermit<'static>>,
+    largest: Option<SemaphorePermit<'static>>,
+}
+
+impl Share {
+    fn new(of: &'static Shares) -> Share {
+        Share { of, large: of.large.try_acquire().ok(), largest: None }
+    }
+
+    /// Whether a batch of a length has to be written before more comes.
+    fn is_spent(&mut self, length: usize) -> bool {
+        match (&self.large, &self.largest) {
+            (None, _) => length >= LEAST_BATCH,
+            (Some(_), None) if length < BATCH => false,
+            (Some(_), None) => {
+                self.largest = self.of.largest.try_acquire().ok();
+                self.largest.is_none()
+            }
+            (Some(_), Some(_)) => length >= LARGEST_BATCH,
+        }
+    }
+
+    /// The client is slower than the disk: others may need it more.
+    fn give_back(&mut self) {
+        self.largest = None;
+    }
+}
+
 type Job = tokio::task::JoinHandle<(Sink, layout::Result<()>)>;
 
 /// A sink with at most one batch on its way to the disk.
@@ -155,8 +200,7 @@ struct Pump {
     /// Why the last batch was not written whole: nothing is written after it.
     failed: Option<layout::Error>,
     job: Option<Job>,
-    /// Where there is none, batches are small.
-    large: Option<SemaphorePermit<'static>>,
+    share: Share,
 }
 
 impl Pump {
@@ -166,7 +210,6 @@ impl Pump {
         S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
     {
         let mut batch = Batch::default();
-        let whole = if self.large.is_some() { BATCH } else { LEAST_BATCH };
         let ended = loop {
             if self.failed.is_some() {
                 return Ok(());
@@ -175,6 +218,7 @@ impl Pump {
                 Some(next) => next,
                 None if self.job.is_none() && batch.is_empty() => body.next().await,
                 None if self.job.is_none() => {
+                    self.share.give_back();
                     self.write(batch.take()).await?;
                     continue;
                 }
@@ -193,7 +237,7 @@ impl Pump {
             match next {
                 Some(Ok(bytes)) => {
                     batch.add(bytes);
-                    if batch.length >= whole {
+                    if self.share.is_spent(batch.length) {
                         self.write(batch.take()).await?;
                     }
                 }
@@ -259,6 +303,25 @@ mod tests {
 
     fn piece(byte: u8) -> io::Result<Bytes> {
         Ok(Bytes::from(vec![byte; 100_000]))
+    }
+
+    #[test]
+    fn few_gather_much_and_only_while_they_need_it() {
+        static SHARES: Shares = Shares::new();
+        let mut shares: Vec<Share> = (0..65).map(|_| Share::new(&SHARES)).collect();
+        let mut spent = |at: usize, length| shares[at].is_spent(length);
+        // Four may gather more than the others, and one has not even a whole batch.
+        let whole: Vec<bool> = (0..65).map(|at| spent(at, BATCH)).collect();
+        assert_eq!(whole, [vec![false; 4], vec![true; 61]].concat());
+        assert!(!spent(3, LARGEST_BATCH - 1) && spent(3, LARGEST_BATCH));
+        assert!(!spent(63, BATCH - 1));
+        assert!(!spent(64, LEAST_BATCH - 1) && spent(64, LEAST_BATCH));
+        // Whose client is slow makes room for another.
+        shares[3].give_back();
+        assert!(!shares[20].is_spent(BATCH));
+        assert!(shares[3].is_spent(BATCH));
+        shares.truncate(20);
+        assert!(!Share::new(&SHARES).is_spent(BATCH));
     }
 
     #[tokio::test]
