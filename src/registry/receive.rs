@@ -15,30 +15,30 @@ use crate::layout::space::{Growth, Space};
 use crate::layout::{self, At, Disk};
 use crate::oci::Hasher;
 
-/// Bytes are written and hashed in batches of about this size.
-const BATCH: usize = 1024 * 1024;
-
-/// How much a batch is where many upload at once.
+/// Any upload may gather so much before it is written and hashed.
 const LEAST_BATCH: usize = 64 * 1024;
 
-/// Each batch wakes the thread that hashes it, and its end the one that receives: the fewer, the cheaper.
+/// Those with a permit of [`Budget::large`] gather so much.
+const BATCH: usize = 1024 * 1024;
+
+/// Those with one of [`Budget::largest`] gather so much: each batch wakes the thread that hashes it, and its end the
+/// one that receives.
 const LARGEST_BATCH: usize = 4 * BATCH;
 
-/// How many uploads at once may gather how much: what all of them hold in memory is bounded.
-struct Shares {
-    /// For whole batches. The others write what came as soon as it is [`LEAST_BATCH`].
+/// How many uploads may gather how much. A permit is for the batch that is gathered and the one before it, on its
+/// way to the disk: all of them hold at most 64 times 2 MiB and 4 times 6 MiB more, and 128 KiB for each without a permit.
+struct Budget {
     large: Semaphore,
-    /// For [`LARGEST_BATCH`], while a client sends faster than it is hashed.
     largest: Semaphore,
 }
 
-impl Shares {
-    const fn new() -> Shares {
-        Shares { large: Semaphore::const_new(64), largest: Semaphore::const_new(4) }
+impl Budget {
+    const fn new() -> Budget {
+        Budget { large: Semaphore::const_new(64), largest: Semaphore::const_new(4) }
     }
 }
 
-static SHARES: Shares = Shares::new();
+static BUDGET: Budget = Budget::new();
 
 /// So much is written before the disk is asked to begin with it: the fsync at the end then finds little
 /// left.
@@ -107,7 +107,15 @@ pub(super) async fn receive<S>(sink: Sink, body: S) -> Result<Received>
 where
     S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
 {
-    let mut pump = Pump { idle: Some(sink), failed: None, job: None, share: Share::new(&SHARES) };
+    receive_within(&BUDGET, sink, body).await
+}
+
+async fn receive_within<S>(budget: &'static Budget, sink: Sink, body: S) -> Result<Received>
+where
+    S: Stream<Item = io::Result<Bytes>> + Send + Unpin,
+{
+    let permits = Permits::new(budget);
+    let mut pump = Pump { idle: Some(sink), failed: None, job: None, permits };
     let poured = pump.pour(body).await;
     let sink = pump.settle().await?;
     let failed = pump.failed.take();
@@ -161,34 +169,42 @@ impl Batch {
     }
 }
 
-/// How much an upload may gather.
-struct Share {
-    of: &'static Shares,
-    large: Option<SemaphorePermit<'static>>,
-    largest: Option<SemaphorePermit<'static>>,
+/// What an upload has of the budget. A batch on its way to the disk has a copy: whoever sent it may be gone before
+/// it is written.
+#[derive(Clone)]
+struct Permits {
+    of: &'static Budget,
+    large: Option<Arc<SemaphorePermit<'static>>>,
+    largest: Option<Arc<SemaphorePermit<'static>>>,
 }
 
-impl Share {
-    fn new(of: &'static Shares) -> Share {
-        Share { of, large: of.large.try_acquire().ok(), largest: None }
+impl Permits {
+    fn new(of: &'static Budget) -> Permits {
+        Permits { of, large: None, largest: None }
     }
 
-    /// Whether a batch of a length has to be written before more comes.
-    fn is_spent(&mut self, length: usize) -> bool {
+    /// How long a batch may become.
+    fn limit(&self) -> usize {
         match (&self.large, &self.largest) {
-            (None, _) => length >= LEAST_BATCH,
-            (Some(_), None) if length < BATCH => false,
-            (Some(_), None) => {
-                self.largest = self.of.largest.try_acquire().ok();
-                self.largest.is_none()
-            }
-            (Some(_), Some(_)) => length >= LARGEST_BATCH,
+            (None, _) => LEAST_BATCH,
+            (Some(_), None) => BATCH,
+            (Some(_), Some(_)) => LARGEST_BATCH,
         }
     }
 
-    /// The client is slower than the disk: others may need it more.
+    /// Asks for more if a batch is as long as it may be.
+    fn grow(&mut self, length: usize) {
+        if self.large.is_none() && length >= LEAST_BATCH {
+            self.large = self.of.large.try_acquire().ok().map(Arc::new);
+        }
+        if self.large.is_some() && self.largest.is_none() && length >= BATCH {
+            self.largest = self.of.largest.try_acquire().ok().map(Arc::new);
+        }
+    }
+
+    /// Leaves all of it to others.
     fn give_back(&mut self) {
-        self.largest = None;
+        (self.large, self.largest) = (None, None);
     }
 }
 
@@ -200,7 +216,7 @@ struct Pump {
     /// Why the last batch was not written whole: nothing is written after it.
     failed: Option<layout::Error>,
     job: Option<Job>,
-    share: Share,
+    permits: Permits,
 }
 
 impl Pump {
@@ -216,9 +232,12 @@ impl Pump {
             }
             let next = match body.next().now_or_never() {
                 Some(next) => next,
-                None if self.job.is_none() && batch.is_empty() => body.next().await,
+                // The client is slower than the disk.
+                None if self.job.is_none() && batch.is_empty() => {
+                    self.permits.give_back();
+                    body.next().await
+                }
                 None if self.job.is_none() => {
-                    self.share.give_back();
                     self.write(batch.take()).await?;
                     continue;
                 }
@@ -237,7 +256,8 @@ impl Pump {
             match next {
                 Some(Ok(bytes)) => {
                     batch.add(bytes);
-                    if self.share.is_spent(batch.length) {
+                    self.permits.grow(batch.length);
+                    if batch.length >= self.permits.limit() {
                         self.write(batch.take()).await?;
                     }
                 }
@@ -256,8 +276,10 @@ impl Pump {
             self.idle = Some(sink);
             return Ok(());
         }
+        let permits = self.permits.clone();
         self.job = Some(tokio::task::spawn_blocking(move || {
             let written = sink.take(batch);
+            drop(permits);
             (sink, written)
         }));
         Ok(())
@@ -307,21 +329,51 @@ mod tests {
 
     #[test]
     fn few_gather_much_and_only_while_they_need_it() {
-        static SHARES: Shares = Shares::new();
-        let mut shares: Vec<Share> = (0..65).map(|_| Share::new(&SHARES)).collect();
-        let mut spent = |at: usize, length| shares[at].is_spent(length);
-        // Four may gather more than the others, and one has not even a whole batch.
-        let whole: Vec<bool> = (0..65).map(|at| spent(at, BATCH)).collect();
-        assert_eq!(whole, [vec![false; 4], vec![true; 61]].concat());
-        assert!(!spent(3, LARGEST_BATCH - 1) && spent(3, LARGEST_BATCH));
-        assert!(!spent(63, BATCH - 1));
-        assert!(!spent(64, LEAST_BATCH - 1) && spent(64, LEAST_BATCH));
-        // Whose client is slow makes room for another.
-        shares[3].give_back();
-        assert!(!shares[20].is_spent(BATCH));
-        assert!(shares[3].is_spent(BATCH));
-        shares.truncate(20);
-        assert!(!Share::new(&SHARES).is_spent(BATCH));
+        static BUDGET: Budget = Budget::new();
+        let mut uploads: Vec<Permits> = (0..65).map(|_| Permits::new(&BUDGET)).collect();
+        uploads.iter_mut().for_each(|upload| upload.grow(LEAST_BATCH - 1));
+        assert!(uploads.iter().all(|upload| upload.limit() == LEAST_BATCH));
+        uploads.iter_mut().for_each(|upload| upload.grow(LEAST_BATCH));
+        uploads.iter_mut().for_each(|upload| upload.grow(BATCH));
+        let limits: Vec<usize> = uploads.iter().map(Permits::limit).collect();
+        let most = [vec![LARGEST_BATCH; 4], vec![BATCH; 60], vec![LEAST_BATCH]].concat();
+        assert_eq!(limits, most);
+        // A batch on its way keeps what it was gathered with.
+        let on_its_way = uploads[3].clone();
+        uploads[3].give_back();
+        uploads[20].grow(BATCH);
+        assert_eq!(uploads[20].limit(), BATCH);
+        drop(on_its_way);
+        uploads[20].grow(BATCH);
+        uploads[64].grow(BATCH);
+        assert_eq!((uploads[20].limit(), uploads[64].limit()), (LARGEST_BATCH, BATCH));
+        drop(uploads);
+        assert_eq!(free(&BUDGET), (64, 4));
+    }
+
+    fn free(budget: &Budget) -> (usize, usize) {
+        (budget.large.available_permits(), budget.largest.available_permits())
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_keeps_nothing_of_the_budget() {
+        static BUDGET: Budget = Budget::new();
+        for last in [LARGEST_BATCH, LARGEST_BATCH / 2, LEAST_BATCH] {
+            let file = tempfile::tempfile().unwrap();
+            // With what a batch of the largest is, it is handed over with nothing left over.
+            let sent = LARGEST_BATCH + last;
+            let pieces = (0..sent / LEAST_BATCH).map(|_| Ok(Bytes::from(vec![1; LEAST_BATCH])));
+            let body = stream::iter(pieces).chain(stream::pending());
+            let (_root, sink) = sink(&file);
+            let upload = tokio::spawn(receive_within(&BUDGET, sink, Box::pin(body)));
+            let written = async {
+                while file.metadata().unwrap().len() < sent as u64 || free(&BUDGET) != (64, 4) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), written).await.expect("it is given back");
+            upload.abort();
+        }
     }
 
     #[tokio::test]
@@ -354,12 +406,13 @@ mod tests {
             };
             tokio::time::timeout(Duration::from_secs(20), written).await.expect("it is written");
         }
-        // Both come while one is on its way, or together: nothing is lost, and their order stays.
-        (4..=40).for_each(|number| sender.send(piece(number)).unwrap());
+        // Both come while one is on its way, or together, and more than one batch may hold: nothing is
+        // lost, and their order stays.
+        (4..=120).for_each(|number| sender.send(piece(number)).unwrap());
         drop(sender);
         let received = received.await.unwrap().unwrap();
         received.result.unwrap();
-        let all: Vec<u8> = (1..=40).flat_map(|byte| vec![byte; 100_000]).collect();
+        let all: Vec<u8> = (1..=120).flat_map(|byte| vec![byte; 100_000]).collect();
         assert_eq!(received.sink.written, all.len() as u64);
         assert!(layout::read_all(&file, 1 << 30, PathBuf::new).unwrap() == all);
     }

@@ -1,4 +1,4 @@
-//! The deeds of clients.
+//! What clients push and delete, and what is drawn for it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;

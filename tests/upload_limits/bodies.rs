@@ -1,4 +1,4 @@
-//! Bodies that are sent piece by piece, as no client of the other tests does.
+//! Uploads of which a test follows head, body and answer itself.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

@@ -8,7 +8,8 @@ use anyhow::{Result, bail};
 
 /// A server whose threads were not once awake for so long rests.
 const REST: Duration = Duration::from_millis(60);
-/// tokio keeps a thread for blocking work for ten seconds.
+/// tokio keeps a thread for blocking work for ten seconds; here is a little more. Nothing that the server does by
+/// itself may come as often.
 const KEPT: Duration = Duration::from_secs(12);
 /// A server that never rests has failed.
 const PATIENCE: Duration = Duration::from_secs(180);

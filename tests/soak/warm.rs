@@ -1,0 +1,53 @@
+//! What the server remembers is bounded, and is full before the hour begins: what grows from then on leaks.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::thread;
+
+use crate::support::Registry;
+use crate::support::content::{Image, OCI_MANIFEST, sha256};
+use crate::support::http::{Connection, Request};
+
+/// Images without layers, each with a configuration of its own: more bytes of manifests than are
+/// remembered, and more blobs than are known to be sound.
+const CLIENTS: usize = 4;
+const REPOSITORIES: usize = 16;
+const IMAGES: usize = 300;
+
+/// Fills it with images that are gone afterwards. Few at a time: what is free in the heap then hides what leaks.
+pub(crate) fn fill_what_is_remembered(registry: &Registry) {
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            scope.spawn(move || {
+                for number in 0..REPOSITORIES {
+                    let name = format!("warm-{client}-{number}");
+                    fill(registry.client().connect(), &name);
+                    remove(&registry.root().join(name));
+                }
+            });
+        }
+    });
+}
+
+/// The server may be about to write a view into it: then it is not empty at the first attempt.
+fn remove(repository: &Path) {
+    while let Err(error) = fs::remove_dir_all(repository) {
+        match error.kind() {
+            ErrorKind::NotFound => return,
+            ErrorKind::DirectoryNotEmpty => {}
+            _ => panic!("{}: {error}", repository.display()),
+        }
+    }
+}
+
+fn fill(mut connection: Connection, repo: &str) {
+    for _ in 0..IMAGES {
+        let image = Image::of(Vec::new(), "");
+        let path = format!("/v2/{repo}/blobs/uploads/?digest={}", sha256(&image.config));
+        connection.send(&Request::post(path).body(image.config)).expect_status(201);
+        let path = format!("/v2/{repo}/manifests/{}", image.digest);
+        let put = Request::put(path).header("Content-Type", OCI_MANIFEST).body(image.manifest);
+        connection.send(&put).expect_status(201);
+    }
+}
