@@ -15,7 +15,8 @@ const CLIENTS: usize = 4;
 const REPOSITORIES: usize = 16;
 const IMAGES: usize = 300;
 
-/// Fills it with images that are gone afterwards. Few at a time: what is free in the heap then hides what leaks.
+/// Fills it with images that are gone afterwards; by few clients, because what many leave free in the heap would hide
+/// what leaks.
 pub(crate) fn fill_what_is_remembered(registry: &Registry) {
     thread::scope(|scope| {
         for client in 0..CLIENTS {
@@ -47,7 +48,10 @@ fn fill(mut connection: Connection, repo: &str) {
         let path = format!("/v2/{repo}/blobs/uploads/?digest={}", sha256(&image.config));
         connection.send(&Request::post(path).body(image.config)).expect_status(201);
         let path = format!("/v2/{repo}/manifests/{}", image.digest);
-        let put = Request::put(path).header("Content-Type", OCI_MANIFEST).body(image.manifest);
+        let put =
+            Request::put(path.clone()).header("Content-Type", OCI_MANIFEST).body(image.manifest);
         connection.send(&put).expect_status(201);
+        // What is remembered is what was read.
+        connection.send(&Request::get(path)).expect_status(200);
     }
 }
