@@ -75,7 +75,7 @@ fn an_hour_of_everything_loses_nothing_and_leaves_memory_and_disk_as_they_were()
     let registry = Registry::start(&["--auth", "none"]);
     // Long enough for the slowest push on a busy machine, short enough to be over many times.
     let ground = Ground::new(Duration::from_secs(if all.as_secs() < 600 { 15 } else { 30 }));
-    if all.as_secs() >= 1800 {
+    if watch::is_long(all) {
         warm::fill_what_is_remembered(&registry);
         collect(&registry, &["--now"]).expect("a collection");
     }

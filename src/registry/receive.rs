@@ -15,7 +15,8 @@ use crate::layout::space::{Growth, Space};
 use crate::layout::{self, At, Disk};
 use crate::oci::Hasher;
 
-/// Any upload may gather so much before it is written and hashed.
+/// As soon as any upload has gathered so much it is written and hashed. A batch may be longer by what one read
+/// of the connection gives.
 const LEAST_BATCH: usize = 64 * 1024;
 
 /// Those with a permit of [`Budget::large`] gather so much.
@@ -26,7 +27,8 @@ const BATCH: usize = 1024 * 1024;
 const LARGEST_BATCH: usize = 4 * BATCH;
 
 /// How many uploads may gather how much. A permit is for the batch that is gathered and the one before it, on its
-/// way to the disk: all of them hold at most 64 times 2 MiB and 4 times 6 MiB more, and 128 KiB for each without a permit.
+/// way to the disk: all of them hold at most 64 times 2 MiB, 4 times 6 MiB more, 128 KiB for each without a permit,
+/// and for each two reads of its connection.
 struct Budget {
     large: Semaphore,
     largest: Semaphore,
@@ -360,7 +362,7 @@ mod tests {
         static BUDGET: Budget = Budget::new();
         for last in [LARGEST_BATCH, LARGEST_BATCH / 2, LEAST_BATCH] {
             let file = tempfile::tempfile().unwrap();
-            // With what a batch of the largest is, it is handed over with nothing left over.
+            // A last batch of the largest size leaves nothing over when it is handed over.
             let sent = LARGEST_BATCH + last;
             let pieces = (0..sent / LEAST_BATCH).map(|_| Ok(Bytes::from(vec![1; LEAST_BATCH])));
             let body = stream::iter(pieces).chain(stream::pending());
@@ -373,6 +375,39 @@ mod tests {
             };
             tokio::time::timeout(Duration::from_secs(20), written).await.expect("it is given back");
             upload.abort();
+        }
+    }
+
+    #[test]
+    fn a_batch_on_its_way_keeps_its_permits_though_its_sender_is_gone() {
+        static BUDGET: Budget = Budget::new();
+        // The one thread for blocking work is busy: what is handed to it waits.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (go, told) = std::sync::mpsc::channel::<()>();
+        runtime.spawn_blocking(move || told.recv());
+        let pieces = (0..=64).map(|_| Ok(Bytes::from(vec![1; LEAST_BATCH])));
+        let body = stream::iter(pieces).chain(stream::pending());
+        let file = tempfile::tempfile().unwrap();
+        let (_root, sink) = sink(&file);
+        let upload = runtime.spawn(receive_within(&BUDGET, sink, Box::pin(body)));
+        until(|| free(&BUDGET) == (63, 3));
+        upload.abort();
+        assert!(runtime.block_on(upload).is_err_and(|error| error.is_cancelled()));
+        assert_eq!((free(&BUDGET), file.metadata().unwrap().len()), ((63, 3), 0));
+        go.send(()).unwrap();
+        until(|| free(&BUDGET) == (64, 4));
+        assert_eq!(file.metadata().unwrap().len(), LARGEST_BATCH as u64);
+    }
+
+    fn until(mut done: impl FnMut() -> bool) {
+        let begun = std::time::Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "not within 20 seconds");
+            std::thread::yield_now();
         }
     }
 

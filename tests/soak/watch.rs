@@ -22,6 +22,11 @@ struct Look {
     disk: u64,
 }
 
+/// Whether what the server remembers is filled before it begins: in less time all of it only grows.
+pub(crate) fn is_long(all: Duration) -> bool {
+    all >= Duration::from_secs(1800)
+}
+
 /// Looks again and again.
 pub(crate) struct Watch {
     begun: Instant,
@@ -76,7 +81,8 @@ impl Watch {
         }
         let deeds = counts.iter().filter(|(what, _)| **what != "requests");
         let deeds = deeds.map(|(_, count)| *count as u64).sum();
-        Figures { deeds, text, looks: self.looks, file: self.file }
+        let is_long = is_long(self.all);
+        Figures { deeds, text, looks: self.looks, file: self.file, is_long }
     }
 }
 
@@ -86,6 +92,7 @@ pub(crate) struct Figures {
     text: String,
     looks: Vec<Look>,
     file: Option<File>,
+    is_long: bool,
 }
 
 /// What it was at first, at last, and how much more in an hour, over the last two thirds: by then the
@@ -143,9 +150,7 @@ impl Figures {
             let more = match what {
                 "descriptors" => 24.0,
                 // In a minute what is remembered of everything is still growing to its bounds.
-                "RssAnon" if self.looks.last().is_some_and(|look| look.seconds < 1800.0) => {
-                    8.0 + early * 0.2
-                }
+                "RssAnon" if !self.is_long => 8.0 + early * 0.2,
                 "RssAnon" => 2.0 + early * 0.1,
                 _ => 16.0 + early * 0.5,
             };
