@@ -4,7 +4,6 @@
 //! when a blob was cut short on the disk. Each hint is checked before it is believed; all of them
 //! may be deleted.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::Mode;
@@ -14,10 +13,11 @@ use super::error::{At, OrAbsent, Result};
 use super::inherit::Purpose;
 use super::tree::Tree;
 use super::{durable, facts, path};
-use crate::oci::{Algorithm, Digest, RepoName};
+use crate::oci::{Algorithm, Digest, DigestMap, RepoName};
 
-/// Lengths are remembered for this many blobs.
-const REMEMBERED: usize = 1 << 16;
+/// One generation of lengths, of which there are two, has so many: what a table of 32,768 places (1.6 MB)
+/// takes before it doubles.
+const GENERATION: usize = (1 << 15) / 8 * 7;
 
 /// A file of hints has 1/4096 of all blobs: this is enough for some 80 million links.
 const MAX_FILE: u64 = 2 * 1024 * 1024;
@@ -25,7 +25,34 @@ const MAX_FILE: u64 = 2 * 1024 * 1024;
 /// The hints of a tree, and a memory of the lengths.
 #[derive(Debug, Default)]
 pub struct Holders {
-    lengths: Mutex<HashMap<Digest, Option<u64>>>,
+    lengths: Mutex<Lengths>,
+}
+
+/// What was not asked for while a whole generation of others was, is forgotten. The tables are used again:
+/// a server that has run for long takes no more than one that has run for a day.
+#[derive(Debug, Default)]
+struct Lengths {
+    young: DigestMap<Option<u64>>,
+    old: DigestMap<Option<u64>>,
+}
+
+impl Lengths {
+    fn get(&mut self, digest: &Digest) -> Option<Option<u64>> {
+        if let Some(length) = self.young.get(digest) {
+            return Some(*length);
+        }
+        let length = *self.old.get(digest)?;
+        self.put(digest, length);
+        Some(length)
+    }
+
+    fn put(&mut self, digest: &Digest, length: Option<u64>) {
+        if self.young.len() >= GENERATION {
+            std::mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
+        }
+        self.young.put(digest, length);
+    }
 }
 
 impl Holders {
@@ -51,8 +78,7 @@ impl Holders {
 
     /// The same, where no file has to be read for it.
     pub fn remembered(&self, digest: &Digest) -> Option<Option<u64>> {
-        let lengths = self.lengths.lock().unwrap_or_else(PoisonError::into_inner);
-        lengths.get(digest).copied()
+        self.lengths.lock().unwrap_or_else(PoisonError::into_inner).get(digest)
     }
 
     /// The repositories that got the blob, latest first. They may have lost it since.
@@ -64,11 +90,7 @@ impl Holders {
     }
 
     fn remember(&self, digest: &Digest, length: Option<u64>) {
-        let mut lengths = self.lengths.lock().unwrap_or_else(PoisonError::into_inner);
-        if lengths.len() >= REMEMBERED {
-            lengths.clear();
-        }
-        lengths.insert(digest.clone(), length);
+        self.lengths.lock().unwrap_or_else(PoisonError::into_inner).put(digest, length);
     }
 }
 
@@ -184,5 +206,28 @@ mod tests {
         note("b");
         let names = Holders::default().of(&tree, &digest).unwrap();
         assert_eq!(names.iter().map(RepoName::as_str).collect::<Vec<_>>(), ["b", "a"]);
+    }
+
+    #[test]
+    fn lengths_are_remembered_of_so_many_and_of_those_that_are_asked_for() {
+        let digest = |n: usize| Digest::of(Algorithm::Sha256, &n.to_le_bytes());
+        let mut lengths = Lengths::default();
+        lengths.put(&digest(0), None);
+        lengths.put(&digest(1), Some(1));
+        let all = 3 * GENERATION;
+        for n in 2..all {
+            lengths.put(&digest(n), Some(n as u64));
+            if n % 1000 == 0 {
+                assert_eq!(lengths.get(&digest(0)), Some(None), "after {n}");
+            }
+        }
+        assert_eq!(lengths.get(&digest(1)), None);
+        for n in all - GENERATION + 1..all {
+            assert_eq!(lengths.get(&digest(n)), Some(Some(n as u64)));
+        }
+        assert!(lengths.young.len() <= GENERATION && lengths.old.len() <= GENERATION);
+        // The latest counts, whichever generation the one before was in.
+        lengths.put(&digest(0), Some(7));
+        assert_eq!(lengths.get(&digest(0)), Some(Some(7)));
     }
 }

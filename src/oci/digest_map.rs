@@ -39,6 +39,21 @@ impl<V> DigestMap<V> {
         }
     }
 
+    /// Puts a value, instead of the one that the digest has.
+    pub fn put(&mut self, digest: &Digest, value: V) {
+        let put = match digest.algorithm() {
+            Algorithm::Sha256 => digest.hash().map(|key| drop(self.sha256.insert(key, value))),
+            Algorithm::Sha512 => digest.hash().map(|key| drop(self.sha512.insert(key, value))),
+        };
+        debug_assert!(put.is_some(), "a digest has as many bytes as its algorithm says");
+    }
+
+    /// Forgets all values, and keeps the room that they took.
+    pub fn clear(&mut self) {
+        self.sha256.clear();
+        self.sha512.clear();
+    }
+
     /// The value of a digest.
     pub fn get(&self, digest: &Digest) -> Option<&V> {
         match digest.algorithm() {
@@ -92,9 +107,17 @@ mod tests {
         for (n, digest) in all.iter().enumerate() {
             assert_eq!(map.get(digest), Some(&n), "{digest}");
         }
+        for (n, digest) in all.iter().enumerate().step_by(7) {
+            map.put(digest, 1000 + n);
+            assert_eq!(map.get(digest), Some(&(1000 + n)), "{digest}");
+            map.put(digest, n);
+        }
+        assert_eq!(map.len(), 400);
         map.retain(|digest| all[100..300].contains(digest));
         for (n, digest) in all.iter().enumerate() {
             assert_eq!(map.contains(digest), (100..300).contains(&n), "{digest}");
         }
+        map.clear();
+        assert!(map.is_empty() && !map.contains(&all[100]) && !map.contains(&all[299]));
     }
 }
