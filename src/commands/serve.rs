@@ -68,7 +68,7 @@ async fn serve(settings: Serve) -> Result<(), Box<dyn Error>> {
     if let Some(registry) = kept {
         tokio::spawn(registry.clone().keep_swept());
         let views = registry.clone();
-        tokio::spawn(async move { views.keep_views().await });
+        tokio::spawn(async move { views.keep_views(wipe::give_back).await });
         collect(&settings)?;
         watch(&settings, &server, registry)?;
     }
@@ -91,6 +91,7 @@ fn collect(settings: &Serve) -> Result<(), Box<dyn Error>> {
                 Ok(left) if !left.is_zero() => std::thread::sleep(left.min(LOOK_AGAIN)),
                 _ => {
                     super::gc::logged(&tree, &options);
+                    wipe::give_back();
                     tried = Some(SystemTime::now());
                 }
             }

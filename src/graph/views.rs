@@ -8,7 +8,7 @@ use super::{Delta, Knowledge, read_manifest, referrer};
 use crate::layout::facts::Fact;
 use crate::layout::readers::Readers;
 use crate::layout::rights::Way;
-use crate::layout::views::{self, Origin, Step, Wanted};
+use crate::layout::views::{self, Difference, Origin, Part, Step};
 use crate::layout::{
     Dir, Error, IndexFile, MAX_INDEX, OrAbsent, Result, Stamp, Tree, blobs, path, read_all, size_of,
 };
@@ -130,20 +130,23 @@ impl<'a> Place<'a> {
     /// What makes the views those of an index.json. What is not for everybody to read has none.
     pub fn difference(&self, index: &IndexFile, known: &Knowledge) -> Result<Vec<Step>> {
         if !self.shows(index) {
-            return Wanted::default().difference(self.dir);
+            return Difference::to_none(self.dir);
         }
-        let manifests = manifests(&index.index, known);
-        let manifests = manifests.iter().map(|(digest, kind)| Step::manifest(digest, *kind));
         let tags = index.index.tags_after(None).filter_map(|tag| {
             let entry = index.index.tagged(tag)?;
             Some(Step::tag(tag, &entry.digest, known.kind(&entry)?))
         });
+        let tag_list = Step::tag_list(self.tag_list(&index.index));
         let lists = known.subjects().filter_map(|subject| {
             self.list(subject, known).map(|list| Some(Step::referrers(subject, list?))).transpose()
         });
-        let tag_list = Step::tag_list(self.tag_list(&index.index));
-        let all = manifests.chain(tags).chain([tag_list]).map(Ok).chain(lists);
-        all.collect::<Result<Wanted>>()?.difference(self.dir)
+        let mut all = Difference::default();
+        all.add(self.dir, Part::Tags, tags.chain([tag_list]).map(Ok))?;
+        let manifests = manifests(&index.index, known).into_iter();
+        let manifests = manifests.map(|(digest, kind)| Ok(Step::manifest(&digest, kind)));
+        all.add(self.dir, Part::Manifests, manifests)?;
+        all.add(self.dir, Part::Referrers, lists)?;
+        Ok(all.steps())
     }
 
     /// Makes the views those of an index.json, by what is different; call it under the repository's

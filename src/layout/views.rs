@@ -21,7 +21,7 @@ use super::error::{At, OrAbsent, Result};
 use super::stamp::Stamp;
 use super::tree::Tree;
 use super::{durable, path};
-use crate::oci::{Algorithm, Digest, Kind, RepoName, Tag};
+use crate::oci::{Algorithm, Digest, DigestBytes, Kind, RepoName, Tag};
 
 /// A list of referrers that has more bytes than this is no list that we wrote.
 const MOST_LISTED: u64 = 64 * 1024 * 1024;
@@ -61,19 +61,53 @@ fn boot() -> &'static str {
     })
 }
 
-/// One change of the views.
+/// Where views lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// In the repository's own directory.
+    Repository,
+    /// With the tags.
+    Tags,
+    /// With the manifests by digest.
+    Manifests(Algorithm),
+    /// With the lists of referrers.
+    Referrers(Algorithm),
+}
+
+impl Place {
+    /// All, each after what it lies in.
+    const ALL: [Place; 6] = [
+        Place::Repository,
+        Place::Tags,
+        Place::Manifests(Algorithm::Sha256),
+        Place::Manifests(Algorithm::Sha512),
+        Place::Referrers(Algorithm::Sha256),
+        Place::Referrers(Algorithm::Sha512),
+    ];
+
+    /// The directory in the repository; empty for its own.
+    fn path(self) -> String {
+        match self {
+            Place::Repository => String::new(),
+            Place::Tags => path::MANIFESTS.to_owned(),
+            Place::Manifests(algorithm) => path::manifest_views(algorithm),
+            Place::Referrers(algorithm) => path::referrer_views(algorithm),
+        }
+    }
+}
+
+/// One change of the views. There may be hundreds of thousands: they are kept small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The directory in the repository; empty for its own.
-    dir: String,
+    place: Place,
     name: String,
     what: What,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum What {
-    /// A symlink that says this.
-    Link(String),
+    /// A symlink to this blob of the repository.
+    Link(DigestBytes),
     /// A file of these bytes.
     File(Vec<u8>),
     /// Nothing.
@@ -83,75 +117,74 @@ enum What {
 impl Step {
     /// A tag names a manifest of this kind.
     pub fn tag(tag: &Tag, digest: &Digest, kind: Kind) -> Step {
-        Step::link(path::MANIFESTS.to_owned(), path::tag_view(tag, kind), digest)
+        Step::link(Place::Tags, path::tag_view(tag, kind), digest)
     }
 
     /// A tag names no manifest of this kind any more.
     pub fn untag(tag: &Tag, kind: Kind) -> Step {
-        Step::gone(path::MANIFESTS, path::tag_view(tag, kind))
+        Step::gone(Place::Tags, path::tag_view(tag, kind))
     }
 
     /// A manifest can be had by its digest.
     pub fn manifest(digest: &Digest, kind: Kind) -> Step {
-        Step::link(manifests_of(digest.algorithm()), path::digest_view(digest, kind), digest)
+        Step::link(Place::Manifests(digest.algorithm()), path::digest_view(digest, kind), digest)
     }
 
     /// A manifest can be had by its digest no more as one of this kind.
     pub fn no_manifest(digest: &Digest, kind: Kind) -> Step {
-        Step::gone(&manifests_of(digest.algorithm()), path::digest_view(digest, kind))
+        Step::gone(Place::Manifests(digest.algorithm()), path::digest_view(digest, kind))
     }
 
     /// Nothing refers to a manifest any more.
     pub fn no_referrers(subject: &Digest) -> Step {
-        Step::gone(&referrers_of(subject.algorithm()), path::referrers_view(subject))
+        Step::gone(Place::Referrers(subject.algorithm()), path::referrers_view(subject))
     }
 
     /// The list of tags.
     pub fn tag_list(body: Vec<u8>) -> Step {
-        Step { dir: String::new(), name: path::TAGS.to_owned(), what: What::File(body) }
+        Step { place: Place::Repository, name: path::TAGS.to_owned(), what: What::File(body) }
     }
 
     /// The list of a manifest's referrers.
     pub fn referrers(subject: &Digest, body: Vec<u8>) -> Step {
-        let dir = referrers_of(subject.algorithm());
-        Step { dir, name: path::referrers_view(subject), what: What::File(body) }
+        let place = Place::Referrers(subject.algorithm());
+        Step { place, name: path::referrers_view(subject), what: What::File(body) }
     }
 
     /// Where it changes something, from the repository's directory.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(&self.dir).join(&self.name)
+        PathBuf::from(self.place.path()).join(&self.name)
     }
 
     /// What has to be so.
     pub fn wants(&self) -> String {
         match &self.what {
-            What::Link(target) => format!("has to be a link to {target}"),
+            What::Link(blob) => format!("has to be a link to {}", target(self.place, blob)),
             What::File(bytes) => format!("has to have {} bytes made from index.json", bytes.len()),
             What::Gone => "has to be gone".to_owned(),
         }
     }
 
-    fn link(dir: String, name: String, digest: &Digest) -> Step {
-        let up = "../".repeat(dir.split('/').count());
-        Step { dir, name, what: What::Link(format!("{up}{}", path::blob(digest))) }
+    fn link(place: Place, name: String, digest: &Digest) -> Step {
+        Step { place, name, what: What::Link(digest.into()) }
     }
 
-    fn gone(dir: &str, name: String) -> Step {
-        Step { dir: dir.to_owned(), name, what: What::Gone }
+    fn gone(place: Place, name: String) -> Step {
+        Step { place, name, what: What::Gone }
     }
 
-    fn apply(&self, tree: &Tree, repo: &Dir, dirs: &mut HashMap<String, Dir>) -> Result<()> {
-        let dir = match dirs.get(&self.dir) {
-            _ if self.dir.is_empty() => repo.clone(),
+    fn apply(&self, tree: &Tree, repo: &Dir, dirs: &mut HashMap<Place, Dir>) -> Result<()> {
+        let dir = match dirs.get(&self.place) {
+            _ if self.place == Place::Repository => repo.clone(),
             Some(dir) => dir.clone(),
             None => {
-                let dir = tree.make_inner(repo, &self.dir)?;
-                dirs.insert(self.dir.clone(), dir.clone());
+                let dir = tree.make_inner(repo, &self.place.path())?;
+                dirs.insert(self.place, dir.clone());
                 dir
             }
         };
         match &self.what {
-            What::Link(target) => put_link(tree, &dir, &self.name, target),
+            What::Link(blob) => put_link(tree, &dir, &self.name, &target(self.place, blob)),
             What::File(bytes) => durable::put_view(&*tree.disk, &dir, &self.name, bytes),
             What::Gone => tree.disk.unlink(&dir, &self.name).or_absent().map(|_| ()),
         }
@@ -163,59 +196,111 @@ impl Step {
 pub fn change(tree: &Tree, repo: &Dir, steps: &[Step], origin: &Origin) -> Result<()> {
     let manifests = tree.make_inner(repo, path::MANIFESTS)?;
     tree.disk.unlink(&manifests, path::VIEWS_OF).or_absent()?;
-    let mut dirs = HashMap::from([(path::MANIFESTS.to_owned(), manifests.clone())]);
+    let mut dirs = HashMap::from([(Place::Tags, manifests.clone())]);
     steps.iter().try_for_each(|step| step.apply(tree, repo, &mut dirs))?;
     symlink(tree, &manifests, path::VIEWS_OF, &origin.0)
 }
 
-/// All that the views of a repository have to be.
-#[derive(Debug, Default)]
-pub struct Wanted(HashMap<String, HashMap<String, What>>);
+/// The views of a repository that are compared at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The tags, and their list.
+    Tags,
+    /// The manifests by digest.
+    Manifests,
+    /// The lists of referrers.
+    Referrers,
+}
 
-impl FromIterator<Step> for Wanted {
-    fn from_iter<I: IntoIterator<Item = Step>>(steps: I) -> Wanted {
-        let mut all: HashMap<String, HashMap<String, What>> = HashMap::new();
-        for Step { dir, name, what } in steps {
-            all.entry(dir).or_default().insert(name, what);
+impl Part {
+    const ALL: [Part; 3] = [Part::Tags, Part::Manifests, Part::Referrers];
+
+    fn places(self) -> [Place; 2] {
+        match self {
+            Part::Tags => [Place::Repository, Place::Tags],
+            Part::Manifests => Algorithm::ALL.map(Place::Manifests),
+            Part::Referrers => Algorithm::ALL.map(Place::Referrers),
         }
-        Wanted(all)
     }
 }
 
-impl Wanted {
-    /// What has to be done to what is there: first what is to come, then what is to go. What is no view
-    /// by its name and kind is somebody else's, and stays.
-    pub fn difference(self, repo: &Dir) -> Result<Vec<Step>> {
-        let Wanted(mut all) = self;
-        let (mut come, mut go) = (Vec::new(), Vec::new());
-        for dir_name in std::iter::once(String::new()).chain(dirs()) {
-            let mut wanted = all.remove(&dir_name).unwrap_or_default();
-            let dir = match dir_name.as_str() {
-                "" => Some(repo.clone()),
-                name => repo.dir(name).or_absent()?,
-            };
-            for (name, kind) in dir.iter().map(Dir::names).collect::<Result<Vec<_>>>()?.concat() {
-                let there = dir.as_ref().filter(|_| is_view(&dir_name, &name, kind));
-                match (wanted.get(&name), there) {
-                    (Some(what), Some(dir)) if what.stands(dir, &name)? => {
+/// What has to be done to the views that are there. A part is compared after the other: what each has to
+/// be takes much memory.
+#[derive(Debug, Default)]
+pub struct Difference {
+    come: Vec<Step>,
+    go: Vec<Step>,
+}
+
+impl Difference {
+    /// To views of nothing.
+    pub fn to_none(repo: &Dir) -> Result<Vec<Step>> {
+        let mut all = Difference::default();
+        Part::ALL.into_iter().try_for_each(|part| all.add(repo, part, []))?;
+        Ok(all.steps())
+    }
+
+    /// Compares a part with all that it has to be. What is no view by its name and kind is somebody
+    /// else's, and stays.
+    pub fn add(
+        &mut self,
+        repo: &Dir,
+        part: Part,
+        wanted: impl IntoIterator<Item = Result<Step>>,
+    ) -> Result<()> {
+        let mut all: HashMap<Place, HashMap<String, What>> = HashMap::new();
+        for step in wanted {
+            let Step { place, name, what } = step?;
+            debug_assert!(
+                part.places().contains(&place),
+                "{name} is in another part than {part:?}"
+            );
+            all.entry(place).or_default().insert(name, what);
+        }
+        part.places()
+            .into_iter()
+            .try_for_each(|place| self.compare(repo, place, all.remove(&place).unwrap_or_default()))
+    }
+
+    fn compare(
+        &mut self,
+        repo: &Dir,
+        place: Place,
+        mut wanted: HashMap<String, What>,
+    ) -> Result<()> {
+        let path = place.path();
+        let dir = match place {
+            Place::Repository => Some(repo.clone()),
+            _ => repo.dir(&path).or_absent()?,
+        };
+        if let Some(dir) = dir {
+            for entry in dir.entries()? {
+                let (name, kind) = entry?;
+                let is_view = is_view(&path, &name, kind);
+                match wanted.get(&name) {
+                    Some(what) if is_view && what.stands(place, &dir, &name)? => {
                         wanted.remove(&name);
                     }
-                    (None, Some(_)) => go.push(Step::gone(&dir_name, name)),
+                    None if is_view => self.go.push(Step::gone(place, name)),
                     _ => {}
                 }
             }
-            let step = |(name, what)| Step { dir: dir_name.clone(), name, what };
-            come.extend(wanted.into_iter().map(step));
         }
-        come.append(&mut go);
-        Ok(come)
+        self.come.extend(wanted.into_iter().map(|(name, what)| Step { place, name, what }));
+        Ok(())
+    }
+
+    /// First what is to come, then what is to go.
+    pub fn steps(mut self) -> Vec<Step> {
+        self.come.append(&mut self.go);
+        self.come
     }
 }
 
 impl What {
-    fn stands(&self, dir: &Dir, name: &str) -> Result<bool> {
+    fn stands(&self, place: Place, dir: &Dir, name: &str) -> Result<bool> {
         match self {
-            What::Link(target) => Ok(read_link(dir, name)?.as_deref() == Some(target)),
+            What::Link(blob) => Ok(read_link(dir, name)? == Some(target(place, blob))),
             What::File(bytes) => says(dir, name, bytes),
             What::Gone => Ok(false),
         }
@@ -224,7 +309,8 @@ impl What {
 
 /// The list of a manifest's referrers as it stands; `None` if there is none.
 pub fn referrers(repo: &Dir, subject: &Digest) -> Result<Option<Vec<u8>>> {
-    let name = format!("{}/{}", referrers_of(subject.algorithm()), path::referrers_view(subject));
+    let place = path::referrer_views(subject.algorithm());
+    let name = format!("{place}/{}", path::referrers_view(subject));
     let Some(file) = repo.file(&name).or_absent()? else { return Ok(None) };
     dir::read_all(&file, MOST_LISTED, || repo.at(&name)).map(Some)
 }
@@ -256,7 +342,7 @@ pub struct Removal {
 impl Removal {
     /// Of what is there now.
     pub fn of(repo: &Dir) -> Result<Removal> {
-        Ok(Removal { steps: Wanted::default().difference(repo)?.into_iter() })
+        Ok(Removal { steps: Difference::to_none(repo)?.into_iter() })
     }
 
     /// Removes some, until a time, under the repository's lock; whether that was all. [`disown`] them
@@ -297,10 +383,8 @@ pub fn changed(repo: &Dir) -> Result<SystemTime> {
 
 /// The directories of views, from the repository's, each after what it lies in.
 pub fn dirs() -> Vec<String> {
-    let mut dirs = vec![path::MANIFESTS.to_owned()];
-    dirs.extend(Algorithm::ALL.map(manifests_of));
-    dirs.extend(Algorithm::ALL.map(referrers_of));
-    dirs
+    let inner = Place::ALL.into_iter().filter(|place| *place != Place::Repository);
+    inner.map(Place::path).collect()
 }
 
 /// Whether what has a name there can be a view, or what a killed server left of one.
@@ -347,10 +431,8 @@ fn symlink(tree: &Tree, dir: &Dir, name: &str, target: &str) -> Result<()> {
     tree.disk.symlink(&text, dir, name)
 }
 
-fn manifests_of(algorithm: Algorithm) -> String {
-    path::manifest_views(algorithm)
-}
-
-fn referrers_of(algorithm: Algorithm) -> String {
-    path::referrer_views(algorithm)
+/// What a symlink says that leads from there to a blob of the repository.
+fn target(from: Place, blob: &DigestBytes) -> String {
+    let up = "../".repeat(from.path().split('/').count());
+    format!("{up}{}", path::blob(&blob.into()))
 }

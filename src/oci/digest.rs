@@ -68,6 +68,34 @@ pub struct Digest {
     text: Box<str>,
 }
 
+/// A digest's bytes, for where very many digests are kept: 40 bytes in place of some 110, and `sha512`'s,
+/// which are rare, elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DigestBytes {
+    /// Of SHA-256.
+    Sha256([u8; 32]),
+    /// Of SHA-512.
+    Sha512(Box<[u8; 64]>),
+}
+
+impl From<&Digest> for DigestBytes {
+    fn from(digest: &Digest) -> DigestBytes {
+        match digest.algorithm {
+            Algorithm::Sha256 => DigestBytes::Sha256(digest.bytes()),
+            Algorithm::Sha512 => DigestBytes::Sha512(Box::new(digest.bytes())),
+        }
+    }
+}
+
+impl From<&DigestBytes> for Digest {
+    fn from(bytes: &DigestBytes) -> Digest {
+        match bytes {
+            DigestBytes::Sha256(bytes) => Digest::spelled(Algorithm::Sha256, bytes),
+            DigestBytes::Sha512(bytes) => Digest::spelled(Algorithm::Sha512, &bytes[..]),
+        }
+    }
+}
+
 /// Why a text is not a digest.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DigestError {
@@ -141,18 +169,21 @@ impl Digest {
 
     /// The bytes of the hash; `None` if those are not so many.
     pub fn hash<const N: usize>(&self) -> Option<[u8; N]> {
+        (self.algorithm.hex_len() == 2 * N).then(|| self.bytes())
+    }
+
+    /// The first bytes of the hash.
+    fn bytes<const N: usize>(&self) -> [u8; N] {
         let digit = |character: u8| match character {
             b'0'..=b'9' => character - b'0',
             _ => character - b'a' + 10,
         };
         let (pairs, _) = self.hex().as_bytes().as_chunks::<2>();
         let mut bytes = [0; N];
-        (pairs.len() == N).then(|| {
-            for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-                *byte = digit(*high) << 4 | digit(*low);
-            }
-            bytes
-        })
+        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+            *byte = digit(*high) << 4 | digit(*low);
+        }
+        bytes
     }
 
     /// The algorithm.
@@ -268,6 +299,17 @@ mod tests {
         let long = Digest::of(Algorithm::Sha512, b"x");
         assert_eq!(Digest::parse(long.as_str()), Ok(long.clone()));
         assert_eq!(long.hex().len(), 128);
+    }
+
+    #[test]
+    fn the_bytes_are_the_digest() {
+        for algorithm in Algorithm::ALL {
+            let digest = Digest::of(algorithm, b"x");
+            assert_eq!(Digest::from(&DigestBytes::from(&digest)), digest);
+            assert_eq!(digest.hash::<32>().is_some(), algorithm == Algorithm::Sha256);
+            assert_eq!(digest.hash::<64>().is_some(), algorithm == Algorithm::Sha512);
+            assert_eq!(digest.hash::<20>(), None);
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod sorted;
 mod tag;
 
 pub use descriptor::{Annotations, Descriptor};
-pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use digest::{Algorithm, Digest, DigestBytes, DigestError, Hasher};
 pub use digest_map::DigestMap;
 pub use index::{Change, Index, IndexError, REF_NAME, What, tag_of_ref_name};
 pub use json::StrictJsonError;

@@ -58,6 +58,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// So long a repository's lock is held to take views away: pushes wait meanwhile.
 const TURN: Duration = Duration::from_millis(50);
 
+/// To look at the views of so many manifests leaves much memory free, in small pieces between what is kept:
+/// the allocator does not give it back to the kernel by itself.
+const MANY: usize = 10_000;
+
 /// Of more it is forgotten that they wait, until somebody reads them again, or that their views are
 /// sound, until they were looked at again.
 const MOST: usize = 100_000;
@@ -136,8 +140,16 @@ impl Opened {
 enum Looked {
     /// They are as they have to be.
     Done,
+    /// They are, and there were many to look at.
+    Many,
     /// Somebody is in the middle of something.
     Later,
+}
+
+impl Looked {
+    fn at(index: &IndexFile) -> Looked {
+        if index.index.len() < MANY { Looked::Done } else { Looked::Many }
+    }
 }
 
 impl Registry {
@@ -154,13 +166,16 @@ impl Registry {
     }
 
     /// Renews views again and again, of whatever is opened and was changed by others, or takes them away
-    /// where there are to be none: run it beside a server. It never ends.
-    pub async fn keep_views(&self) {
+    /// where there are to be none: run it beside a server. It never ends. When it has looked at very many,
+    /// `give_back` is called, on a thread that may wait: much of the heap is free then.
+    pub async fn keep_views(&self, give_back: fn()) {
         self.inner.opened.add_all();
         loop {
             self.inner.opened.rung().await;
             tokio::time::sleep(REST).await;
-            self.look_at_views(REST).await;
+            if self.look_at_views(REST).await == Looked::Many {
+                let _ = tokio::task::spawn_blocking(give_back).await;
+            }
         }
     }
 
@@ -172,20 +187,23 @@ impl Registry {
     }
 
     /// The same, but a repository that is not known yet and changed within `rest` is left for later.
-    async fn look_at_views(&self, rest: Duration) {
+    async fn look_at_views(&self, rest: Duration) -> Looked {
         if self.inner.opened.all.swap(false, Ordering::AcqRel)
             && let Err(error) = self.blocking(Inner::open_all).await
         {
             tracing::warn!(%error, "not all views were looked at");
         }
+        let mut all = Looked::Done;
         while let Some(name) = self.inner.opened.take() {
             let looked = name.clone();
             match self.blocking(move |inner| inner.look_at_views(&looked, rest)).await {
                 Ok(Looked::Done) => {}
+                Ok(Looked::Many) => all = Looked::Many,
                 Ok(Looked::Later) => self.inner.opened.add_later(name),
                 Err(error) => tracing::warn!(%error, repo = %name, "views were not renewed"),
             }
         }
+        all
     }
 }
 
@@ -346,7 +364,7 @@ impl Inner {
         let different = |known: &_| place.difference(&index, known);
         if of_this && self.with_knowledge(name, &dir, &index, different)??.is_empty() {
             self.opened.found_sound(name, inode);
-            return Ok(Looked::Done);
+            return Ok(Looked::at(&index));
         }
         let Some(_held) = lock::exclusive_within(&dir, path::LOCK, self.settings.lock_wait)? else {
             return Ok(Looked::Later);
@@ -360,7 +378,7 @@ impl Inner {
         }
         self.renew(&place, &index)?;
         self.opened.found_sound(name, inode);
-        Ok(Looked::Done)
+        Ok(Looked::at(&index))
     }
 
     /// Takes all views of a repository away, in turns: there may be many, and pushes wait for the lock.

@@ -1,6 +1,8 @@
 //! Views for plain web servers: they follow every commit, and whatever others did.
 
 use std::fs::{self, File};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use super::*;
 
@@ -337,6 +339,63 @@ async fn nothing_is_made_in_a_repository_whose_blobs_are_still_on_their_way() {
     }
     look().await;
     f.right("b");
+}
+
+/// Ten thousand tags of another tool's.
+fn put_many(f: &Fixture, name: &str) {
+    let entry = |n: usize| {
+        let digest = sha256(&n.to_le_bytes());
+        let (media_type, tag) = (Kind::OciImage.media_type(), "org.opencontainers.image.ref.name");
+        format!(
+            r#"{{"mediaType":"{media_type}","digest":"{digest}","size":8,"annotations":{{"{tag}":"t{n}"}}}}"#
+        )
+    };
+    let all: Vec<_> = (0..10_000).map(entry).collect();
+    fs::create_dir_all(f.path(name).join("blobs/sha256")).unwrap();
+    fs::copy(f.path("few/oci-layout"), f.path(name).join("oci-layout")).unwrap();
+    let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, all.join(","));
+    fs::write(f.path(name).join("index.json"), index).unwrap();
+}
+
+/// To give memory back is work, too: it is not done for the views of one image.
+#[tokio::test]
+async fn memory_is_given_back_after_a_look_at_many_views() {
+    static GIVEN: AtomicUsize = AtomicUsize::new(0);
+    let settings = Settings { allow_sparse: true, ..Settings::default() };
+    let f = fixture();
+    let f = Fixture { registry: Registry::open(f.temp.path(), settings).unwrap(), temp: f.temp };
+    f.image("few", "one").await.unwrap();
+    let origin = |name: &str| f.path(name).join("_manifests/.of");
+    let changed = |name: &str| {
+        f.registry.may_have_changed(&layout::Changed {
+            names: [repo(name)].into(),
+            ..layout::Changed::nothing(std::time::SystemTime::now())
+        });
+    };
+    let asked = async {
+        // What is done after a look is done before the next.
+        for _ in 0..2 {
+            fs::remove_file(origin("few")).unwrap();
+            changed("few");
+            while !origin("few").is_symlink() {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(GIVEN.load(Ordering::SeqCst), 0);
+        put_many(&f, "many");
+        changed("many");
+        while GIVEN.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(origin("many").is_symlink());
+    };
+    let give_back = || {
+        GIVEN.fetch_add(1, Ordering::SeqCst);
+    };
+    tokio::select! {
+        () = f.registry.keep_views(give_back) => unreachable!("it never ends"),
+        asked = tokio::time::timeout(Duration::from_secs(60), asked) => asked.unwrap(),
+    }
 }
 
 #[tokio::test]
