@@ -70,8 +70,9 @@ pub fn keep_buffers() {
     }
 }
 
-/// Gives to the kernel what is free in the heap, wherever it lies: after work that needed much memory at
-/// once and comes seldom. What is in use is not touched; whoever asks for memory meanwhile may wait for
+/// Gives to the kernel what is free between what is in use, by whole pages, and the free end of the main heap:
+/// after work that needed much memory at once and comes seldom, because buffers have to be fetched again
+/// ([`keep_buffers`]). The end of a thread's own heap stays. Whoever asks for memory meanwhile may wait for
 /// milliseconds.
 pub fn give_back() {
     // SAFETY: glibc says that any thread may call it at any time, and it takes a number.
@@ -81,7 +82,7 @@ pub fn give_back() {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_env = "gnu"))]
 mod tests {
     use super::give_back;
 
@@ -93,7 +94,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_env = "gnu")]
     fn what_is_free_between_what_is_kept_goes_back() {
         let mut all: Vec<Option<Box<[u8; 100]>>> =
             (0..1_000_000).map(|_| Some(Box::new([7; 100]))).collect();

@@ -91,6 +91,7 @@ fn collect(settings: &Serve) -> Result<(), Box<dyn Error>> {
                 Ok(left) if !left.is_zero() => std::thread::sleep(left.min(LOOK_AGAIN)),
                 _ => {
                     super::gc::logged(&tree, &options);
+                    // What it remembered of all blobs lies between what the server keeps.
                     wipe::give_back();
                     tried = Some(SystemTime::now());
                 }

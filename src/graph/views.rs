@@ -8,7 +8,7 @@ use super::{Delta, Knowledge, read_manifest, referrer};
 use crate::layout::facts::Fact;
 use crate::layout::readers::Readers;
 use crate::layout::rights::Way;
-use crate::layout::views::{self, Difference, Origin, Part, Step};
+use crate::layout::views::{self, Origin, Step};
 use crate::layout::{
     Dir, Error, IndexFile, MAX_INDEX, OrAbsent, Result, Stamp, Tree, blobs, path, read_all, size_of,
 };
@@ -130,7 +130,7 @@ impl<'a> Place<'a> {
     /// What makes the views those of an index.json. What is not for everybody to read has none.
     pub fn difference(&self, index: &IndexFile, known: &Knowledge) -> Result<Vec<Step>> {
         if !self.shows(index) {
-            return Difference::to_none(self.dir);
+            return views::difference(self.dir, [], [], []);
         }
         let tags = index.index.tags_after(None).filter_map(|tag| {
             let entry = index.index.tagged(tag)?;
@@ -140,13 +140,11 @@ impl<'a> Place<'a> {
         let lists = known.subjects().filter_map(|subject| {
             self.list(subject, known).map(|list| Some(Step::referrers(subject, list?))).transpose()
         });
-        let mut all = Difference::default();
-        all.add(self.dir, Part::Tags, tags.chain([tag_list]).map(Ok))?;
-        let manifests = manifests(&index.index, known).into_iter();
+        let tags = tags.chain([tag_list]).map(Ok);
+        // Made when the tags are done.
+        let manifests = std::iter::once_with(|| manifests(&index.index, known)).flatten();
         let manifests = manifests.map(|(digest, kind)| Ok(Step::manifest(&digest, kind)));
-        all.add(self.dir, Part::Manifests, manifests)?;
-        all.add(self.dir, Part::Referrers, lists)?;
-        Ok(all.steps())
+        views::difference(self.dir, tags, manifests, lists)
     }
 
     /// Makes the views those of an index.json, by what is different; call it under the repository's

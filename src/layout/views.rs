@@ -61,37 +61,27 @@ fn boot() -> &'static str {
     })
 }
 
-/// Where views lie.
+/// A directory in which views lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Place {
-    /// In the repository's own directory.
+enum Where {
+    /// The repository's own.
     Repository,
-    /// With the tags.
+    /// That of the tags.
     Tags,
-    /// With the manifests by digest.
+    /// That of the manifests by digest.
     Manifests(Algorithm),
-    /// With the lists of referrers.
+    /// That of the lists of referrers.
     Referrers(Algorithm),
 }
 
-impl Place {
-    /// All, each after what it lies in.
-    const ALL: [Place; 6] = [
-        Place::Repository,
-        Place::Tags,
-        Place::Manifests(Algorithm::Sha256),
-        Place::Manifests(Algorithm::Sha512),
-        Place::Referrers(Algorithm::Sha256),
-        Place::Referrers(Algorithm::Sha512),
-    ];
-
-    /// The directory in the repository; empty for its own.
+impl Where {
+    /// From the repository's; empty for its own.
     fn path(self) -> String {
         match self {
-            Place::Repository => String::new(),
-            Place::Tags => path::MANIFESTS.to_owned(),
-            Place::Manifests(algorithm) => path::manifest_views(algorithm),
-            Place::Referrers(algorithm) => path::referrer_views(algorithm),
+            Where::Repository => String::new(),
+            Where::Tags => path::MANIFESTS.to_owned(),
+            Where::Manifests(algorithm) => path::manifest_views(algorithm),
+            Where::Referrers(algorithm) => path::referrer_views(algorithm),
         }
     }
 }
@@ -99,7 +89,7 @@ impl Place {
 /// One change of the views. There may be hundreds of thousands: they are kept small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    place: Place,
+    place: Where,
     name: String,
     what: What,
 }
@@ -117,37 +107,37 @@ enum What {
 impl Step {
     /// A tag names a manifest of this kind.
     pub fn tag(tag: &Tag, digest: &Digest, kind: Kind) -> Step {
-        Step::link(Place::Tags, path::tag_view(tag, kind), digest)
+        Step::link(Where::Tags, path::tag_view(tag, kind), digest)
     }
 
     /// A tag names no manifest of this kind any more.
     pub fn untag(tag: &Tag, kind: Kind) -> Step {
-        Step::gone(Place::Tags, path::tag_view(tag, kind))
+        Step::gone(Where::Tags, path::tag_view(tag, kind))
     }
 
     /// A manifest can be had by its digest.
     pub fn manifest(digest: &Digest, kind: Kind) -> Step {
-        Step::link(Place::Manifests(digest.algorithm()), path::digest_view(digest, kind), digest)
+        Step::link(Where::Manifests(digest.algorithm()), path::digest_view(digest, kind), digest)
     }
 
     /// A manifest can be had by its digest no more as one of this kind.
     pub fn no_manifest(digest: &Digest, kind: Kind) -> Step {
-        Step::gone(Place::Manifests(digest.algorithm()), path::digest_view(digest, kind))
+        Step::gone(Where::Manifests(digest.algorithm()), path::digest_view(digest, kind))
     }
 
     /// Nothing refers to a manifest any more.
     pub fn no_referrers(subject: &Digest) -> Step {
-        Step::gone(Place::Referrers(subject.algorithm()), path::referrers_view(subject))
+        Step::gone(Where::Referrers(subject.algorithm()), path::referrers_view(subject))
     }
 
     /// The list of tags.
     pub fn tag_list(body: Vec<u8>) -> Step {
-        Step { place: Place::Repository, name: path::TAGS.to_owned(), what: What::File(body) }
+        Step { place: Where::Repository, name: path::TAGS.to_owned(), what: What::File(body) }
     }
 
     /// The list of a manifest's referrers.
     pub fn referrers(subject: &Digest, body: Vec<u8>) -> Step {
-        let place = Place::Referrers(subject.algorithm());
+        let place = Where::Referrers(subject.algorithm());
         Step { place, name: path::referrers_view(subject), what: What::File(body) }
     }
 
@@ -165,17 +155,17 @@ impl Step {
         }
     }
 
-    fn link(place: Place, name: String, digest: &Digest) -> Step {
+    fn link(place: Where, name: String, digest: &Digest) -> Step {
         Step { place, name, what: What::Link(digest.into()) }
     }
 
-    fn gone(place: Place, name: String) -> Step {
+    fn gone(place: Where, name: String) -> Step {
         Step { place, name, what: What::Gone }
     }
 
-    fn apply(&self, tree: &Tree, repo: &Dir, dirs: &mut HashMap<Place, Dir>) -> Result<()> {
+    fn apply(&self, tree: &Tree, repo: &Dir, dirs: &mut HashMap<Where, Dir>) -> Result<()> {
         let dir = match dirs.get(&self.place) {
-            _ if self.place == Place::Repository => repo.clone(),
+            _ if self.place == Where::Repository => repo.clone(),
             Some(dir) => dir.clone(),
             None => {
                 let dir = tree.make_inner(repo, &self.place.path())?;
@@ -196,14 +186,33 @@ impl Step {
 pub fn change(tree: &Tree, repo: &Dir, steps: &[Step], origin: &Origin) -> Result<()> {
     let manifests = tree.make_inner(repo, path::MANIFESTS)?;
     tree.disk.unlink(&manifests, path::VIEWS_OF).or_absent()?;
-    let mut dirs = HashMap::from([(Place::Tags, manifests.clone())]);
+    let mut dirs = HashMap::from([(Where::Tags, manifests.clone())]);
     steps.iter().try_for_each(|step| step.apply(tree, repo, &mut dirs))?;
     symlink(tree, &manifests, path::VIEWS_OF, &origin.0)
 }
 
+/// What has to be done to the views that are there, for them to be those of these tags, with their list,
+/// manifests and lists of referrers, and no others: first what is to come, then what is to go. What is no
+/// view by its name and kind is somebody else's, and stays.
+///
+/// One after the other is asked for what it has, and compared: all at once would take much memory.
+pub fn difference(
+    repo: &Dir,
+    tags: impl IntoIterator<Item = Result<Step>>,
+    manifests: impl IntoIterator<Item = Result<Step>>,
+    referrers: impl IntoIterator<Item = Result<Step>>,
+) -> Result<Vec<Step>> {
+    let mut all = Difference::default();
+    all.add(repo, Part::Tags, tags)?;
+    all.add(repo, Part::Manifests, manifests)?;
+    all.add(repo, Part::Referrers, referrers)?;
+    all.come.append(&mut all.go);
+    Ok(all.come)
+}
+
 /// The views of a repository that are compared at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+enum Part {
     /// The tags, and their list.
     Tags,
     /// The manifests by digest.
@@ -215,40 +224,29 @@ pub enum Part {
 impl Part {
     const ALL: [Part; 3] = [Part::Tags, Part::Manifests, Part::Referrers];
 
-    fn places(self) -> [Place; 2] {
+    fn places(self) -> [Where; 2] {
         match self {
-            Part::Tags => [Place::Repository, Place::Tags],
-            Part::Manifests => Algorithm::ALL.map(Place::Manifests),
-            Part::Referrers => Algorithm::ALL.map(Place::Referrers),
+            Part::Tags => [Where::Repository, Where::Tags],
+            Part::Manifests => Algorithm::ALL.map(Where::Manifests),
+            Part::Referrers => Algorithm::ALL.map(Where::Referrers),
         }
     }
 }
 
-/// What has to be done to the views that are there. A part is compared after the other: what each has to
-/// be takes much memory.
 #[derive(Debug, Default)]
-pub struct Difference {
+struct Difference {
     come: Vec<Step>,
     go: Vec<Step>,
 }
 
 impl Difference {
-    /// To views of nothing.
-    pub fn to_none(repo: &Dir) -> Result<Vec<Step>> {
-        let mut all = Difference::default();
-        Part::ALL.into_iter().try_for_each(|part| all.add(repo, part, []))?;
-        Ok(all.steps())
-    }
-
-    /// Compares a part with all that it has to be. What is no view by its name and kind is somebody
-    /// else's, and stays.
-    pub fn add(
+    fn add(
         &mut self,
         repo: &Dir,
         part: Part,
         wanted: impl IntoIterator<Item = Result<Step>>,
     ) -> Result<()> {
-        let mut all: HashMap<Place, HashMap<String, What>> = HashMap::new();
+        let mut all: HashMap<Where, HashMap<String, What>> = HashMap::new();
         for step in wanted {
             let Step { place, name, what } = step?;
             debug_assert!(
@@ -265,12 +263,12 @@ impl Difference {
     fn compare(
         &mut self,
         repo: &Dir,
-        place: Place,
+        place: Where,
         mut wanted: HashMap<String, What>,
     ) -> Result<()> {
         let path = place.path();
         let dir = match place {
-            Place::Repository => Some(repo.clone()),
+            Where::Repository => Some(repo.clone()),
             _ => repo.dir(&path).or_absent()?,
         };
         if let Some(dir) = dir {
@@ -289,16 +287,10 @@ impl Difference {
         self.come.extend(wanted.into_iter().map(|(name, what)| Step { place, name, what }));
         Ok(())
     }
-
-    /// First what is to come, then what is to go.
-    pub fn steps(mut self) -> Vec<Step> {
-        self.come.append(&mut self.go);
-        self.come
-    }
 }
 
 impl What {
-    fn stands(&self, place: Place, dir: &Dir, name: &str) -> Result<bool> {
+    fn stands(&self, place: Where, dir: &Dir, name: &str) -> Result<bool> {
         match self {
             What::Link(blob) => Ok(read_link(dir, name)? == Some(target(place, blob))),
             What::File(bytes) => says(dir, name, bytes),
@@ -309,8 +301,8 @@ impl What {
 
 /// The list of a manifest's referrers as it stands; `None` if there is none.
 pub fn referrers(repo: &Dir, subject: &Digest) -> Result<Option<Vec<u8>>> {
-    let place = path::referrer_views(subject.algorithm());
-    let name = format!("{place}/{}", path::referrers_view(subject));
+    let dir = path::referrer_views(subject.algorithm());
+    let name = format!("{dir}/{}", path::referrers_view(subject));
     let Some(file) = repo.file(&name).or_absent()? else { return Ok(None) };
     dir::read_all(&file, MOST_LISTED, || repo.at(&name)).map(Some)
 }
@@ -342,7 +334,12 @@ pub struct Removal {
 impl Removal {
     /// Of what is there now.
     pub fn of(repo: &Dir) -> Result<Removal> {
-        Ok(Removal { steps: Difference::to_none(repo)?.into_iter() })
+        Ok(Removal { steps: difference(repo, [], [], [])?.into_iter() })
+    }
+
+    /// How many views are left to be removed.
+    pub fn left(&self) -> usize {
+        self.steps.len()
     }
 
     /// Removes some, until a time, under the repository's lock; whether that was all. [`disown`] them
@@ -383,8 +380,8 @@ pub fn changed(repo: &Dir) -> Result<SystemTime> {
 
 /// The directories of views, from the repository's, each after what it lies in.
 pub fn dirs() -> Vec<String> {
-    let inner = Place::ALL.into_iter().filter(|place| *place != Place::Repository);
-    inner.map(Place::path).collect()
+    let all = Part::ALL.into_iter().flat_map(Part::places);
+    all.filter(|place| *place != Where::Repository).map(Where::path).collect()
 }
 
 /// Whether what has a name there can be a view, or what a killed server left of one.
@@ -432,7 +429,7 @@ fn symlink(tree: &Tree, dir: &Dir, name: &str, target: &str) -> Result<()> {
 }
 
 /// What a symlink says that leads from there to a blob of the repository.
-fn target(from: Place, blob: &DigestBytes) -> String {
+fn target(from: Where, blob: &DigestBytes) -> String {
     let up = "../".repeat(from.path().split('/').count());
     format!("{up}{}", path::blob(&blob.into()))
 }

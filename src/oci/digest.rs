@@ -59,8 +59,8 @@ impl FromStr for Algorithm {
 
 /// `algorithm:hex`, known to be well-formed.
 ///
-/// Only [`Digest::parse`], [`Digest::of_hash`] and [`Hasher::finish`] make one, deserialising
-/// included; so a `Digest` is always safe as part of a path.
+/// Only [`Digest::parse`], [`Digest::of_hash`], [`Hasher::finish`] and [`DigestBytes`] make one,
+/// deserialising included; so a `Digest` is always safe as part of a path.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,

@@ -39,6 +39,8 @@ pub(super) struct Opened {
     later: Mutex<BTreeSet<RepoName>>,
     /// All are to be looked at.
     all: AtomicBool,
+    /// Much memory was taken for views since this was asked last.
+    much: AtomicBool,
     bell: Notify,
 }
 
@@ -58,7 +60,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// So long a repository's lock is held to take views away: pushes wait meanwhile.
 const TURN: Duration = Duration::from_millis(50);
 
-/// To look at the views of so many manifests leaves much memory free, in small pieces between what is kept:
+/// To make, compare or remove so many views leaves much memory free, in small pieces between what is kept:
 /// the allocator does not give it back to the kernel by itself.
 const MANY: usize = 10_000;
 
@@ -77,6 +79,19 @@ impl Opened {
     pub(super) fn add_all(&self) {
         self.all.store(true, Ordering::Release);
         self.bell.notify_one();
+    }
+
+    /// So many views are made, compared or removed: if that is much, the memory is to be given back after it.
+    fn takes(&self, views: usize) {
+        if views >= MANY {
+            self.much.store(true, Ordering::Release);
+            self.bell.notify_one();
+        }
+    }
+
+    /// Whether much memory was taken since this was asked last.
+    pub(super) fn took_much(&self) -> bool {
+        self.much.swap(false, Ordering::AcqRel)
     }
 
     /// Waits until there is something to look at.
@@ -140,16 +155,8 @@ impl Opened {
 enum Looked {
     /// They are as they have to be.
     Done,
-    /// They are, and there were many to look at.
-    Many,
     /// Somebody is in the middle of something.
     Later,
-}
-
-impl Looked {
-    fn at(index: &IndexFile) -> Looked {
-        if index.index.len() < MANY { Looked::Done } else { Looked::Many }
-    }
 }
 
 impl Registry {
@@ -166,14 +173,16 @@ impl Registry {
     }
 
     /// Renews views again and again, of whatever is opened and was changed by others, or takes them away
-    /// where there are to be none: run it beside a server. It never ends. When it has looked at very many,
-    /// `give_back` is called, on a thread that may wait: much of the heap is free then.
+    /// where there are to be none: run it beside a server. It never ends. When very many were made,
+    /// compared or removed, by whomever, `give_back` is called, on a thread that may wait: much of the heap is
+    /// free then.
     pub async fn keep_views(&self, give_back: fn()) {
         self.inner.opened.add_all();
         loop {
             self.inner.opened.rung().await;
             tokio::time::sleep(REST).await;
-            if self.look_at_views(REST).await == Looked::Many {
+            self.look_at_views(REST).await;
+            if self.inner.opened.took_much() {
                 let _ = tokio::task::spawn_blocking(give_back).await;
             }
         }
@@ -187,23 +196,20 @@ impl Registry {
     }
 
     /// The same, but a repository that is not known yet and changed within `rest` is left for later.
-    async fn look_at_views(&self, rest: Duration) -> Looked {
+    async fn look_at_views(&self, rest: Duration) {
         if self.inner.opened.all.swap(false, Ordering::AcqRel)
             && let Err(error) = self.blocking(Inner::open_all).await
         {
             tracing::warn!(%error, "not all views were looked at");
         }
-        let mut all = Looked::Done;
         while let Some(name) = self.inner.opened.take() {
             let looked = name.clone();
             match self.blocking(move |inner| inner.look_at_views(&looked, rest)).await {
                 Ok(Looked::Done) => {}
-                Ok(Looked::Many) => all = Looked::Many,
                 Ok(Looked::Later) => self.inner.opened.add_later(name),
                 Err(error) => tracing::warn!(%error, repo = %name, "views were not renewed"),
             }
         }
-        all
     }
 }
 
@@ -330,7 +336,9 @@ impl Inner {
 
     fn renew(&self, place: &Place<'_>, index: &IndexFile) -> Result<()> {
         let renewed = |known: &_| place.renew(&self.tree, index, known);
-        Ok(self.with_knowledge(place.name, place.dir, index, renewed)??)
+        let renewed = self.with_knowledge(place.name, place.dir, index, renewed);
+        self.opened.takes(index.index.len());
+        Ok(renewed??)
     }
 
     /// Renews views that are not what index.json asks for. Nobody is kept waiting for it unless there
@@ -361,10 +369,11 @@ impl Inner {
         if !known && (is_restless(&dir, rest)? || !sparse && is_incoming(&place, &index)?) {
             return Ok(Looked::Later);
         }
+        self.opened.takes(index.index.len());
         let different = |known: &_| place.difference(&index, known);
         if of_this && self.with_knowledge(name, &dir, &index, different)??.is_empty() {
             self.opened.found_sound(name, inode);
-            return Ok(Looked::at(&index));
+            return Ok(Looked::Done);
         }
         let Some(_held) = lock::exclusive_within(&dir, path::LOCK, self.settings.lock_wait)? else {
             return Ok(Looked::Later);
@@ -378,7 +387,7 @@ impl Inner {
         }
         self.renew(&place, &index)?;
         self.opened.found_sound(name, inode);
-        Ok(Looked::at(&index))
+        Ok(Looked::Done)
     }
 
     /// Takes all views of a repository away, in turns: there may be many, and pushes wait for the lock.
@@ -401,6 +410,7 @@ impl Inner {
                 Some(_) if disowned => return Ok(Looked::Later),
                 Some(removal) => removal,
             };
+            self.opened.takes(removal.left());
             if removal.go_on(&self.tree, dir, Some(Instant::now() + TURN))? {
                 tracing::debug!(repo = %name, "views were taken away");
                 return Ok(Looked::Done);

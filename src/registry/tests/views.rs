@@ -1,8 +1,9 @@
 //! Views for plain web servers: they follow every commit, and whatever others did.
 
 use std::fs::{self, File};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use super::*;
 
@@ -357,45 +358,50 @@ fn put_many(f: &Fixture, name: &str) {
     fs::write(f.path(name).join("index.json"), index).unwrap();
 }
 
+fn sparse() -> Fixture {
+    let (f, settings) = (fixture(), Settings { allow_sparse: true, ..Settings::default() });
+    Fixture { registry: Registry::open(f.temp.path(), settings).unwrap(), temp: f.temp }
+}
+
 /// To give memory back is work, too: it is not done for the views of one image.
 #[tokio::test]
-async fn memory_is_given_back_after_a_look_at_many_views() {
-    static GIVEN: AtomicUsize = AtomicUsize::new(0);
-    let settings = Settings { allow_sparse: true, ..Settings::default() };
-    let f = fixture();
-    let f = Fixture { registry: Registry::open(f.temp.path(), settings).unwrap(), temp: f.temp };
+async fn much_memory_is_taken_by_many_views_that_are_made_compared_or_removed() {
+    let f = sparse();
+    let look = async |f: &Fixture| {
+        f.registry.inner.opened.add_all();
+        f.registry.renew_views().await;
+        f.registry.inner.opened.took_much()
+    };
     f.image("few", "one").await.unwrap();
-    let origin = |name: &str| f.path(name).join("_manifests/.of");
-    let changed = |name: &str| {
-        f.registry.may_have_changed(&layout::Changed {
-            names: [repo(name)].into(),
-            ..layout::Changed::nothing(std::time::SystemTime::now())
-        });
-    };
-    let asked = async {
-        // What is done after a look is done before the next.
-        for _ in 0..2 {
-            fs::remove_file(origin("few")).unwrap();
-            changed("few");
-            while !origin("few").is_symlink() {
-                tokio::task::yield_now().await;
-            }
-        }
-        assert_eq!(GIVEN.load(Ordering::SeqCst), 0);
-        put_many(&f, "many");
-        changed("many");
-        while GIVEN.load(Ordering::SeqCst) == 0 {
-            tokio::task::yield_now().await;
-        }
-        assert!(origin("many").is_symlink());
-    };
-    let give_back = || {
-        GIVEN.fetch_add(1, Ordering::SeqCst);
-    };
+    fs::remove_file(f.path("few/_manifests/.of")).unwrap();
+    assert!(!look(&f).await);
+    assert!(f.path("few/_manifests/.of").is_symlink());
+    put_many(&f, "many");
+    assert!(look(&f).await, "they were made");
+    assert!(f.path("many/_manifests/.of").is_symlink());
+    assert!(!look(&f).await, "they are known");
+    // In a commit, after another tool.
+    let index = fs::read_to_string(f.path("many/index.json")).unwrap();
+    fs::write(f.path("many/index.json"), format!("{index}\n")).unwrap();
+    f.image("many", "new").await.unwrap();
+    assert!(f.registry.inner.opened.took_much(), "they were renewed");
+    let again = Settings { views: Views::None, ..Settings::default() };
+    let f = Fixture { registry: Registry::open(f.temp.path(), again).unwrap(), temp: f.temp };
+    assert!(look(&f).await, "they were removed");
+    assert_eq!(left(&f, "many"), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn memory_is_given_back_after_many_views() {
+    static GIVEN: Notify = Notify::const_new();
+    let f = sparse();
+    f.image("few", "one").await.unwrap();
+    put_many(&f, "many");
     tokio::select! {
-        () = f.registry.keep_views(give_back) => unreachable!("it never ends"),
-        asked = tokio::time::timeout(Duration::from_secs(60), asked) => asked.unwrap(),
+        () = f.registry.keep_views(|| GIVEN.notify_one()) => unreachable!("it never ends"),
+        given = tokio::time::timeout(Duration::from_secs(60), GIVEN.notified()) => given.unwrap(),
     }
+    assert!(f.path("many/_manifests/.of").is_symlink());
 }
 
 #[tokio::test]
