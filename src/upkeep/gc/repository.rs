@@ -13,7 +13,7 @@ use crate::graph::{self, Marks};
 use crate::layout::history::{self, Reading, Recent};
 use crate::layout::notes::Notes;
 use crate::layout::{
-    Dir, Error, IndexFile, OrAbsent, Result, Stamp, changed, modified, path, sweep, views,
+    Dir, Error, IndexFile, Inode, OrAbsent, Result, Stamp, changed, modified, path, sweep, views,
 };
 use crate::oci::{Algorithm, Digest, DigestMap, RepoName, What};
 
@@ -23,6 +23,9 @@ const BATCH: usize = 256;
 /// How long another tool's writing of index.json is waited for: longer than it counts as being
 /// written.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// So often a repository is marked in which manifests are deleted all the time; then it is left.
+const ATTEMPTS: usize = 10;
 
 /// Whether a directory is a repository, or has content that waits for its first manifest.
 pub(super) fn is_one(dir: &Dir) -> bool {
@@ -112,9 +115,29 @@ fn leftover(run: &mut Run<'_>, dir: &Dir, name: &str, kind: FileType) {
 }
 
 impl<'r> Repo<'r> {
-    /// Marks what the repository needs, without a lock. index.json is read first: what comes or goes
-    /// between it and the journal is in the journal.
+    /// Marks what the repository needs, without a lock. A manifest that index.json named is not missing if
+    /// it was deleted, with its blob, after index.json was read: then that is another by now.
     fn marked(
+        run: &Run<'_>,
+        name: &'r RepoName,
+        dir: &'r Dir,
+        without: DigestMap<()>,
+    ) -> std::result::Result<Repo<'r>, Why> {
+        for _ in 1..ATTEMPTS {
+            // Each commit puts another file in its place.
+            let stands =
+                || dir.stat_name(path::INDEX).map(|stat| stat.map(|stat| Inode::of(&stat)));
+            let before = stands()?;
+            match Repo::marked_once(run, name, dir, without.clone()) {
+                Err(Why::Unreadable(Error::Damaged { .. })) if stands()? != before => {}
+                marked => return marked,
+            }
+        }
+        Repo::marked_once(run, name, dir, without)
+    }
+
+    /// index.json is read first: what comes or goes between it and the journal is in the journal.
+    fn marked_once(
         run: &Run<'_>,
         name: &'r RepoName,
         dir: &'r Dir,
