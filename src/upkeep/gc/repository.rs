@@ -124,9 +124,9 @@ impl<'r> Repo<'r> {
         without: DigestMap<()>,
     ) -> std::result::Result<Repo<'r>, Why> {
         for _ in 1..ATTEMPTS {
-            // Each commit puts another file in its place.
-            let stands =
-                || dir.stat_name(path::INDEX).map(|stat| stat.map(|stat| Inode::of(&stat)));
+            // Each commit puts another file in its place; the second after it may have the inode again.
+            let of = |stat: rustix::fs::Stat| (Inode::of(&stat), modified(&stat));
+            let stands = || dir.stat_name(path::INDEX).map(|stat| stat.map(of));
             let before = stands()?;
             match Repo::marked_once(run, name, dir, without.clone()) {
                 Err(Why::Unreadable(Error::Damaged { .. })) if stands()? != before => {}
