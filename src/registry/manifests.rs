@@ -49,7 +49,7 @@ pub struct Pushed {
     pub changes: Vec<Change>,
 }
 
-/// How often a push begins again because files vanished or changed under it.
+/// How often a push or a pull begins again because files vanished or changed under it.
 const TRIES: usize = 5;
 
 impl Registry {
@@ -188,6 +188,8 @@ impl Inner {
         Some(StoredManifest { digest, media_type, bytes })
     }
 
+    /// A tag's manifest that was deleted with its content, or lost the tag, after index.json was read is
+    /// looked for by the next one: then it is that which answers.
     fn manifest(
         &self,
         repo: &RepoName,
@@ -197,32 +199,45 @@ impl Inner {
         let unknown =
             || Error::ManifestUnknown { repo: repo.clone(), reference: reference.clone() };
         let dir = self.looked_up(repo, reader)?.ok_or_else(unknown)?;
-        let index = self.index_for(repo, &dir, reader)?.ok_or_else(unknown)?;
-        let descriptor = self.resolve(repo, &dir, &index, reference)?.ok_or_else(unknown)?;
-        let digest = descriptor.digest;
-        let bytes = match graph::manifest_bytes_for(&self.tree, &dir, &digest, reader)? {
-            Some((bytes, blob)) => {
-                let bytes = Bytes::from(bytes);
-                if blob.is_ours(&self.tree) {
-                    self.contents.put(&digest, blob.stat(), &bytes);
-                }
-                bytes
+        let (mut looked, mut tries) = (None, TRIES);
+        loop {
+            let index = self.index_for(repo, &dir, reader)?.ok_or_else(unknown)?;
+            let descriptor = self.resolve(repo, &dir, &index, reference)?.ok_or_else(unknown)?;
+            if let Some(manifest) = self.stored(&dir, &descriptor, reader)? {
+                return Ok(manifest);
             }
-            // A tag whose manifest is gone is damage; a sparse index's child is simply absent, and
-            // so is what the reader may not read.
-            None if matches!(reference, Reference::Tag(_))
-                && blobs::stat(&dir, &digest)?.is_none() =>
-            {
+            // A sparse index's child is simply absent, and so is what the reader may not read.
+            let digest = descriptor.digest;
+            if matches!(reference, Reference::Digest(_)) || blobs::stat(&dir, &digest)?.is_some() {
+                return Err(unknown());
+            }
+            tries -= 1;
+            if looked.replace(index.stamp) == Some(index.stamp) || tries == 0 {
                 let path = dir.at(&path::blob(&digest));
                 return Err(layout::Error::damaged(path, "is missing").into());
             }
-            None => return Err(unknown()),
-        };
+        }
+    }
+
+    /// The manifest that a descriptor names; `None` if it is not there, or not for the reader.
+    fn stored(
+        &self,
+        dir: &Dir,
+        descriptor: &Descriptor,
+        reader: &Account,
+    ) -> Result<Option<StoredManifest>> {
+        let digest = descriptor.digest.clone();
+        let read = graph::manifest_bytes_for(&self.tree, dir, &digest, reader)?;
+        let Some((bytes, blob)) = read else { return Ok(None) };
+        let bytes = Bytes::from(bytes);
+        if blob.is_ours(&self.tree) {
+            self.contents.put(&digest, blob.stat(), &bytes);
+        }
         let media_type = match descriptor.media_type.as_str() {
-            "" => untyped(&dir, &digest, &bytes)?,
+            "" => untyped(dir, &digest, &bytes)?,
             known => known.to_owned(),
         };
-        Ok(StoredManifest { digest, media_type, bytes })
+        Ok(Some(StoredManifest { digest, media_type, bytes }))
     }
 
     /// What index.json names, or an index there contains; and nothing else that lies in blobs/.
