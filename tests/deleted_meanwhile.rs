@@ -12,11 +12,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use support::calls::{Answer, Call, Calls};
 use support::command::{Outcome, run};
-use support::content::{Image, OCI_MANIFEST, random};
+use support::content::{Image, OCI_INDEX, OCI_MANIFEST, index, random, sha256};
 use support::http::Client;
 use support::random::Random;
 use support::{Registry, STILLAGE};
@@ -30,6 +30,8 @@ struct Stage {
     root: PathBuf,
     /// On the calls of whoever looks, at the tree and at what lies beside it.
     calls: Calls,
+    /// So many manifests were deleted with their content.
+    deleted: Arc<AtomicUsize>,
     _room: tempfile::TempDir,
 }
 
@@ -39,15 +41,19 @@ struct Between {
     client: Client,
     gc_lock: PathBuf,
     lock: PathBuf,
+    deleted: Arc<AtomicUsize>,
 }
+
+/// Without views: a server that follows those of another makes calls of its own.
+const ARGS: [&str; 3] = ["--auth", "none", "--no-views"];
 
 impl Stage {
     fn new() -> Stage {
         let room = tempfile::tempdir().expect("a directory");
         let root = room.path().join("registry");
-        let registry = Registry::start_on(&root, &["--auth", "none"]);
-        let calls = Calls::on(room.path());
-        let stage = Stage { registry, root, calls, _room: room };
+        let registry = Registry::start_on(&root, &ARGS);
+        let (calls, deleted) = (Calls::on(room.path()), Arc::default());
+        let stage = Stage { registry, root, calls, deleted, _room: room };
         stage.registry.client().push_image(REPO, "stays", &Image::random(100));
         stage
     }
@@ -61,7 +67,8 @@ impl Stage {
     fn between(&self) -> Between {
         let lock = self.root.join(REPO).join(".lock");
         let gc_lock = self.root.join(".stillage/gc.lock");
-        Between { client: self.registry.client(), gc_lock, lock }
+        let deleted = Arc::clone(&self.deleted);
+        Between { client: self.registry.client(), gc_lock, lock, deleted }
     }
 
     /// Does something right before the n-th call from now on that touches the repository.
@@ -76,19 +83,45 @@ impl Stage {
         });
     }
 
+    /// Pushes an image right before the first call that is such a one, of the name and at the place in
+    /// the repository, and deletes it right before the n-th call after that.
+    fn between_push_and(&self, n: usize, name: &'static str, place: &str) {
+        let (repo, between) = (self.root.join(REPO), self.between());
+        let (place, image) = (repo.join(place), Image::random(100));
+        let (mut pushed, mut calls) = (false, 0);
+        self.calls.rule(move |call| {
+            if pushed && call.path.starts_with(&repo) {
+                calls += 1;
+                if calls == n {
+                    between.delete(&image);
+                }
+            } else if !pushed && call.name == name && call.path == place {
+                between.client.push_image(REPO, "v1", &image);
+                pushed = true;
+            }
+            Answer::Go
+        });
+    }
+
     /// Does this over and over, with a delete so many calls later each time, until nothing comes so late.
-    fn everywhere(&self, every: usize, mut look: impl FnMut(usize)) -> usize {
+    /// Before a third of all calls at least nobody holds a lock.
+    fn everywhere(&self, what: &str, every: usize, mut look: impl FnMut(usize)) {
         let first = 1 + Random::from_env("STILLAGE_DELETED_SEED").below(every);
-        for n in (first..).step_by(every) {
+        let repo = self.root.join(REPO);
+        for (looks, n) in (first..).step_by(every).enumerate() {
             look(n);
-            let repo = self.root.join(REPO);
             let calls = self.calls.done();
             self.clear();
-            if calls.iter().filter(|(call, _)| call.path.starts_with(&repo)).count() < n {
-                return n;
+            let calls = calls.iter().filter(|(call, _)| call.path.starts_with(&repo)).count();
+            if calls < n {
+                let deleted = self.deleted.load(Ordering::Relaxed);
+                support::measured(format!(
+                    "{what}: {deleted} deletes, each before another of {calls} calls"
+                ));
+                assert!(looks > 2 && 3 * deleted >= looks, "{deleted} deletes in {looks} looks");
+                return;
             }
         }
-        unreachable!("a program makes so many calls and no more")
     }
 
     /// What was not deleted goes now: the repository stays as small as it was.
@@ -115,6 +148,16 @@ impl Stage {
         }
     }
 
+    /// Makes a snapshot with its calls held, checks it, and clears up.
+    fn assert_snapshot_is_sound(&self) {
+        let copy = self.root.with_file_name("copy");
+        let to = copy.to_str().expect("a path of ours");
+        self.run(&["snapshot", self.root(), to]).ok();
+        run(Command::new(STILLAGE).args(["check", to])).ok();
+        fs::remove_dir_all(&copy).expect("the snapshot goes");
+        run(Command::new(STILLAGE).args(["gc", self.root(), "--now"])).ok();
+    }
+
     fn root(&self) -> &str {
         self.root.to_str().expect("a path of ours")
     }
@@ -130,6 +173,7 @@ impl Between {
         self.client.delete(&format!("/v2/{REPO}/manifests/{digest}")).expect_status(202);
         if is_free(&self.gc_lock) {
             self.client.delete(&format!("/v2/{REPO}/blobs/{digest}")).expect_status(202);
+            self.deleted.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -148,8 +192,8 @@ fn opens(call: &Call, digest: &str) -> bool {
 #[test]
 fn a_pull_of_what_is_being_deleted() {
     let stage = Stage::new();
-    let held = Registry::start_held(&stage.calls, &stage.root, &["--auth", "none"]);
-    let last = stage.everywhere(1, |n| {
+    let held = Registry::start_held(&stage.calls, &stage.root, &ARGS);
+    stage.everywhere("a pull", 1, |n| {
         let (image, between) = (stage.pushed("v1"), stage.between());
         let gone = image.clone();
         stage.before(n, move || between.delete(&gone));
@@ -159,15 +203,14 @@ fn a_pull_of_what_is_being_deleted() {
             _ => drop(got.expect_error(404, "MANIFEST_UNKNOWN")),
         }
     });
-    support::measured(format!("deleted before each of {last} calls of a pull"));
 }
 
 /// A tag that is moved, and what it named before deleted, is there all the time.
 #[test]
 fn a_pull_of_a_tag_that_is_being_moved() {
     let stage = Stage::new();
-    let held = Registry::start_held(&stage.calls, &stage.root, &["--auth", "none"]);
-    stage.everywhere(1, |n| {
+    let held = Registry::start_held(&stage.calls, &stage.root, &ARGS);
+    stage.everywhere("a pull of a tag that moves", 1, |n| {
         let (new, old) = (stage.pushed("v1"), stage.pushed("v1"));
         let (between, gone, manifest) = (stage.between(), old.clone(), new.manifest.clone());
         stage.before(n, move || {
@@ -179,16 +222,42 @@ fn a_pull_of_a_tag_that_is_being_moved() {
     });
 }
 
+/// Another tool, besides, is just writing index.json: what it said before is not enough any more.
+#[test]
+fn a_pull_of_what_is_deleted_while_index_json_is_written() {
+    let stage = Stage::new();
+    let held = Registry::start_held(&stage.calls, &stage.root, &ARGS);
+    let (image, between) = (stage.pushed("v1"), stage.between());
+    let (gone, index) = (image.clone(), stage.root.join(REPO).join("index.json"));
+    let (mut written, mut looks) = (Vec::new(), 0);
+    stage.calls.rule(move |call| {
+        if looks == 0 && opens(call, &gone.digest) {
+            between.delete(&gone);
+            written = fs::read(&index).expect("index.json");
+            fs::write(&index, "").expect("the other tool begins");
+            looks = 1;
+        } else if looks > 0 && call.name == "openat2" && call.path == index {
+            looks += 1;
+            // Who does not wait has looked twice by then, and answered.
+            if looks == 4 {
+                fs::write(&index, &written).expect("the other tool ends");
+            }
+        }
+        Answer::Go
+    });
+    let got = held.client().get(&format!("/v2/{REPO}/manifests/v1"));
+    got.expect_error(404, "MANIFEST_UNKNOWN");
+}
+
 #[test]
 fn a_collection_beside_deletes() {
     let stage = Stage::new();
-    let last = stage.everywhere(1, |n| {
+    stage.everywhere("a collection", 1, |n| {
         let (image, between) = (stage.pushed("v1"), stage.between());
         between.client.push_blob(REPO, &random(100));
         stage.before(n, move || between.delete(&image));
         stage.run(&["gc", stage.root(), "--now"]).ok();
     });
-    support::measured(format!("deleted before each of {last} calls of a collection"));
 }
 
 #[test]
@@ -196,80 +265,154 @@ fn a_check_beside_deletes() {
     let stage = Stage::new();
     // It waits for half a second of rest wherever something seems to be missing.
     let every = if support::long() { 1 } else { 3 };
-    let last = stage.everywhere(every, |n| {
+    stage.everywhere("a check", every, |n| {
         let (image, between) = (stage.pushed("v1"), stage.between());
         stage.before(n, move || between.delete(&image));
         stage.run(&["check", stage.root()]).ok();
         run(Command::new(STILLAGE).args(["gc", stage.root(), "--now"])).ok();
     });
-    support::measured(format!("deleted before {} of {last} calls of a check", last / every));
 }
 
 #[test]
 fn a_snapshot_beside_deletes() {
     let stage = Stage::new();
-    let copy = stage.root.with_file_name("copy");
-    let to = copy.to_str().expect("a path of ours");
-    let last = stage.everywhere(1, |n| {
+    stage.everywhere("a snapshot", 1, |n| {
         let (image, between) = (stage.pushed("v1"), stage.between());
         stage.before(n, move || between.delete(&image));
-        stage.run(&["snapshot", stage.root(), to]).ok();
-        run(Command::new(STILLAGE).args(["check", to])).ok();
-        fs::remove_dir_all(&copy).expect("the snapshot goes");
-        run(Command::new(STILLAGE).args(["gc", stage.root(), "--now"])).ok();
+        stage.assert_snapshot_is_sound();
     });
-    support::measured(format!("deleted before each of {last} calls of a snapshot"));
 }
 
 /// What came since a collection marked is read once more before it takes its locks.
 #[test]
 fn a_collection_beside_a_push_that_is_deleted_again() {
     let stage = Stage::new();
-    let garbage = stage.registry.client().push_blob(REPO, b"garbage");
-    let image = Image::random(100);
-    let (between, newcomer) = (stage.between(), image.clone());
-    let blobs = stage.root.join(REPO).join("blobs/sha256");
-    let (mut pushed, deleted) = (false, Arc::new(AtomicBool::new(false)));
-    let done = Arc::clone(&deleted);
+    stage.everywhere("a collection, after its marks", 1, |n| {
+        stage.registry.client().push_blob(REPO, &random(100));
+        stage.between_push_and(n, "getdents64", "blobs/sha256");
+        stage.run(&["gc", stage.root(), "--now"]).ok();
+    });
+}
+
+/// What came since a snapshot brought the blobs is brought with what names it, under gc.lock.
+#[test]
+fn a_snapshot_beside_a_push_that_is_deleted_again() {
+    let stage = Stage::new();
+    for n in 1..40 {
+        stage.between_push_and(n, "openat2", "index.json");
+        stage.assert_snapshot_is_sound();
+        stage.clear();
+    }
+}
+
+/// What came since a collection marked, and cannot be read, ends that of the repository: it might
+/// refer to anything, also to what was just found unmarked.
+#[test]
+fn a_collection_beside_a_push_of_what_cannot_be_read() {
+    let mut stage = Stage::new();
+    stage.registry.expect_damage();
+    // An image that only an index will name, and what is called a manifest there and is none.
+    let (client, image) = (stage.registry.client(), stage.pushed("v1"));
+    client.delete(&format!("/v2/{REPO}/manifests/{}", image.digest)).expect_status(202);
+    let none = br#"{"schemaVersion":2,"layers":0}"#;
+    client.push_blob(REPO, none);
+    let outer = index(&[(OCI_MANIFEST, &image.manifest), (OCI_MANIFEST, none)]);
+    let (between, blobs) = (stage.between(), stage.root.join(REPO).join("blobs/sha256"));
+    let mut pushed = false;
     stage.calls.rule(move |call| {
         if !pushed && call.name == "getdents64" && call.path == blobs {
-            between.client.push_image(REPO, "v1", &newcomer);
+            between.client.put_manifest(REPO, "all", OCI_INDEX, &outer).expect_status(201);
             pushed = true;
-        }
-        let first = opens(call, &newcomer.digest) && !done.load(Ordering::Relaxed);
-        if pushed && first && is_free(&between.lock) {
-            between.delete(&newcomer);
-            done.store(true, Ordering::Relaxed);
         }
         Answer::Go
     });
-    let told = stage.run(&["gc", stage.root(), "--now"]).ok();
-    assert!(deleted.load(Ordering::Relaxed), "{told}");
-    assert!(!stage.root.join(REPO).join("blobs/sha256").join(&garbage["sha256:".len()..]).exists());
+    let told = stage.run(&["gc", stage.root(), "--now"]);
+    assert_eq!(told.code, Some(3), "{told}");
+    assert!(told.text().contains(&sha256(none)["sha256:".len()..]), "{told}");
+    for blob in image.layers.iter().chain([&image.config, &image.manifest]) {
+        client.head(&format!("/v2/{REPO}/blobs/{}", sha256(blob))).expect_status(200);
+    }
 }
 
-/// What is missing for good is told, however often index.json becomes another one meanwhile.
+/// A repository gets its first manifests: its index.json was not there, and its journal says soon that
+/// there was one.
+#[test]
+fn a_collection_beside_the_first_pushes() {
+    let stage = Stage::new();
+    let client = stage.registry.client();
+    for n in 1.. {
+        let name = format!("new/{n}");
+        client.push_blob(&name, &random(100));
+        let (pusher, repo) = (client.clone(), stage.root.join(&name));
+        let images = [Image::random(100), Image::random(100)];
+        let (lock, pushed, mut calls) = (repo.join(".lock"), images.clone(), 0);
+        let at = name.clone();
+        stage.calls.rule(move |call| {
+            calls += usize::from(call.path.starts_with(&repo));
+            if calls == n && call.path.starts_with(&repo) && (!lock.exists() || is_free(&lock)) {
+                pushed.iter().for_each(|image| pusher.push_image(&at, &image.digest, image));
+            }
+            Answer::Go
+        });
+        stage.run(&["gc", stage.root(), &name, "--now"]).ok();
+        let seen = stage.calls.done();
+        if seen.iter().filter(|(call, _)| call.path.starts_with(stage.root.join(&name))).count() < n
+        {
+            assert!(n > 20, "{n}");
+            return;
+        }
+        for image in &images {
+            // Where the collection held the lock, nothing was pushed.
+            if stage.root.join(&name).join("index.json").exists() {
+                client.assert_pulls(&name, &image.digest, image);
+            }
+        }
+    }
+}
+
+/// What is missing for good is told at once, however often index.json becomes another one meanwhile.
 #[test]
 fn a_collection_of_what_is_damaged_beside_pushes() {
     let mut stage = Stage::new();
     stage.registry.expect_damage();
     let image = stage.pushed("v1");
-    let bytes = stage.root.join(REPO).join("blobs/sha256").join(&image.digest["sha256:".len()..]);
-    fs::remove_file(bytes).expect("the damage");
-    let looks = Arc::new(AtomicUsize::new(0));
-    let (client, digest, count) =
-        (stage.registry.client(), image.digest.clone(), Arc::clone(&looks));
+    let blobs = stage.root.join(REPO).join("blobs/sha256");
+    fs::remove_file(blobs.join(&image.digest["sha256:".len()..])).expect("the damage");
+    let (between, digest) = (stage.between(), image.digest.clone());
     stage.calls.rule(move |call| {
-        if opens(call, &digest) {
-            client.push_image(REPO, "other", &Image::random(100));
-            count.fetch_add(1, Ordering::Relaxed);
+        if opens(call, &digest) && is_free(&between.lock) {
+            between.client.push_image(REPO, "other", &Image::random(100));
+        }
+        Answer::Go
+    });
+    let told = stage.run(&["gc", stage.root(), "--now"]);
+    let marked = |(call, _): &&(Call, Answer)| opens(call, &image.digest);
+    let looks = stage.calls.done().iter().filter(marked).count();
+    assert_eq!(told.code, Some(3), "{told}");
+    assert!(told.text().contains("is missing, and index.json names it"), "{told}");
+    assert!(told.text().contains(&image.digest["sha256:".len()..]), "{told}");
+    // For the marks, again under the lock, and for who else has what the pool has.
+    assert_eq!(looks, 3, "{told}");
+}
+
+/// Where manifests are deleted for ever, a collection ends, and the next one does it.
+#[test]
+fn a_collection_beside_deletes_without_end() {
+    let stage = Stage::new();
+    let (mut image, between) = (stage.pushed("v1"), stage.between());
+    stage.calls.rule(move |call| {
+        if opens(call, &image.digest) && call.path.starts_with(between.lock.with_file_name("blobs"))
+        {
+            between.delete(&image);
+            image = Image::random(100);
+            between.client.push_image(REPO, "v1", &image);
         }
         Answer::Go
     });
     let told = stage.run(&["gc", stage.root(), "--now"]);
     assert_eq!(told.code, Some(3), "{told}");
     assert!(told.text().contains("is missing, and index.json names it"), "{told}");
-    assert!(told.text().contains(&image.digest["sha256:".len()..]), "{told}");
-    // Ten times by the repository's collection, and once by that of the pool.
-    assert_eq!(looks.load(Ordering::Relaxed), 11, "{told}");
+    assert_eq!(stage.deleted.load(Ordering::Relaxed), 10, "{told}");
+    stage.calls.done();
+    stage.run(&["gc", stage.root(), "--now"]).ok();
 }

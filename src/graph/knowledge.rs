@@ -39,6 +39,8 @@ pub struct Knowledge {
     absent: HashMap<Digest, Descriptor>,
     /// Two indexes describe one manifest in two ways.
     ambiguous: bool,
+    /// Something went of which nothing is known: what it referred to may be listed still.
+    unknown_gone: bool,
     weight: usize,
 }
 
@@ -109,7 +111,8 @@ impl Knowledge {
         for absent in self.absent.values().cloned().collect::<Vec<_>>() {
             self.count(repo, absent, &mut found, &mut delta)?;
         }
-        if self.ambiguous || self.absent.len() > FEW_ABSENT {
+        let unknown_gone = std::mem::take(&mut self.unknown_gone);
+        if self.ambiguous || unknown_gone || self.absent.len() > FEW_ABSENT {
             return Ok(None);
         }
         self.forget(&now.index);
@@ -241,7 +244,7 @@ impl Knowledge {
             if now.contains(&digest) || self.contained.contains_key(&digest) {
                 continue;
             }
-            self.absent.remove(&digest);
+            self.unknown_gone |= self.absent.remove(&digest).is_some();
             let Some((fact, counts)) = self.facts.get_mut(&digest) else { continue };
             if !std::mem::replace(counts, false) {
                 continue;

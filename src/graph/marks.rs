@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{is_plain, parse, read_manifest_bytes};
-use crate::layout::{Dir, Error, Result, path};
+use crate::layout::{Dir, Result};
 use crate::oci::{Descriptor, Digest, DigestMap, Index, MAX_MANIFEST};
 
 /// Why something is kept: 0 is index.json, the other numbers are the caller's.
@@ -21,33 +21,38 @@ pub struct Marks {
     read: DigestMap<()>,
 }
 
-/// What it means that a manifest is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Missing {
-    /// Damage: it might have referred to anything.
-    Damage,
-    /// Nothing: it was removed, or never came.
-    Nothing,
-}
-
 impl Marks {
     /// Marks all that an index.json reaches: whatever an index lists, of any type, and what that
     /// refers to. Costs little for what was marked before.
     ///
+    /// Gives the first entry whose manifest is not there. It might have referred to anything: unless
+    /// that entry was taken out in the meantime, nothing can be said to be unmarked. The child of a sparse
+    /// index may be missing.
+    ///
     /// # Errors
-    /// It fails closed: an entry whose manifest is missing, or a manifest that cannot be read, might
-    /// refer to anything. The child of a sparse index may be missing.
-    pub fn index(&mut self, repo: &Dir, index: &Index, without: &DigestMap<()>) -> Result<()> {
-        let kept = index.entries().filter(|entry| !without.contains(&entry.digest));
-        kept.into_iter().try_for_each(|entry| self.reach(repo, &entry, INDEX, Missing::Damage))
+    /// It fails closed: a manifest that cannot be read might refer to anything. Then some of what is
+    /// needed is not marked, and will not be by the next call either.
+    pub fn index(
+        &mut self,
+        repo: &Dir,
+        index: &Index,
+        without: &DigestMap<()>,
+    ) -> Result<Option<Digest>> {
+        let mut missing = None;
+        for entry in index.entries().filter(|entry| !without.contains(&entry.digest)) {
+            if !self.reach(repo, &entry, INDEX)? {
+                missing.get_or_insert(entry.digest);
+            }
+        }
+        Ok(missing)
     }
 
     /// Marks a descriptor from the journal, and what it reaches. A manifest that is gone is nothing.
     ///
     /// # Errors
-    /// As above, of a manifest that is there.
+    /// As above.
     pub fn remembered(&mut self, repo: &Dir, descriptor: &Descriptor, cause: Cause) -> Result<()> {
-        self.reach(repo, descriptor, cause, Missing::Nothing)
+        self.reach(repo, descriptor, cause).map(|_there| ())
     }
 
     /// Marks a digest alone.
@@ -65,53 +70,40 @@ impl Marks {
         self.read.len()
     }
 
-    fn reach(
-        &mut self,
-        repo: &Dir,
-        first: &Descriptor,
-        cause: Cause,
-        missing: Missing,
-    ) -> Result<()> {
+    /// Whether the manifest itself is there, if it is to be one.
+    fn reach(&mut self, repo: &Dir, first: &Descriptor, cause: Cause) -> Result<bool> {
         self.kept.put_new(&first.digest, cause);
-        let mut next = self.look(repo, first, cause, missing)?;
+        let Some(mut next) = self.look(repo, first, cause)? else { return Ok(false) };
         while let Some(descriptor) = next.pop() {
-            next.extend(self.look(repo, &descriptor, cause, Missing::Nothing)?);
+            next.extend(self.look(repo, &descriptor, cause)?.unwrap_or_default());
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Marks what a descriptor's content refers to, and gives what that may refer to.
+    /// Marks what a descriptor's content refers to, and gives what that may refer to; `None` of a
+    /// manifest that is not there.
     fn look(
         &mut self,
         repo: &Dir,
         descriptor: &Descriptor,
         cause: Cause,
-        missing: Missing,
-    ) -> Result<Vec<Descriptor>> {
+    ) -> Result<Option<Vec<Descriptor>>> {
         let digest = &descriptor.digest;
         if self.read.contains(digest) {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
         if is_plain(descriptor) {
-            return self.unknown(repo, descriptor, cause);
+            return self.unknown(repo, descriptor, cause).map(Some);
         }
-        let Some(bytes) = read_manifest_bytes(repo, digest)? else {
-            return match missing {
-                Missing::Nothing => Ok(Vec::new()),
-                Missing::Damage => {
-                    let why = "is missing, and index.json names it";
-                    Err(Error::damaged(repo.at(&path::blob(digest)), why))
-                }
-            };
-        };
+        let Some(bytes) = read_manifest_bytes(repo, digest)? else { return Ok(None) };
         let Some((manifest, _)) = parse(repo, descriptor, &bytes)? else {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         };
         self.read.put_new(digest, ());
         for reference in manifest.references() {
             self.kept.put_new(&reference.digest, cause);
         }
-        Ok(manifest.manifests)
+        Ok(Some(manifest.manifests))
     }
 
     /// What has a type that nobody here knows, but is JSON by its name, may be a manifest of another

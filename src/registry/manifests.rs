@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::commit::{Deed, Refusal};
+use super::indexes::Meanwhile;
 use super::{Actor, Destination, Error, Inner, Registry, Result};
 use crate::graph;
 use crate::layout::blobs::{self, Presence, Target};
@@ -188,8 +189,8 @@ impl Inner {
         Some(StoredManifest { digest, media_type, bytes })
     }
 
-    /// A tag's manifest that was deleted with its content, or lost the tag, after index.json was read is
-    /// looked for by the next one: then it is that which answers.
+    /// A tag's manifest may be deleted with its content, or lose the tag, after index.json was read: where
+    /// it is not there, index.json is read again, as those do who write.
     fn manifest(
         &self,
         repo: &RepoName,
@@ -199,24 +200,30 @@ impl Inner {
         let unknown =
             || Error::ManifestUnknown { repo: repo.clone(), reference: reference.clone() };
         let dir = self.looked_up(repo, reader)?.ok_or_else(unknown)?;
-        let (mut looked, mut tries) = (None, TRIES);
-        loop {
+        let mut missed = None;
+        for _ in 0..TRIES {
+            if missed.is_some() {
+                self.index(repo, &dir, Meanwhile::Wait)?;
+            }
             let index = self.index_for(repo, &dir, reader)?.ok_or_else(unknown)?;
             let descriptor = self.resolve(repo, &dir, &index, reference)?.ok_or_else(unknown)?;
             if let Some(manifest) = self.stored(&dir, &descriptor, reader)? {
                 return Ok(manifest);
             }
-            // A sparse index's child is simply absent, and so is what the reader may not read.
-            let digest = descriptor.digest;
-            if matches!(reference, Reference::Digest(_)) || blobs::stat(&dir, &digest)?.is_some() {
+            // The child of a sparse index is simply absent.
+            if let Reference::Digest(_) = reference {
                 return Err(unknown());
             }
-            tries -= 1;
-            if looked.replace(index.stamp) == Some(index.stamp) || tries == 0 {
-                let path = dir.at(&path::blob(&digest));
-                return Err(layout::Error::damaged(path, "is missing").into());
+            let digest = descriptor.digest;
+            if missed.as_ref() == Some(&digest) {
+                let is_there = blobs::stat(&dir, &digest)?.is_some();
+                let missing = || layout::Error::damaged(dir.at(&path::blob(&digest)), "is missing");
+                // What the reader may not read is not told of.
+                return Err(if is_there { unknown() } else { missing().into() });
             }
+            missed = Some(digest);
         }
+        Err(Error::Busy { path: dir.at(path::INDEX) })
     }
 
     /// The manifest that a descriptor names; `None` if it is not there, or not for the reader.

@@ -13,6 +13,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -243,12 +244,12 @@ impl Calls {
         let to = theirs.as_raw_fd();
         // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
         unsafe { command.pre_exec(move || hand_over(&filter, to)) };
-        let child = command.spawn()?;
-        drop(theirs);
-        let listener = take_over(&ours)?;
         let shared = Arc::clone(&self.0);
-        std::thread::spawn(move || shared.answer_all(&listener));
-        Ok(child)
+        // Before exec already: where that fails, the child writes so to its parent, which waits for it.
+        std::thread::spawn(move || take_over(&ours).map(|listener| shared.answer_all(&listener)));
+        let child = command.spawn();
+        drop(theirs);
+        child
     }
 }
 
@@ -273,7 +274,9 @@ impl Shared {
             let Some(notice) = receive(listener) else {
                 continue;
             };
-            match self.judge(&notice) {
+            // A rule in which an assertion fails ends the program: its client would wait for ever.
+            let judged = catch_unwind(AssertUnwindSafe(|| self.judge(&notice)));
+            match judged.unwrap_or(Answer::Kill) {
                 Answer::Go => respond(listener, notice.id, 0, SECCOMP_CONTINUE),
                 Answer::Fail(errno) => respond(listener, notice.id, -errno, 0),
                 Answer::Pretend => respond(listener, notice.id, 0, 0),

@@ -148,6 +148,32 @@ async fn what_an_index_contains_refers_too() {
     assert!(fs::read_to_string(f.path(&list)).unwrap().contains(sha256(&signed).hex()));
 }
 
+/// Of a manifest whose file and fact somebody removed nobody knows what it referred to: when it is deleted,
+/// by itself or with the index that contains it, all lists are compared.
+#[tokio::test]
+async fn what_is_deleted_is_in_no_list_though_nothing_is_known_of_it() {
+    let f = fixture();
+    f.image("a", "one").await.unwrap();
+    let one = sha256(&image(b"{}", b"one"));
+    let (alone, inside) = (signature(&one, "alone"), signature(&one, "inside"));
+    let outer = index_of(&[(sha256(&inside), inside.len())]);
+    f.push("a", Reference::Digest(sha256(&alone)), alone.clone()).await.unwrap();
+    f.blob("a", &inside).await;
+    f.push("a", tag("all"), outer.clone()).await.unwrap();
+    f.right("a");
+    let list = f.path(&format!("a/_referrers/sha256/{}.json", one.hex()));
+    for (gone, with) in [(&alone, &alone), (&inside, &outer)] {
+        assert!(fs::read_to_string(&list).unwrap().contains(sha256(gone).hex()));
+        fs::remove_file(f.blob_path("a", &sha256(gone))).unwrap();
+        // Nobody has to write down what was learnt from the others.
+        let _ = fs::remove_file(f.path("a/_referrers/facts.jsonl"));
+        let by = Reference::Digest(sha256(with));
+        f.reopened().delete_manifest(&repo("a"), &by, &Actor::default()).await.unwrap();
+        f.right("a");
+    }
+    assert!(!list.exists());
+}
+
 #[tokio::test]
 async fn views_of_what_others_did_are_renewed_when_the_repository_is_opened() {
     let f = fixture();

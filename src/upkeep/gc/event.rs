@@ -159,6 +159,14 @@ pub enum Why {
     /// Something cannot be read, and might refer to anything.
     #[error(transparent)]
     Unreadable(layout::Error),
+    /// A manifest is not there, and might have referred to anything.
+    #[error("{}: is missing, and {} names it", .path.display(), path::INDEX)]
+    Missing {
+        /// The manifest.
+        digest: Digest,
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// Its index.json is gone, and there was one.
     #[error("{} is gone, and the journal says that there was one", path::INDEX)]
     NoIndex,

@@ -8,12 +8,13 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::event::{Event, Fate, KeptBy, Why, written};
+use super::turn::SHORTLY;
 use super::{Options, Run, TOLERANCE, Untag, untagged};
 use crate::graph::{self, Marks};
 use crate::layout::history::{self, Reading, Recent};
 use crate::layout::notes::Notes;
 use crate::layout::{
-    Dir, Error, IndexFile, Inode, OrAbsent, Result, Stamp, changed, modified, path, sweep, views,
+    Dir, Error, IndexFile, OrAbsent, Result, Stamp, changed, lock, modified, path, sweep, views,
 };
 use crate::oci::{Algorithm, Digest, DigestMap, RepoName, What};
 
@@ -24,7 +25,7 @@ const BATCH: usize = 256;
 /// written.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// So often a repository is marked in which manifests are deleted all the time; then it is left.
+/// So often a repository is marked in which manifests are deleted all the while; then it is left.
 const ATTEMPTS: usize = 10;
 
 /// Whether a directory is a repository, or has content that waits for its first manifest.
@@ -115,8 +116,8 @@ fn leftover(run: &mut Run<'_>, dir: &Dir, name: &str, kind: FileType) {
 }
 
 impl<'r> Repo<'r> {
-    /// Marks what the repository needs, without a lock. A manifest that index.json named is not missing if
-    /// it was deleted, with its blob, after index.json was read: then that is another by now.
+    /// Marks what the repository needs, without a lock; anew, where that was deleted, or the first index.json
+    /// came, while it was looked for.
     fn marked(
         run: &Run<'_>,
         name: &'r RepoName,
@@ -124,12 +125,9 @@ impl<'r> Repo<'r> {
         without: DigestMap<()>,
     ) -> std::result::Result<Repo<'r>, Why> {
         for _ in 1..ATTEMPTS {
-            // Each commit puts another file in its place; the second after it may have the inode again.
-            let of = |stat: rustix::fs::Stat| (Inode::of(&stat), modified(&stat));
-            let stands = || dir.stat_name(path::INDEX).map(|stat| stat.map(of));
-            let before = stands()?;
             match Repo::marked_once(run, name, dir, without.clone()) {
-                Err(Why::Unreadable(Error::Damaged { .. })) if stands()? != before => {}
+                Err(Why::Missing { digest, .. }) if !is_missing(dir, &digest)? => {}
+                Err(Why::NoIndex) if dir.stat_name(path::INDEX)?.is_some() => {}
                 marked => return marked,
             }
         }
@@ -182,7 +180,13 @@ impl<'r> Repo<'r> {
         recent: Option<Recent>,
     ) -> std::result::Result<(), Why> {
         match &index {
-            Some(file) => self.marks.index(self.dir, &file.index, &self.without)?,
+            Some(file) => {
+                if let Some(digest) = self.marks.index(self.dir, &file.index, &self.without)? {
+                    // What follows is not remembered: all of this is looked at again, if anything is.
+                    let path = self.dir.at(&path::blob(&digest));
+                    return Err(Why::Missing { digest, path });
+                }
+            }
             None if self.index.is_some() || history::proves_index(self.dir)? => {
                 return Err(Why::NoIndex);
             }
@@ -361,6 +365,15 @@ impl Run<'_> {
     fn begun_or_now(&self) -> SystemTime {
         self.options.clock.unwrap_or_else(SystemTime::now)
     }
+}
+
+/// Whether index.json names a manifest that is not there, while nobody commits. What was deleted with its
+/// content after index.json was read is named no more, or there again.
+fn is_missing(dir: &Dir, digest: &Digest) -> std::result::Result<bool, Why> {
+    // A lock that cannot be had does not stop the look: it is the best there is.
+    let _held = lock::shared_within(dir, path::LOCK, SHORTLY);
+    let named = read_index(dir)?.is_some_and(|file| file.index.contains(digest));
+    Ok(named && crate::layout::blobs::stat(dir, digest)?.is_none())
 }
 
 /// Reads index.json without a lock; waits a little while another tool writes it.

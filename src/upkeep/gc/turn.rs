@@ -12,7 +12,7 @@ use crate::layout::history::Recent;
 use crate::layout::holders::Holders;
 use crate::layout::lock::{self, Held};
 use crate::layout::{
-    self, At, Dir, Error, IndexFile, Inode, OrAbsent, Stamp, blobs, is_regular, path, size_of,
+    self, At, Dir, IndexFile, Inode, OrAbsent, Stamp, blobs, is_regular, path, size_of,
 };
 use crate::oci::{Digest, RepoName};
 
@@ -53,11 +53,11 @@ impl Repo<'_> {
     /// had, which ends all turns of this run.
     fn lock(&mut self, run: &mut Run<'_>) -> Result<Option<Locks>, Why> {
         let begun = Instant::now();
-        // Most of what is new is read before anybody is kept waiting. What is deleted meanwhile is not
-        // missing: under the locks it is looked at again.
+        // Most of what is new is read before anybody is kept waiting. A manifest that is not there may have
+        // been deleted meanwhile: under the locks it is looked for again.
         if self.index.is_some() {
             match self.catch_up(run) {
-                Ok(()) | Err(Why::BeingWritten | Why::Unreadable(Error::Damaged { .. })) => {}
+                Ok(()) | Err(Why::BeingWritten | Why::Missing { .. }) => {}
                 Err(why) => return Err(why),
             }
         }
