@@ -19,28 +19,35 @@ pub struct Marks {
     kept: DigestMap<Cause>,
     /// Manifests whose references are among what is kept.
     read: DigestMap<()>,
+    /// What those contain and was not there: it may come, and they are not read again.
+    absent: Vec<(Descriptor, Cause)>,
 }
 
 impl Marks {
     /// Marks all that an index.json reaches: whatever an index lists, of any type, and what that
     /// refers to. Costs little for what was marked before.
     ///
-    /// Gives the first entry whose manifest is not there. It might have referred to anything: unless
-    /// that entry was taken out in the meantime, nothing can be said to be unmarked. The child of a sparse
-    /// index may be missing.
+    /// Gives the first entry whose manifest is not there: it might have referred to anything. Where it was
+    /// taken out in the meantime, the next index.json is to be marked as well. The child of a sparse index
+    /// may be missing; it is looked for again by each call.
     ///
     /// # Errors
-    /// It fails closed: a manifest that cannot be read might refer to anything. Then some of what is
-    /// needed is not marked, and will not be by the next call either.
+    /// It fails closed: a manifest that cannot be read might refer to anything. These marks are of no use
+    /// after that.
     pub fn index(
         &mut self,
         repo: &Dir,
         index: &Index,
         without: &DigestMap<()>,
     ) -> Result<Option<Digest>> {
+        for (child, cause) in std::mem::take(&mut self.absent) {
+            if !self.reach(repo, &child, cause)? {
+                self.absent.push((child, cause));
+            }
+        }
         let mut missing = None;
         for entry in index.entries().filter(|entry| !without.contains(&entry.digest)) {
-            if !self.reach(repo, &entry, INDEX)? {
+            if !self.reach(repo, &entry, INDEX)? && !is_plain(&entry) {
                 missing.get_or_insert(entry.digest);
             }
         }
@@ -70,18 +77,21 @@ impl Marks {
         self.read.len()
     }
 
-    /// Whether the manifest itself is there, if it is to be one.
+    /// Whether the first itself is there, if that matters.
     fn reach(&mut self, repo: &Dir, first: &Descriptor, cause: Cause) -> Result<bool> {
         self.kept.put_new(&first.digest, cause);
         let Some(mut next) = self.look(repo, first, cause)? else { return Ok(false) };
         while let Some(descriptor) = next.pop() {
-            next.extend(self.look(repo, &descriptor, cause)?.unwrap_or_default());
+            match self.look(repo, &descriptor, cause)? {
+                Some(more) => next.extend(more),
+                None => self.absent.push((descriptor, cause)),
+            }
         }
         Ok(true)
     }
 
-    /// Marks what a descriptor's content refers to, and gives what that may refer to; `None` of a
-    /// manifest that is not there.
+    /// Marks what a descriptor's content refers to, and gives what that may refer to; `None` of what
+    /// might refer to anything, and is not there.
     fn look(
         &mut self,
         repo: &Dir,
@@ -93,7 +103,7 @@ impl Marks {
             return Ok(Some(Vec::new()));
         }
         if is_plain(descriptor) {
-            return self.unknown(repo, descriptor, cause).map(Some);
+            return self.unknown(repo, descriptor, cause);
         }
         let Some(bytes) = read_manifest_bytes(repo, digest)? else { return Ok(None) };
         let Some((manifest, _)) = parse(repo, descriptor, &bytes)? else {
@@ -114,18 +124,16 @@ impl Marks {
         repo: &Dir,
         descriptor: &Descriptor,
         cause: Cause,
-    ) -> Result<Vec<Descriptor>> {
+    ) -> Result<Option<Vec<Descriptor>>> {
         let media_type = descriptor.media_type.to_ascii_lowercase();
         let json = media_type.contains("json") || media_type.ends_with("jws");
-        if json
-            && descriptor.size <= MAX_MANIFEST as u64
-            && let Some(bytes) = read_manifest_bytes(repo, &descriptor.digest)?
-        {
-            self.read.put_new(&descriptor.digest, ());
-            Digest::all_in(&bytes).for_each(|digest| self.digest(&digest, cause));
-            return Ok(descriptors(&bytes));
+        if !json || descriptor.size > MAX_MANIFEST as u64 {
+            return Ok(Some(Vec::new()));
         }
-        Ok(Vec::new())
+        let Some(bytes) = read_manifest_bytes(repo, &descriptor.digest)? else { return Ok(None) };
+        self.read.put_new(&descriptor.digest, ());
+        Digest::all_in(&bytes).for_each(|digest| self.digest(&digest, cause));
+        Ok(Some(descriptors(&bytes)))
     }
 }
 

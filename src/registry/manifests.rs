@@ -190,7 +190,7 @@ impl Inner {
     }
 
     /// A tag's manifest may be deleted with its content, or lose the tag, after index.json was read: where
-    /// it is not there, index.json is read again, as those do who write.
+    /// it is not there, it is looked for again. It is missing if index.json is the same by then.
     fn manifest(
         &self,
         repo: &RepoName,
@@ -203,6 +203,7 @@ impl Inner {
         let mut missed = None;
         for _ in 0..TRIES {
             if missed.is_some() {
+                // What index.json said before another tool began to write it does not do any more.
                 self.index(repo, &dir, Meanwhile::Wait)?;
             }
             let index = self.index_for(repo, &dir, reader)?.ok_or_else(unknown)?;
@@ -215,13 +216,12 @@ impl Inner {
                 return Err(unknown());
             }
             let digest = descriptor.digest;
-            if missed.as_ref() == Some(&digest) {
+            if missed.replace(index.stamp) == Some(index.stamp) {
                 let is_there = blobs::stat(&dir, &digest)?.is_some();
                 let missing = || layout::Error::damaged(dir.at(&path::blob(&digest)), "is missing");
                 // What the reader may not read is not told of.
                 return Err(if is_there { unknown() } else { missing().into() });
             }
-            missed = Some(digest);
         }
         Err(Error::Busy { path: dir.at(path::INDEX) })
     }

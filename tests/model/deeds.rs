@@ -181,6 +181,11 @@ impl Run<'_> {
         self.tell(format!("HEAD {} in {repo}", short(digest)));
         let answer = self.face.head(repo, digest);
         let said = self.world.head(repo, digest);
+        // In a repository that is not there nothing is promised: its note may go, and need not.
+        let notes = self.face.root().join(".stillage/unreferenced").join(repo);
+        if !self.world.repos.contains_key(repo) && !notes.join(digest.as_str()).exists() {
+            self.world.forget_note(repo, digest);
+        }
         same!(answer, said, "HEAD of {digest} in {repo}");
         Ok(said.is_ok())
     }

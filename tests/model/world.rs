@@ -140,7 +140,9 @@ impl World {
 
     /// What HEAD says to somebody who may push.
     pub fn head(&mut self, repo: &str, digest: &Digest) -> Result<u64, Refused> {
-        self.forget_note(repo, digest);
+        if self.repos.contains_key(repo) {
+            self.forget_note(repo, digest);
+        }
         if !self.has(repo, digest) {
             return Err(Refused::BlobUnknown);
         }

@@ -246,7 +246,10 @@ impl Calls {
         unsafe { command.pre_exec(move || hand_over(&filter, to)) };
         let shared = Arc::clone(&self.0);
         // Before exec already: where that fails, the child writes so to its parent, which waits for it.
-        std::thread::spawn(move || take_over(&ours).map(|listener| shared.answer_all(&listener)));
+        std::thread::spawn(move || match take_over(&ours) {
+            Ok(listener) => shared.answer_all(&listener),
+            Err(error) => eprintln!("nobody answers the calls: {error}"),
+        });
         let child = command.spawn();
         drop(theirs);
         child

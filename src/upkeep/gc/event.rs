@@ -167,6 +167,9 @@ pub enum Why {
         /// Where it should be.
         path: PathBuf,
     },
+    /// It does not come to rest.
+    #[error("what its {} names is deleted all the while, or its lock is held", path::INDEX)]
+    Restless,
     /// Its index.json is gone, and there was one.
     #[error("{} is gone, and the journal says that there was one", path::INDEX)]
     NoIndex,

@@ -25,7 +25,7 @@ const BATCH: usize = 256;
 /// written.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// So often a repository is marked in which manifests are deleted all the while; then it is left.
+/// So often index.json is marked in which manifests are deleted all the while; then the repository is left.
 const ATTEMPTS: usize = 10;
 
 /// Whether a directory is a repository, or has content that waits for its first manifest.
@@ -116,37 +116,14 @@ fn leftover(run: &mut Run<'_>, dir: &Dir, name: &str, kind: FileType) {
 }
 
 impl<'r> Repo<'r> {
-    /// Marks what the repository needs, without a lock; anew, where that was deleted, or the first index.json
-    /// came, while it was looked for.
+    /// Marks what the repository needs, without a lock: again, where what index.json named was deleted, or
+    /// the first index.json came, while it was looked for. What was marked before stays so.
     fn marked(
         run: &Run<'_>,
         name: &'r RepoName,
         dir: &'r Dir,
         without: DigestMap<()>,
     ) -> std::result::Result<Repo<'r>, Why> {
-        for _ in 1..ATTEMPTS {
-            match Repo::marked_once(run, name, dir, without.clone()) {
-                Err(Why::Missing { digest, .. }) if !is_missing(dir, &digest)? => {}
-                Err(Why::NoIndex) if dir.stat_name(path::INDEX)?.is_some() => {}
-                marked => return marked,
-            }
-        }
-        Repo::marked_once(run, name, dir, without)
-    }
-
-    /// index.json is read first: what comes or goes between it and the journal is in the journal.
-    fn marked_once(
-        run: &Run<'_>,
-        name: &'r RepoName,
-        dir: &'r Dir,
-        without: DigestMap<()>,
-    ) -> std::result::Result<Repo<'r>, Why> {
-        let mut index = read_index(dir)?;
-        if index.is_none() && history::proves_index(dir)? {
-            // The first commits may have been made in between.
-            index = read_index(dir)?;
-        }
-        let index = index.map(Arc::new);
         let mut repo = Repo {
             name,
             dir,
@@ -160,16 +137,33 @@ impl<'r> Repo<'r> {
             without,
             gone: DigestMap::default(),
         };
-        let recent = Recent::read(dir, run.undo_since())?;
-        repo.follow(run, index, Some(recent))?;
+        for _ in 0..ATTEMPTS {
+            match repo.mark(run) {
+                Err(Why::Missing { digest, .. }) if !is_missing(run, dir, &digest)? => {}
+                Err(Why::NoIndex) if dir.stat_name(path::INDEX)?.is_some() => {}
+                marked => return marked.map(|()| repo),
+            }
+        }
+        Err(Why::Restless)
+    }
+
+    /// index.json is read first: what comes or goes between it and the journal is in the journal.
+    fn mark(&mut self, run: &Run<'_>) -> std::result::Result<(), Why> {
+        let mut index = read_index(self.dir)?;
+        if index.is_none() && history::proves_index(self.dir)? {
+            // The first commits may have been made in between.
+            index = read_index(self.dir)?;
+        }
+        let recent = Recent::read(self.dir, run.undo_since())?;
+        self.follow(run, index.map(Arc::new), Some(recent))?;
         if run.options.now {
             let usual = run.before(Options::default().undo_window);
-            let could = Recent::read(dir, Some(usual))?.named;
+            let could = Recent::read(self.dir, Some(usual))?.named;
             let could =
                 could.iter().map(|named| (named.descriptor.digest.clone(), KeptBy::line(named)));
-            repo.undoable = could.collect();
+            self.undoable = could.collect();
         }
-        Ok(repo)
+        Ok(())
     }
 
     /// Adds to the marks what an index.json and the journal say by now.
@@ -179,24 +173,35 @@ impl<'r> Repo<'r> {
         index: Option<Arc<IndexFile>>,
         recent: Option<Recent>,
     ) -> std::result::Result<(), Why> {
-        match &index {
-            Some(file) => {
-                if let Some(digest) = self.marks.index(self.dir, &file.index, &self.without)? {
-                    // What follows is not remembered: all of this is looked at again, if anything is.
-                    let path = self.dir.at(&path::blob(&digest));
-                    return Err(Why::Missing { digest, path });
-                }
-            }
+        let missing = match &index {
+            Some(file) => self.marks.index(self.dir, &file.index, &self.without)?,
             None if self.index.is_some() || history::proves_index(self.dir)? => {
                 return Err(Why::NoIndex);
             }
-            None => {}
+            None => None,
+        };
+        self.would_be_undoable(run, index.as_deref())?;
+        let reading = recent.map(|recent| self.follow_journal(run, recent)).transpose()?;
+        if let Some(digest) = missing {
+            // Nothing of this is remembered: it is looked at again.
+            let path = self.dir.at(&path::blob(&digest));
+            return Err(Why::Missing { digest, path });
         }
         self.index = index;
-        self.would_be_undoable(run)?;
-        let Some(recent) = recent else { return Ok(()) };
+        if let Some(reading) = reading {
+            self.reading = reading;
+        }
+        Ok(())
+    }
+
+    /// Adds to the marks what the journal says; gives how far that went.
+    fn follow_journal(
+        &mut self,
+        run: &Run<'_>,
+        recent: Recent,
+    ) -> std::result::Result<Reading, Why> {
         if let Some(newest) =
-            recent.newest.filter(|newest| newest.time > run.begun_or_now() + TOLERANCE)
+            recent.newest.as_ref().filter(|newest| newest.time > run.begun_or_now() + TOLERANCE)
         {
             let (time, part) = (written(newest.time), self.dir.at(&newest.part));
             return Err(Why::ClockBehind { time, part, line: newest.line });
@@ -209,13 +214,12 @@ impl<'r> Repo<'r> {
             let cause = self.cause(KeptBy { time: run.begun, what: None });
             recent.spelled.iter().for_each(|digest| self.marks.digest(digest, cause));
         }
-        self.reading = recent.reading;
-        Ok(())
+        Ok(recent.reading)
     }
 
     /// What a dry run counts as taken out, the journal would name from then on.
-    fn would_be_undoable(&mut self, run: &Run<'_>) -> Result<()> {
-        let Some(file) = self.index.clone() else { return Ok(()) };
+    fn would_be_undoable(&mut self, run: &Run<'_>, index: Option<&IndexFile>) -> Result<()> {
+        let Some(file) = index else { return Ok(()) };
         if self.without.is_empty() || run.options.undo_window.is_zero() {
             return Ok(());
         }
@@ -355,6 +359,19 @@ impl<'r> Repo<'r> {
 }
 
 impl Run<'_> {
+    /// index.json as it is now; equal bytes are not parsed twice.
+    pub(super) fn read_again(
+        &self,
+        dir: &Dir,
+        last: Option<&Arc<IndexFile>>,
+    ) -> Result<Option<Arc<IndexFile>>> {
+        match last {
+            Some(last) if self.tree.is_remote() => IndexFile::reread(dir, last),
+            Some(last) => IndexFile::refresh(dir, last),
+            None => IndexFile::read(dir).map(|read| read.map(Arc::new)),
+        }
+    }
+
     /// What changed since then can be undone; nothing, without an undo window.
     pub(super) fn undo_since(&self) -> Option<SystemTime> {
         let window = self.options.undo_window;
@@ -368,12 +385,22 @@ impl Run<'_> {
 }
 
 /// Whether index.json names a manifest that is not there, while nobody commits. What was deleted with its
-/// content after index.json was read is named no more, or there again.
-fn is_missing(dir: &Dir, digest: &Digest) -> std::result::Result<bool, Why> {
-    // A lock that cannot be had does not stop the look: it is the best there is.
-    let _held = lock::shared_within(dir, path::LOCK, SHORTLY);
-    let named = read_index(dir)?.is_some_and(|file| file.index.contains(digest));
-    Ok(named && crate::layout::blobs::stat(dir, digest)?.is_none())
+/// content after index.json was read is named no more, or there again. Where the lock is not to be had, or
+/// another tool writes index.json, nobody can tell, and it is asked again.
+fn is_missing(run: &Run<'_>, dir: &Dir, digest: &Digest) -> std::result::Result<bool, Why> {
+    // Most is read before anybody is kept waiting.
+    let last = read_index(dir)?.map(Arc::new);
+    let held = lock::shared_in_turn(dir, path::LOCK, SHORTLY)?;
+    if held.is_none() && dir.stat_name(path::LOCK)?.is_some() {
+        return Ok(false);
+    }
+    match run.read_again(dir, last.as_ref()) {
+        Err(error) if IndexFile::being_written(dir, &error) => Ok(false),
+        read => {
+            let named = read?.is_some_and(|file| file.index.contains(digest));
+            Ok(named && crate::layout::blobs::stat(dir, digest)?.is_none())
+        }
+    }
 }
 
 /// Reads index.json without a lock; waits a little while another tool writes it.

@@ -106,12 +106,7 @@ impl Repo<'_> {
 
     /// Marks what index.json and the journal, read in this order, say by now.
     fn catch_up(&mut self, run: &Run<'_>) -> Result<(), Why> {
-        let index = match &self.index {
-            Some(last) if run.tree.is_remote() => IndexFile::reread(self.dir, last),
-            Some(last) => IndexFile::refresh(self.dir, last),
-            None => IndexFile::read(self.dir).map(|read| read.map(Arc::new)),
-        };
-        let index = match index {
+        let index = match run.read_again(self.dir, self.index.as_ref()) {
             Err(error) if IndexFile::being_written(self.dir, &error) => {
                 return Err(Why::BeingWritten);
             }
