@@ -101,7 +101,8 @@ pub fn age(root: &Path, hours: u64) {
     });
 }
 
-fn older(path: &Path, by: Duration) {
+/// Makes a file or a directory older.
+pub fn older(path: &Path, by: Duration) {
     let file = File::open(path).expect("a file to make older");
     let modified = file.metadata().and_then(|meta| meta.modified()).expect("a time");
     file.set_modified(modified - by).expect("an older time");

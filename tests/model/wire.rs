@@ -4,19 +4,23 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::Value;
 use stillage::oci::{Algorithm, Digest};
 
 use super::face::{Answer, Collected, Collection, Face, Found, Pulled, Referrer, Refused};
+use super::tree;
 use crate::support::content::with_query;
 use crate::support::http::{Request, Response};
 use crate::support::{Registry, STILLAGE};
 
 /// After so many hours without a byte the server ends an upload.
 const EXPIRY: u64 = 24;
+
+/// What it says when it ended some.
+const SWEPT: &str = "swept what nobody goes on with";
 
 pub struct Wire {
     registry: Registry,
@@ -258,21 +262,23 @@ impl Face for Wire {
     }
 
     fn restart(&mut self) -> Option<u64> {
+        // It sweeps when it starts, beside its first requests, and tells of it if there was anything: an
+        // upload that nobody goes on with. Once that is told, what grows old later stays.
+        let planted = self.begin("swept", Algorithm::Sha256).expect("an upload");
+        let planted = self.root().join(".stillage/uploads").join(planted);
+        for entry in fs::read_dir(&planted).expect("the upload").flatten() {
+            tree::older(&entry.path(), Duration::from_secs(2 * EXPIRY * 3600));
+        }
+        tree::older(&planted, Duration::from_secs(2 * EXPIRY * 3600));
+        let swept = |registry: &Registry| registry.stderr().matches(SWEPT).count();
+        let before = swept(&self.registry);
         self.registry.restart();
-        // It sweeps when it starts, beside its first requests: nobody else tells when it is done.
-        let uploads = self.root().join(".stillage/uploads");
-        let limit = SystemTime::now() - Duration::from_secs(EXPIRY * 3600);
-        let is_old = |entry: &fs::DirEntry| {
-            let changed = |path: PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
-            // One without data has only its owner's file.
-            let last = changed(entry.path().join("data")).or_else(|| changed(entry.path()));
-            last.is_some_and(|last| last < limit)
-        };
         let begun = Instant::now();
-        while fs::read_dir(&uploads).into_iter().flatten().flatten().any(|entry| is_old(&entry)) {
+        while swept(&self.registry) == before {
             assert!(begun.elapsed() < Duration::from_secs(30), "the server sweeps no uploads");
             std::thread::sleep(Duration::from_millis(5));
         }
+        assert!(!planted.exists(), "the server swept, and left {planted:?}");
         Some(EXPIRY)
     }
 
