@@ -76,6 +76,16 @@ impl<V> DigestMap<V> {
         self.sha512.retain(|hash, _| picked(Algorithm::Sha512, hash, &which));
     }
 
+    /// All digests that have one, with it, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (Digest, &V)> {
+        fn named<V>(algorithm: Algorithm, hash: &[u8], value: V) -> Option<(Digest, V)> {
+            Some((Digest::of_hash(algorithm, hash)?, value))
+        }
+        let short = self.sha256.iter().filter_map(|(h, v)| named(Algorithm::Sha256, h, v));
+        let long = self.sha512.iter().filter_map(|(h, v)| named(Algorithm::Sha512, h, v));
+        short.chain(long)
+    }
+
     /// How many digests have one.
     pub fn len(&self) -> usize {
         self.sha256.len() + self.sha512.len()
@@ -113,6 +123,8 @@ mod tests {
         for (n, digest) in all.iter().enumerate() {
             assert_eq!(map.get(digest), Some(&n), "{digest}");
         }
+        let listed: HashMap<Digest, usize> = map.iter().map(|(digest, n)| (digest, *n)).collect();
+        assert_eq!(listed, all.iter().cloned().zip(0..).collect());
         map.retain(|digest| all[100..300].contains(digest));
         for (n, digest) in all.iter().enumerate() {
             assert_eq!(map.contains(digest), (100..300).contains(&n), "{digest}");

@@ -168,7 +168,7 @@ pub enum Why {
         path: PathBuf,
     },
     /// It does not come to rest.
-    #[error("what its {} names is deleted all the while, or its lock is held", path::INDEX)]
+    #[error("its {} changes all the while, and what it named is gone", path::INDEX)]
     Restless,
     /// Its index.json is gone, and there was one.
     #[error("{} is gone, and the journal says that there was one", path::INDEX)]

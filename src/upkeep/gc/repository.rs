@@ -8,7 +8,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::event::{Event, Fate, KeptBy, Why, written};
-use super::turn::SHORTLY;
+use super::turn::held;
 use super::{Options, Run, TOLERANCE, Untag, untagged};
 use crate::graph::{self, Marks};
 use crate::layout::history::{self, Reading, Recent};
@@ -385,14 +385,14 @@ impl Run<'_> {
 }
 
 /// Whether index.json names a manifest that is not there, while nobody commits. What was deleted with its
-/// content after index.json was read is named no more, or there again. Where the lock is not to be had, or
-/// another tool writes index.json, nobody can tell, and it is asked again.
+/// content after index.json was read is named no more, or there again. While another tool writes index.json
+/// nobody can tell, and it is asked again.
 fn is_missing(run: &Run<'_>, dir: &Dir, digest: &Digest) -> std::result::Result<bool, Why> {
     // Most is read before anybody is kept waiting.
     let last = read_index(dir)?.map(Arc::new);
-    let held = lock::shared_in_turn(dir, path::LOCK, SHORTLY)?;
-    if held.is_none() && dir.stat_name(path::LOCK)?.is_some() {
-        return Ok(false);
+    let lock = lock::shared_in_turn(dir, path::LOCK, run.options.wait)?;
+    if lock.is_none() && dir.stat_name(path::LOCK)?.is_some() {
+        return Err(held(dir, path::LOCK));
     }
     match run.read_again(dir, last.as_ref()) {
         Err(error) if IndexFile::being_written(dir, &error) => Ok(false),

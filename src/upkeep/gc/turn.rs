@@ -19,6 +19,11 @@ use crate::oci::{Digest, RepoName};
 /// A turn holds everybody up for no longer than this.
 pub(super) const TURN: Duration = Duration::from_millis(50);
 
+/// So many children of indexes that were not there are looked for at each turn, because a repair or a copy
+/// may have brought them: what they need must stay. Where there are more, as under `--allow-sparse`, they
+/// are looked for when index.json or the journal has changed.
+const FEW_ABSENT: usize = 1000;
+
 /// How long a repository's lock is waited for while gc.lock is held.
 pub(super) const SHORTLY: Duration = Duration::from_millis(100);
 
@@ -115,6 +120,8 @@ impl Repo<'_> {
         let recent = Recent::since(self.dir, &self.reading, run.undo_since())?;
         if stamp(&index) != stamp(&self.index) || recent.is_some() {
             self.follow(run, index, recent)?;
+        } else if self.marks.absent() <= FEW_ABSENT {
+            self.marks.again(self.dir)?;
         }
         Ok(())
     }
