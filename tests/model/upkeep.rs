@@ -9,7 +9,7 @@ use stillage::oci::Digest;
 
 use super::face::Collection;
 use super::run::{Run, Step, same};
-use super::tree::{self, Status};
+use super::tree::{self, Picture, Status};
 use super::world::Repo;
 use crate::support::STILLAGE;
 use crate::support::random::Random;
@@ -85,8 +85,11 @@ impl Run<'_> {
         let would = self.face.collect(&dry)?;
         let after = tree::picture(self.face.root());
         let changed = before.keys().chain(after.keys());
-        let changed: Vec<&String> =
-            changed.filter(|path| before.get(*path) != after.get(*path)).collect();
+        let served = self.face.writes_by_itself();
+        let changed: Vec<&String> = changed
+            .filter(|path| before.get(*path) != after.get(*path))
+            .filter(|path| !(self.is_learnt(path, &before, &after) || served && is_view(path)))
+            .collect();
         same!(changed, Vec::<&String>::new(), "files changed by collect -n");
         let mut then = self.world.clone();
         let said = then.collect(collection, &tree::theirs(self.face.root()));
@@ -196,26 +199,34 @@ impl Run<'_> {
             path.starts_with(".stillage/pool/") && soiled.iter().any(|d| path.ends_with(d.hex()))
         };
         // Views of a repository that another tool changed are stale before.
-        let view = |path: &str| path.contains("/_manifests/") || path.ends_with("/_tags.json");
-        let views = |path: &str| view(path) || path.contains("/_referrers/sha");
-        // What a server has learnt of them in these moments it appends.
-        let served = self.face.writes_by_itself();
-        let grew = |path: &str| match (before.get(path), after.get(path)) {
+        let differs = |path: &&String| before.get(*path) != after.get(*path);
+        let changed: Vec<&String> = changed
+            .into_iter()
+            .filter(differs)
+            .filter(|path| {
+                !pooled(path) && !is_view(path) && !self.is_learnt(path, &before, &after)
+            })
+            .collect();
+        same!(changed, Vec::<&String>::new(), "files changed by a repair of a sound tree");
+        Ok(())
+    }
+
+    /// Whether a server may have appended in these moments what it learnt of manifests.
+    fn is_learnt(&self, path: &str, before: &Picture, after: &Picture) -> bool {
+        let grew = match (before.get(path), after.get(path)) {
             (Some((old, inode, _, mode)), Some((new, new_inode, _, new_mode))) => {
                 (inode, mode) == (new_inode, new_mode) && new.starts_with(old)
             }
             (old, _) => old.is_none(),
         };
-        let learnt = |path: &str| served && path.ends_with("/_referrers/facts.jsonl") && grew(path);
-        let differs = |path: &&String| before.get(*path) != after.get(*path);
-        let changed: Vec<&String> = changed
-            .into_iter()
-            .filter(differs)
-            .filter(|path| !pooled(path) && !views(path) && !learnt(path))
-            .collect();
-        same!(changed, Vec::<&String>::new(), "files changed by a repair of a sound tree");
-        Ok(())
+        self.face.writes_by_itself() && path.ends_with("/_referrers/facts.jsonl") && grew
     }
+}
+
+/// Whether a file is made from index.json: a server makes it some moments after another tool's change.
+fn is_view(path: &str) -> bool {
+    let of_manifests = path.contains("/_manifests/") || path.ends_with("/_tags.json");
+    of_manifests || path.contains("/_referrers/sha")
 }
 
 fn run(command: &mut Command) -> Step {
