@@ -19,6 +19,7 @@ pub mod account;
 pub mod acl;
 mod attributes;
 mod blob;
+mod blob_names;
 pub mod blobs;
 mod collected;
 pub mod copy;
@@ -66,6 +67,7 @@ mod write_back;
 pub use account::Account;
 pub use attributes::Attributes;
 pub use blob::Blob;
+pub use blob_names::BlobNames;
 pub use collected::Collected;
 pub use dir::{
     Dir, DirId, Entries, Inode, changed, is_regular, modified, read_all, read_known, size_of,

@@ -1,6 +1,7 @@
 //! A registry in a directory, and what a collection of it tells.
 
 mod promises;
+mod spared;
 mod tidying;
 mod wishes;
 

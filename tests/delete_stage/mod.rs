@@ -45,9 +45,13 @@ pub(crate) const ARGS: [&str; 3] = ["--auth", "none", "--no-views"];
 
 impl Stage {
     pub(crate) fn new() -> Stage {
+        Stage::with(&[])
+    }
+
+    pub(crate) fn with(args: &[&str]) -> Stage {
         let room = tempfile::tempdir().expect("a directory");
         let root = room.path().join("registry");
-        let registry = Registry::start_on(&root, &ARGS);
+        let registry = Registry::start_on(&root, &[&ARGS, args].concat());
         let (calls, [deleted, manifests]) = (Calls::on(room.path()), Default::default());
         let stage = Stage { registry, root, calls, deleted, manifests, _room: room };
         stage.registry.client().push_image(REPO, "stays", &Image::random(100));

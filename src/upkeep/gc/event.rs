@@ -48,6 +48,11 @@ pub enum Event<'a> {
         /// What it gives back.
         bytes: u64,
     },
+    /// A name in the pool that is the last one of its inode stays: a repository that was left reaches it, and may lack it.
+    PoolKept {
+        /// The content.
+        digest: &'a Digest,
+    },
     /// What was in the trash for longer than it is kept goes.
     Trash {
         /// The hour in which it came there.
@@ -294,7 +299,7 @@ impl Summary {
             }
             Event::Left { .. } => self.left += 1,
             Event::Blocked(_) => self.blocked = true,
-            Event::PassedOver(_) | Event::Tidied { .. } => {}
+            Event::PassedOver(_) | Event::Tidied { .. } | Event::PoolKept { .. } => {}
             Event::Warning(_) => self.warnings += 1,
         }
     }

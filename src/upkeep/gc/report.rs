@@ -128,6 +128,9 @@ impl<'a> Writer<'a> {
                 let bytes = many(*bytes, "byte", "bytes");
                 format!("pool {digest}: {goes}: no repository has it, {bytes}")
             }
+            Event::PoolKept { digest } if self.verbose => {
+                format!("pool {digest}: stays: a repository that was left as it is refers to it")
+            }
             Event::Trash { hour, files, bytes } if self.verbose => {
                 format!(
                     "trash {hour}: {goes}: {}, {}",
@@ -226,6 +229,9 @@ impl<'a> Writer<'a> {
             }),
             Event::Pool { digest, bytes } if self.verbose => {
                 json!({"what": "pool", "digest": digest.as_str(), "bytes": bytes})
+            }
+            Event::PoolKept { digest } if self.verbose => {
+                json!({"what": "poolKept", "digest": digest.as_str()})
             }
             Event::Trash { hour, files, bytes } if self.verbose => {
                 json!({"what": "trash", "hour": hour, "files": files, "bytes": bytes})

@@ -12,16 +12,16 @@ use crate::layout::history::Recent;
 use crate::layout::holders::Holders;
 use crate::layout::lock::{self, Held};
 use crate::layout::{
-    self, At, Dir, IndexFile, Inode, OrAbsent, Stamp, blobs, is_regular, path, size_of,
+    self, At, BlobNames, Dir, IndexFile, Inode, OrAbsent, Stamp, blobs, is_regular, path, size_of,
 };
 use crate::oci::{Digest, RepoName};
 
 /// A turn holds everybody up for no longer than this.
 pub(super) const TURN: Duration = Duration::from_millis(50);
 
-/// So many children of indexes that were not there are looked for at each turn, because a repair or a copy
-/// may have brought them: what they need must stay. Where there are more, as under `--allow-sparse`, they
-/// are looked for when index.json or the journal has changed.
+/// Children of indexes that were not there are looked for at each turn, because a repair or a copy may have
+/// brought them: what they need must stay. So many are looked for under the locks; where there are more, as
+/// under `--allow-sparse`, before them, and again only if a name has come since.
 const FEW_ABSENT: usize = 1000;
 
 /// How long a repository's lock is waited for while gc.lock is held.
@@ -58,14 +58,7 @@ impl Repo<'_> {
     /// had, which ends all turns of this run.
     fn lock(&mut self, run: &mut Run<'_>) -> Result<Option<Locks>, Why> {
         let begun = Instant::now();
-        // Most of what is new is read before anybody is kept waiting. A manifest that is not there may have
-        // been deleted meanwhile: under the locks it is looked for again.
-        if self.index.is_some() {
-            match self.catch_up(run) {
-                Ok(()) | Err(Why::BeingWritten | Why::Missing { .. }) => {}
-                Err(why) => return Err(why),
-            }
-        }
+        let looked = self.look_before(run)?;
         let left = || run.options.wait.saturating_sub(begun.elapsed());
         loop {
             let gc = lock::exclusive_within(&run.tree.room, path::GC_LOCK, left())?;
@@ -77,7 +70,7 @@ impl Repo<'_> {
             };
             let repository = lock::exclusive_within(self.dir, path::LOCK, SHORTLY.min(left()))?;
             if let Some(repository) = repository {
-                match self.look_again(run) {
+                match self.look_again(run, looked.as_ref()) {
                     Ok(()) => return Ok(Some(Locks { _repository: repository, _gc: gc })),
                     Err(Why::BeingWritten) if !left().is_zero() => drop(repository),
                     Err(why) => return Err(why),
@@ -91,13 +84,30 @@ impl Repo<'_> {
         }
     }
 
+    /// Most of what is new is read before anybody is kept waiting; gives which names there were before
+    /// that, where all that is absent was looked for. A manifest that is not there may have been deleted
+    /// meanwhile: under the locks it is looked for again.
+    fn look_before(&mut self, run: &Run<'_>) -> Result<Option<BlobNames>, Why> {
+        if self.index.is_none() {
+            return Ok(None);
+        }
+        let many = self.marks.absent() > FEW_ABSENT;
+        let names = if many { BlobNames::settled(run.tree, self.dir)? } else { None };
+        match self.catch_up(run, None) {
+            Ok(()) => Ok(names),
+            Err(Why::BeingWritten | Why::Missing { .. }) => Ok(None),
+            Err(why) => Err(why),
+        }
+    }
+
     /// Under both locks: whatever came since the marks were made is marked, too, and index.json is
-    /// on the disk before anything goes that an older one may have needed.
-    fn look_again(&mut self, run: &Run<'_>) -> Result<(), Why> {
+    /// on the disk before anything goes that an older one may have needed. `looked` says for which names
+    /// all that is absent was looked for.
+    fn look_again(&mut self, run: &Run<'_>, looked: Option<&BlobNames>) -> Result<(), Why> {
         if !self.is_named(run)? {
             return Err(Why::Moved);
         }
-        self.catch_up(run)?;
+        self.catch_up(run, looked)?;
         let now = stamp(&self.index);
         if self.durable != Some(now) {
             if let Some(file) = &self.index {
@@ -110,7 +120,7 @@ impl Repo<'_> {
     }
 
     /// Marks what index.json and the journal, read in this order, say by now.
-    fn catch_up(&mut self, run: &Run<'_>) -> Result<(), Why> {
+    fn catch_up(&mut self, run: &Run<'_>, looked: Option<&BlobNames>) -> Result<(), Why> {
         let index = match run.read_again(self.dir, self.index.as_ref()) {
             Err(error) if IndexFile::being_written(self.dir, &error) => {
                 return Err(Why::BeingWritten);
@@ -120,7 +130,7 @@ impl Repo<'_> {
         let recent = Recent::since(self.dir, &self.reading, run.undo_since())?;
         if stamp(&index) != stamp(&self.index) || recent.is_some() {
             self.follow(run, index, recent)?;
-        } else if self.marks.absent() <= FEW_ABSENT {
+        } else if looked.is_none() || looked != Some(&BlobNames::of(self.dir)?) {
             self.marks.again(self.dir)?;
         }
         Ok(())

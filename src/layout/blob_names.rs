@@ -1,0 +1,106 @@
+//! Whether names came to a repository's blobs since somebody looked.
+
+use std::time::Duration;
+
+use super::dir::Dir;
+use super::error::{OrAbsent, Result};
+use super::path;
+use super::tree::Tree;
+use super::version::Version;
+use crate::oci::Algorithm;
+
+/// So often a directory is looked at whose times are not settled, and so long it is waited for in between.
+const TRIES: usize = 3;
+const TICKS: Duration = Duration::from_millis(12);
+
+/// A state of the directories in which a repository's blobs have their names.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BlobNames([Option<Version>; Algorithm::ALL.len()]);
+
+impl BlobNames {
+    /// The state that they have now.
+    ///
+    /// # Errors
+    /// A directory is there and cannot be looked at.
+    pub fn of(repo: &Dir) -> Result<BlobNames> {
+        let mut states = [None; Algorithm::ALL.len()];
+        for (state, algorithm) in states.iter_mut().zip(Algorithm::ALL) {
+            if let Some(blobs) = repo.dir(&path::blobs(algorithm)).or_absent()? {
+                *state = Some(Version::of(&blobs.stat()?));
+            }
+        }
+        Ok(BlobNames(states))
+    }
+
+    /// A state from which every other one will differ: waits for that, 36 ms at most. `None` where it does
+    /// not come to that: names come or go all the while, the file system keeps whole seconds, or is
+    /// a network's.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn settled(tree: &Tree, repo: &Dir) -> Result<Option<BlobNames>> {
+        if tree.is_remote() {
+            return Ok(None);
+        }
+        for _ in 0..TRIES {
+            let names = BlobNames::of(repo)?;
+            let mut states = names.0.iter().flatten();
+            if states.all(|state| state.settled() && !state.is_coarse()) {
+                return Ok(Some(names));
+            }
+            // There is nothing to be woken by: it is a clock that has to tick.
+            std::thread::sleep(TICKS);
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::layout::RealDisk;
+
+    #[test]
+    fn every_name_that_comes_shows_however_soon() {
+        let temp = tempfile::tempdir().unwrap();
+        let tree = Tree::open(temp.path(), Arc::new(RealDisk)).unwrap();
+        let repo = tree.root.clone();
+        let none = BlobNames::settled(&tree, &repo).unwrap().unwrap();
+        for algorithm in Algorithm::ALL {
+            let blobs = temp.path().join(path::blobs(algorithm));
+            fs::create_dir_all(&blobs).unwrap();
+            assert_ne!(BlobNames::of(&repo).unwrap(), none);
+            for n in 0..20 {
+                // The last name has just come: within one tick of the clock two would have the same time.
+                let before = BlobNames::settled(&tree, &repo).unwrap().unwrap();
+                assert_eq!(BlobNames::of(&repo).unwrap(), before);
+                fs::write(blobs.join(n.to_string()), "").unwrap();
+                assert_ne!(BlobNames::of(&repo).unwrap(), before, "{algorithm} {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_that_may_hide_a_change_is_none() {
+        let temp = tempfile::tempdir().unwrap();
+        let tree = Tree::open(temp.path(), Arc::new(RealDisk)).unwrap();
+        let blobs = temp.path().join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        let (stop, busy) = (Arc::new(std::sync::atomic::AtomicBool::new(false)), blobs.clone());
+        let stopped = Arc::clone(&stop);
+        let writer = std::thread::spawn(move || {
+            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                fs::write(busy.join("name"), "").unwrap();
+                fs::remove_file(busy.join("name")).unwrap();
+            }
+        });
+        // The writer may not have begun.
+        let found = (0..50).any(|_| BlobNames::settled(&tree, &tree.root).unwrap().is_none());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        writer.join().unwrap();
+        assert!(found);
+    }
+}
