@@ -1,6 +1,7 @@
 //! What a repository that is left as it is needs, and the pool alone has.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use stillage::oci::Reference;
@@ -40,20 +41,16 @@ fn what_a_damaged_repository_lacks_stays_in_the_pool() {
         for digest in &lost {
             assert!(f.pooled(digest), "{options:?}: {digest}");
             let stays = format!("pool {digest}: stays: ");
-            // One collection later than that of the damage, where that is not at once.
+            // Otherwise one collection later.
             assert!(!options.now || told.lines.iter().any(|line| line.starts_with(&stays)));
         }
+        assert!(!options.now || told.summary.spared == lost.len() as u64, "{:?}", told.lines);
         for digest in &other {
             assert_eq!(f.pooled(digest), options.dry_run, "what nobody needs goes");
         }
     }
 
-    let repair = Command::new(env!("CARGO_BIN_EXE_stillage"))
-        .args(["check", "--repair"])
-        .arg(f.temp.path())
-        .output()
-        .unwrap();
-    assert!(repair.status.success(), "{repair:?}");
+    repair(&f);
     assert!(f.is_pulled("a", &tag("one")) && f.is_pulled("a", &tag("whole")));
     assert!(lost.iter().all(|digest| f.has("a", digest)));
     f.delete("a", tag("one"));
@@ -76,10 +73,36 @@ fn what_a_damaged_repository_has_wrongly_stays_in_the_pool() {
     assert!(told.left["a"].contains("not have the digest"), "{:?}", told.left);
     assert!(lost.iter().all(|digest| f.pooled(digest)));
 
-    let repair = Command::new(env!("CARGO_BIN_EXE_stillage"))
-        .args(["check", "--repair"])
-        .arg(f.temp.path())
-        .output()
-        .unwrap();
-    assert!(f.is_pulled("a", &tag("one")), "{repair:?}");
+    repair(&f);
+    assert!(f.is_pulled("a", &tag("one")));
+}
+
+/// So is it where index.json is gone, or cannot be read: a repair makes it anew from the journal.
+#[test]
+fn what_a_repository_without_index_json_lacks_stays_in_the_pool() {
+    type Damage<'a> = &'a dyn Fn(&Path);
+    let damage: [Damage<'_>; 2] =
+        [&|index| fs::remove_file(index).unwrap(), &|index| fs::write(index, "{").unwrap()];
+    for damage in damage {
+        let f = Fixture::new();
+        let lost = f.image("a", "one");
+        // With one commit alone the journal does not prove that there was an index.json.
+        f.image("a", "two");
+        for digest in &lost {
+            fs::remove_file(f.blob_path("a", digest)).unwrap();
+        }
+        damage(&f.at("a/index.json"));
+        assert!(f.gc(&at_once()).left.contains_key("a"));
+        assert!(lost.iter().all(|digest| f.pooled(digest)));
+        repair(&f);
+        for text in ["one", "two"] {
+            assert!(f.is_pulled("a", &tag(text)), "{text}");
+        }
+    }
+}
+
+fn repair(f: &Fixture) {
+    let mut check = Command::new(env!("CARGO_BIN_EXE_stillage"));
+    let done = check.args(["check", "--repair"]).arg(f.temp.path()).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
 }

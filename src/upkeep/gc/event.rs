@@ -262,6 +262,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Repositories that were left for the next collection.
     pub left: u64,
+    /// Names in the pool that stay because those may lack them.
+    pub spared: u64,
     /// Whether nothing could be removed at all, from some time on.
     pub blocked: bool,
     /// What was left undone that no blob depends on.
@@ -299,7 +301,8 @@ impl Summary {
             }
             Event::Left { .. } => self.left += 1,
             Event::Blocked(_) => self.blocked = true,
-            Event::PassedOver(_) | Event::Tidied { .. } | Event::PoolKept { .. } => {}
+            Event::PoolKept { .. } => self.spared += 1,
+            Event::PassedOver(_) | Event::Tidied { .. } => {}
             Event::Warning(_) => self.warnings += 1,
         }
     }

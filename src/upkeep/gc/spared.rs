@@ -2,9 +2,11 @@
 //! there.
 
 use std::os::unix::fs::FileExt as _;
+use std::time::SystemTime;
 
 use super::Run;
 use super::repository::read_index;
+use crate::layout::history::Recent;
 use crate::layout::{Dir, path, read_all, size_of};
 use crate::oci::{Digest, DigestMap, MAX_MANIFEST};
 
@@ -13,8 +15,7 @@ impl Run<'_> {
     /// repository has or only the pool has still. Whatever cannot be read is passed over: a repair cannot
     /// read it either.
     pub(super) fn spare(&mut self, repo: &Dir) {
-        let Ok(Some(file)) = read_index(repo) else { return };
-        let mut todo: Vec<Digest> = file.index.entries().map(|entry| entry.digest).collect();
+        let mut todo = entries(repo);
         let mut seen = DigestMap::default();
         while let Some(digest) = todo.pop() {
             if !seen.put_new(&digest, ()) {
@@ -25,6 +26,16 @@ impl Run<'_> {
             todo.extend(spelled(&self.tree.room, &path::pool(&digest), true));
         }
     }
+}
+
+/// What index.json names; or the journal, from which a repair makes index.json anew where that is gone.
+fn entries(repo: &Dir) -> Vec<Digest> {
+    if let Ok(Some(file)) = read_index(repo) {
+        return file.index.entries().map(|entry| entry.digest).collect();
+    }
+    let all = Recent::read(repo, Some(SystemTime::UNIX_EPOCH)).unwrap_or_default();
+    let named = all.named.into_iter().map(|named| named.descriptor.digest);
+    named.chain(all.spelled).collect()
 }
 
 /// The digests that a file spells, if it may be a document of JSON and a manifest, whatever its type; where
