@@ -204,6 +204,27 @@ fn whatever_call_fails_nothing_acknowledged_is_harmed_and_the_server_goes_on() {
 }
 
 /// How many there are of each deed.
+/// What cannot be read at first, and can be later, counts then with all that depends on it: by the length of
+/// a blob in the pool the hints are judged.
+#[test]
+fn a_repair_judges_anew_what_it_could_not_read_before() {
+    let patient = Patient::new(Damage::Room);
+    let (mut failed, mut goes) = (0, false);
+    patient.calls.rule(move |call| {
+        // The first deed ends the first look.
+        goes |= failed > 0 && call.name.starts_with("fchmod");
+        if goes || call.name != "pread64" || !call.path.to_string_lossy().contains("/pool/") {
+            return Answer::Go;
+        }
+        failed += 1;
+        Answer::Fail(libc::EIO)
+    });
+    let ended = patient.repair();
+    let seen = patient.calls.done();
+    assert!(was_met(&seen) && ended.code == Some(0), "{ended:?}");
+    patient.assert_true(&ended, &seen);
+}
+
 fn tell_what_there_is(faults: &[Fault]) {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for fault in faults {

@@ -147,6 +147,11 @@ impl Hashes {
         self.state().suspects.insert(inode);
     }
 
+    /// The pool is looked at anew.
+    pub(super) fn suspect_none(&self) {
+        self.state().suspects.clear();
+    }
+
     /// Whether an inode of the pool was found wanting.
     pub(super) fn is_suspect(&self, inode: Inode) -> bool {
         self.state().suspects.contains(&inode)

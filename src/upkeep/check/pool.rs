@@ -16,6 +16,8 @@ use crate::oci::{Algorithm, Digest};
 /// Checks pool and hints; afterwards the pool's inodes need not be hashed in the repositories. Gives
 /// how many names the pool has.
 pub(super) fn check(look: &Look<'_>, room: &Dir, findings: &mut Findings) -> Result<u64> {
+    // What could not be read before a repair, or was wrong, may be sound by now.
+    look.hashes.suspect_none();
     let pool = Pool { look, room, owner: room.stat()?.st_uid };
     let mut count = 0;
     if let Some(dir) = probe::dir(room, path::POOL, findings).there() {
