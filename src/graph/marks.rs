@@ -19,7 +19,7 @@ pub struct Marks {
     kept: DigestMap<Cause>,
     /// Manifests whose references are among what is kept.
     read: DigestMap<()>,
-    /// What those contain and was not there: it may come, and they are not read again.
+    /// What those, index.json or the journal name and what was not there: it may come.
     absent: DigestMap<Cause>,
 }
 
@@ -50,18 +50,15 @@ impl Marks {
         Ok(missing)
     }
 
-    /// Marks what has come of that which indexes contain and which was not there. Of that all digests
-    /// are kept which it spells.
+    /// Marks what has come of that which was named and not there. Of that all digests are kept which it
+    /// spells.
     ///
     /// # Errors
     /// As above.
     pub fn again(&mut self, repo: &Dir) -> Result<()> {
         for (digest, cause) in std::mem::take(&mut self.absent).iter() {
             // What is said of it elsewhere does not matter: this keeps at least as much.
-            let child = Descriptor::new("application/json", digest, 0);
-            if !self.reach(repo, &child, *cause)? {
-                self.absent.put_new(&child.digest, *cause);
-            }
+            self.reach(repo, &Descriptor::new("application/json", digest, 0), *cause)?;
         }
         Ok(())
     }
@@ -71,7 +68,8 @@ impl Marks {
         self.absent.len()
     }
 
-    /// Marks a descriptor from the journal, and what it reaches. A manifest that is gone is nothing.
+    /// Marks a descriptor from the journal, and what it reaches. A manifest that is gone is nothing, unless
+    /// it comes again.
     ///
     /// # Errors
     /// As above.
@@ -97,7 +95,10 @@ impl Marks {
     /// Whether the first itself is there, if that matters.
     fn reach(&mut self, repo: &Dir, first: &Descriptor, cause: Cause) -> Result<bool> {
         self.kept.put_new(&first.digest, cause);
-        let Some(mut next) = self.look(repo, first, cause)? else { return Ok(false) };
+        let Some(mut next) = self.look(repo, first, cause)? else {
+            self.absent.put_new(&first.digest, cause);
+            return Ok(false);
+        };
         while let Some(descriptor) = next.pop() {
             match self.look(repo, &descriptor, cause)? {
                 Some(more) => next.extend(more),

@@ -5,12 +5,12 @@ use std::time::Duration;
 use super::dir::Dir;
 use super::error::{OrAbsent, Result};
 use super::path;
-use super::tree::Tree;
+use super::tree::is_remote;
 use super::version::Version;
 use crate::oci::Algorithm;
 
-/// So often a directory is looked at whose times are not settled, and so long it is waited for in between.
-const TRIES: usize = 3;
+/// So often directories are looked at whose times are not settled, and so long is waited in between.
+const LOOKS: usize = 3;
 const TICKS: Duration = Duration::from_millis(12);
 
 /// A state of the directories in which a repository's blobs have their names.
@@ -32,24 +32,31 @@ impl BlobNames {
         Ok(BlobNames(states))
     }
 
-    /// A state from which every other one will differ: waits for that, 36 ms at most. `None` where it does
+    /// A state from which every other one will differ: waits for that, 24 ms at most. `None` where it does
     /// not come to that: names come or go all the while, the file system keeps whole seconds, or is
     /// a network's.
     ///
     /// # Errors
     /// As above.
-    pub fn settled(tree: &Tree, repo: &Dir) -> Result<Option<BlobNames>> {
-        if tree.is_remote() {
-            return Ok(None);
+    pub fn settled(repo: &Dir) -> Result<Option<BlobNames>> {
+        // A repository may be a mount of its own.
+        for algorithm in Algorithm::ALL {
+            if let Some(blobs) = repo.dir(&path::blobs(algorithm)).or_absent()?
+                && is_remote(&blobs)?
+            {
+                return Ok(None);
+            }
         }
-        for _ in 0..TRIES {
+        for look in 0..LOOKS {
+            if look > 0 {
+                // There is nothing to be woken by: it is a clock that has to tick.
+                std::thread::sleep(TICKS);
+            }
             let names = BlobNames::of(repo)?;
             let mut states = names.0.iter().flatten();
             if states.all(|state| state.settled() && !state.is_coarse()) {
                 return Ok(Some(names));
             }
-            // There is nothing to be woken by: it is a clock that has to tick.
-            std::thread::sleep(TICKS);
         }
         Ok(None)
     }
@@ -58,25 +65,22 @@ impl BlobNames {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::sync::Arc;
     use std::time::Instant;
 
     use super::*;
-    use crate::layout::RealDisk;
 
     #[test]
     fn every_name_that_comes_shows_however_soon() {
         let temp = tempfile::tempdir().unwrap();
-        let tree = Tree::open(temp.path(), Arc::new(RealDisk)).unwrap();
-        let repo = tree.root.clone();
-        let none = BlobNames::settled(&tree, &repo).unwrap().unwrap();
+        let repo = Dir::open_root(temp.path()).unwrap();
+        let none = BlobNames::settled(&repo).unwrap().unwrap();
         for algorithm in Algorithm::ALL {
             let blobs = temp.path().join(path::blobs(algorithm));
             fs::create_dir_all(&blobs).unwrap();
             assert_ne!(BlobNames::of(&repo).unwrap(), none, "the directory itself came");
             let mut come = Instant::now();
             for n in 0..20 {
-                let before = BlobNames::settled(&tree, &repo).unwrap().unwrap();
+                let before = BlobNames::settled(&repo).unwrap().unwrap();
                 // Within one tick of the clock two names would come at the same time. The last one's is
                 // that of its tick's begin.
                 assert!(come.elapsed() > TICKS / 2, "{algorithm} {n}: {:?}", come.elapsed());

@@ -1,7 +1,6 @@
 //! A registry in a directory, and what a collection of it tells.
 
 mod promises;
-mod spared;
 mod tidying;
 mod wishes;
 

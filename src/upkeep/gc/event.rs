@@ -48,11 +48,6 @@ pub enum Event<'a> {
         /// What it gives back.
         bytes: u64,
     },
-    /// A name in the pool that is the last one of its inode stays: a repository that was left reaches it, and may lack it.
-    PoolKept {
-        /// The content.
-        digest: &'a Digest,
-    },
     /// What was in the trash for longer than it is kept goes.
     Trash {
         /// The hour in which it came there.
@@ -262,8 +257,6 @@ pub struct Summary {
     pub bytes: u64,
     /// Repositories that were left for the next collection.
     pub left: u64,
-    /// Names in the pool that stay because those may lack them.
-    pub spared: u64,
     /// Whether nothing could be removed at all, from some time on.
     pub blocked: bool,
     /// What was left undone that no blob depends on.
@@ -301,7 +294,6 @@ impl Summary {
             }
             Event::Left { .. } => self.left += 1,
             Event::Blocked(_) => self.blocked = true,
-            Event::PoolKept { .. } => self.spared += 1,
             Event::PassedOver(_) | Event::Tidied { .. } => {}
             Event::Warning(_) => self.warnings += 1,
         }

@@ -13,7 +13,6 @@ pub mod report;
 mod repository;
 mod room;
 mod schedule;
-mod spared;
 mod tidy;
 mod turn;
 mod untagged;
@@ -28,7 +27,7 @@ pub use event::{Event, Fate, KeptBy, Summary, Tidied, Why};
 pub use schedule::next;
 
 use crate::layout::{self, Collected, Stamp, Tree, Walk};
-use crate::oci::{Algorithm, Digest, DigestMap, RepoName};
+use crate::oci::{Algorithm, Digest, RepoName};
 
 /// How far a clock may be behind what is written in the tree.
 const TOLERANCE: Duration = Duration::from_secs(60);
@@ -129,9 +128,8 @@ pub fn run(
         return Err(GcError::ClockBehind { now, last });
     }
     let (summary, links) = (Summary::default(), links::Links::new(options.dry_run));
-    let (blocked, hints, spared) = (false, BTreeMap::new(), DigestMap::default());
-    let mut run =
-        Run { tree, options, begun, last, report, summary, links, blocked, hints, spared };
+    let hints = BTreeMap::new();
+    let mut run = Run { tree, options, begun, last, report, summary, links, blocked: false, hints };
     match &options.only {
         Some(name) => run.only(name, untag)?,
         None => run.all(untag)?,
@@ -166,8 +164,6 @@ struct Run<'a> {
     blocked: bool,
     /// A digest of each file of hints in which some became false.
     hints: BTreeMap<(Algorithm, String), Digest>,
-    /// What repositories reach that are left: a repair may find it in the pool alone.
-    spared: DigestMap<()>,
 }
 
 impl Run<'_> {

@@ -128,9 +128,6 @@ impl<'a> Writer<'a> {
                 let bytes = many(*bytes, "byte", "bytes");
                 format!("pool {digest}: {goes}: no repository has it, {bytes}")
             }
-            Event::PoolKept { digest } if self.verbose => {
-                format!("pool {digest}: stays: a repository that was left as it is refers to it")
-            }
             Event::Trash { hour, files, bytes } if self.verbose => {
                 format!(
                     "trash {hour}: {goes}: {}, {}",
@@ -230,9 +227,6 @@ impl<'a> Writer<'a> {
             Event::Pool { digest, bytes } if self.verbose => {
                 json!({"what": "pool", "digest": digest.as_str(), "bytes": bytes})
             }
-            Event::PoolKept { digest } if self.verbose => {
-                json!({"what": "poolKept", "digest": digest.as_str()})
-            }
             Event::Trash { hour, files, bytes } if self.verbose => {
                 json!({"what": "trash", "hour": hour, "files": files, "bytes": bytes})
             }
@@ -281,12 +275,6 @@ fn sums(summary: &Summary, dry_run: bool) -> String {
         let left = many(summary.left, "repository", "repositories");
         text.push_str(&format!("left for the next collection: {left}\n"));
     }
-    if summary.spared > 0 {
-        let names = many(summary.spared, "name", "names");
-        text.push_str(&format!(
-            "kept in the pool for `stillage check --repair` of these: {names}\n"
-        ));
-    }
     text
 }
 
@@ -307,15 +295,13 @@ mod tests {
             leftovers: 1,
             bytes: 1,
             left: 1,
-            spared: 1,
             ..Summary::default()
         };
         assert_eq!(
             sums(&one, false),
             "1 repository, 1 blob: 0 seen unreferenced for the first time, 0 in their grace, 0 kept for \
              undo\nremoved 1 blob, 1 name from the pool, 1 file from the trash, 1 untagged manifest, \
-             1 upload, 1 leftover: 1 byte given back\nleft for the next collection: 1 repository\n\
-             kept in the pool for `stillage check --repair` of these: 1 name\n"
+             1 upload, 1 leftover: 1 byte given back\nleft for the next collection: 1 repository\n"
         );
         let none = sums(&Summary::default(), true);
         assert!(none.contains("0 repositories, 0 blobs") && none.contains("would remove 0 blobs"));

@@ -63,9 +63,6 @@ pub(super) struct Repo<'r> {
 pub(super) fn collect(run: &mut Run<'_>, name: &RepoName, dir: &Dir, untag: &mut Untag<'_>) {
     run.tell(Event::Repository(name));
     if let Err(why) = try_collect(run, name, dir, untag) {
-        if matches!(why, Why::Missing { .. } | Why::Unreadable(_) | Why::NoIndex) {
-            run.spare(dir);
-        }
         run.tell(Event::Left { repository: name, why: &why });
     }
 }

@@ -92,7 +92,7 @@ impl Run<'_> {
     }
 
     /// Names in the pool that are their inode's last go: at once, or one collection after they
-    /// became that. What a repository needs that was left as it is stays.
+    /// became that.
     fn pool(&mut self) -> Result<()> {
         let before = match (self.options.now, self.last) {
             (true, _) => None,
@@ -103,10 +103,6 @@ impl Run<'_> {
         pool::each(tree, leftovers, really, |name| {
             let recent = |before| name.changed() >= before || self.links.is_touched(&name.stat);
             if self.links.others(&name.stat) > 0 || before.is_some_and(recent) {
-                return Ok(());
-            }
-            if self.spared.contains(&name.digest) {
-                self.tell(Event::PoolKept { digest: &name.digest });
                 return Ok(());
             }
             if really {

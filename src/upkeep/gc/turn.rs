@@ -19,9 +19,10 @@ use crate::oci::{Digest, RepoName};
 /// A turn holds everybody up for no longer than this.
 pub(super) const TURN: Duration = Duration::from_millis(50);
 
-/// Children of indexes that were not there are looked for at each turn, because a repair or a copy may have
-/// brought them: what they need must stay. So many are looked for under the locks; where there are more, as
-/// under `--allow-sparse`, before them, and again only if a name has come since.
+/// What was named and not there is looked for again at each turn, because a repair or an upload may have
+/// brought it without a commit: what it needs must stay. So much is looked for under the locks; where it is
+/// more, as under `--allow-sparse`, before them, and under them only if a name may have come since. Where
+/// that cannot be told, as over a network, everybody waits for the look.
 const FEW_ABSENT: usize = 1000;
 
 /// How long a repository's lock is waited for while gc.lock is held.
@@ -92,7 +93,7 @@ impl Repo<'_> {
             return Ok(None);
         }
         let many = self.marks.absent() > FEW_ABSENT;
-        let names = if many { BlobNames::settled(run.tree, self.dir)? } else { None };
+        let names = if many { BlobNames::settled(self.dir)? } else { None };
         match self.catch_up(run, None) {
             Ok(()) => Ok(names),
             Err(Why::BeingWritten | Why::Missing { .. }) => Ok(None),
