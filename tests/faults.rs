@@ -18,11 +18,14 @@ mod mending;
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fault_stage::{Stage, assert_no_second_sync};
 use mending::{Damage, Patient};
@@ -203,7 +206,6 @@ fn whatever_call_fails_nothing_acknowledged_is_harmed_and_the_server_goes_on() {
     assert!(*missed * 6 <= total, "{missed} of {total} were never met");
 }
 
-/// How many there are of each deed.
 /// What cannot be read at first, and can be later, counts then with all that depends on it: by the length of
 /// a blob in the pool the hints are judged.
 #[test]
@@ -225,6 +227,51 @@ fn a_repair_judges_anew_what_it_could_not_read_before() {
     patient.assert_true(&ended, &seen);
 }
 
+/// What comes to a repository while it is repaired, or lay where nobody could look, is hashed like all else
+/// before it counts as sound, and is not linked into the pool.
+#[test]
+fn a_repair_hashes_what_it_has_not_seen_before() {
+    for comes_later in [true, false] {
+        let patient = Patient::new(Damage::Index);
+        let is_repository = |path: &PathBuf| path.join("blobs/sha256").is_dir();
+        let mut found = fs::read_dir(patient.root()).unwrap().map(|entry| entry.unwrap().path());
+        let repository = found.find(is_repository).expect("a repository");
+        let blobs = repository.join("blobs/sha256");
+        let (hex, plant) = ("ab".repeat(32), move |path: &Path| {
+            fs::write(path, "what has another digest").unwrap();
+            fs::set_permissions(path, Permissions::from_mode(0o444)).unwrap();
+        });
+        let bad = blobs.join(&hex);
+        if !comes_later {
+            plant(&bad);
+            // What is as old as the run may have come later: it is the clock that has to go on.
+            thread::sleep(Duration::from_secs(2));
+        }
+        let (planted, mut goes) = (bad.clone(), false);
+        patient.calls.rule(move |call| {
+            // The first deed in it ends the first look at it.
+            let begins =
+                !goes && call.name.starts_with("rename") && call.path.starts_with(&repository);
+            goes |= begins;
+            if begins && comes_later {
+                plant(&planted);
+            }
+            match !goes && !comes_later && call.name == "getdents64" && call.path == blobs {
+                true => Answer::Fail(libc::EIO),
+                false => Answer::Go,
+            }
+        });
+        let ended = patient.repair();
+        let seen = patient.calls.done();
+        assert!(comes_later || was_met(&seen), "{ended:?}");
+        assert!(!bad.exists(), "{comes_later}: {ended:?}");
+        let pooled = patient.root().join(".stillage/pool/sha256/ab").join(&hex);
+        assert!(!pooled.exists(), "{comes_later}: {ended:?}");
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    }
+}
+
+/// How many there are of each deed.
 fn tell_what_there_is(faults: &[Fault]) {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for fault in faults {

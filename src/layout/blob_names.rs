@@ -76,9 +76,9 @@ mod tests {
         let none = BlobNames::settled(&repo).unwrap().unwrap();
         for algorithm in Algorithm::ALL {
             let blobs = temp.path().join(path::blobs(algorithm));
+            let mut come = Instant::now();
             fs::create_dir_all(&blobs).unwrap();
             assert_ne!(BlobNames::of(&repo).unwrap(), none, "the directory itself came");
-            let mut come = Instant::now();
             for n in 0..20 {
                 let before = BlobNames::settled(&repo).unwrap().unwrap();
                 // Within one tick of the clock two names would come at the same time. The last one's is

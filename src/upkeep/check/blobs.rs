@@ -214,7 +214,7 @@ fn content(
             Seen::Absent => return Seen::Absent,
             Seen::Bad => return Seen::Bad,
         };
-        let known = look.is_known(|| dir.at(digest.hex()));
+        let known = look.is_known(&stat, || dir.at(digest.hex()));
         match if known { Ok(true) } else { look.hashes.agrees(&file, &stat, digest) } {
             Ok(true) => {
                 if let Some(repo) = place.repo {

@@ -147,9 +147,9 @@ impl Hashes {
         self.state().suspects.insert(inode);
     }
 
-    /// The pool is looked at anew.
-    pub(super) fn suspect_none(&self) {
-        self.state().suspects.clear();
+    /// Suspects nobody any more: the pool is looked at anew. Gives who was suspected.
+    pub(super) fn suspect_none(&self) -> HashSet<Inode> {
+        std::mem::take(&mut self.state().suspects)
     }
 
     /// Whether an inode of the pool was found wanting.
@@ -266,10 +266,15 @@ impl Hashes {
         self.state().closed
     }
 
+    /// Whether something happened to a file, or to its names, since the run began.
+    pub(super) fn came_later(&self, stat: &Stat) -> bool {
+        stat.st_ctime >= self.began
+    }
+
     /// Whether this is the inode that the pool has under the digest, and that was hashed there.
     pub(super) fn is_pooled(&self, stat: &Stat, digest: &Digest) -> bool {
         let state = self.state();
-        if stat.st_ctime >= self.began || state.suspects.contains(&Inode::of(stat)) {
+        if self.came_later(stat) || state.suspects.contains(&Inode::of(stat)) {
             return false;
         }
         let Some(room) = state.room.clone() else { return false };

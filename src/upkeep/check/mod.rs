@@ -39,6 +39,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::Stat;
 use thiserror::Error;
 
 pub use finding::{Finding, Summary};
@@ -176,12 +177,15 @@ impl Look<'_> {
         Findings::new(self.root, repository)
     }
 
-    /// Whether a file was hashed in an earlier look at this place, and found sound.
-    fn is_known(&self, path: impl FnOnce() -> PathBuf) -> bool {
-        self.again.is_some_and(|again| {
-            let path = path();
-            !again.contains(path.strip_prefix(self.root).unwrap_or(&path))
-        })
+    /// Whether a file was hashed in an earlier look at this place, and found sound: it was there when the
+    /// run began, and nothing was found at it, nor at a directory above, which might not have been read.
+    fn is_known(&self, stat: &Stat, path: impl FnOnce() -> PathBuf) -> bool {
+        let Some(again) = self.again.filter(|_| !self.hashes.came_later(stat)) else {
+            return false;
+        };
+        let path = path();
+        let within = path.strip_prefix(self.root).unwrap_or(&path);
+        !within.ancestors().any(|above| again.contains(above))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::oci::{Algorithm, Digest};
 /// how many names the pool has.
 pub(super) fn check(look: &Look<'_>, room: &Dir, findings: &mut Findings) -> Result<u64> {
     // What could not be read before a repair, or was wrong, may be sound by now.
-    look.hashes.suspect_none();
+    let suspects = look.hashes.suspect_none();
     let pool = Pool { look, room, owner: room.stat()?.st_uid };
     let mut count = 0;
     if let Some(dir) = probe::dir(room, path::POOL, findings).there() {
@@ -26,6 +26,10 @@ pub(super) fn check(look: &Look<'_>, room: &Dir, findings: &mut Findings) -> Res
                 count += pool.shelves(&dir, algorithm, findings);
             }
         }
+    }
+    // Unless it could not be looked at this time.
+    if findings.as_slice().iter().any(|finding| finding.rule == Rule::Unreadable) {
+        suspects.into_iter().for_each(|inode| look.hashes.suspect(inode));
     }
     look.hashes.trust_pool(room.clone());
     hints(look, room, findings);
@@ -106,7 +110,7 @@ impl Pool<'_> {
         options.progress.named();
         let has_acl = rights::has_acl(&file, &at(), findings);
         self.shared(&stat, has_acl, at, findings);
-        if self.look.is_known(at) {
+        if self.look.is_known(&stat, at) {
             return true;
         }
         match hashes.digest(&file, &stat, digest.algorithm()) {

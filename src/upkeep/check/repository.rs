@@ -149,7 +149,10 @@ pub(super) fn check(run: &mut Run<'_>, name: &str, dir: &Dir, mut first: Option<
         match named {
             _ if last => return,
             Named::Gone => return,
-            Named::Another(now) => dir = now,
+            Named::Another(now) => {
+                dir = now;
+                run.again = None;
+            }
             // What was found may be half of one state and half of the next: it is looked at again,
             // after a moment that most copies and removals need no longer than.
             Named::Same => {

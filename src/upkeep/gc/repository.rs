@@ -178,7 +178,10 @@ impl<'r> Repo<'r> {
             None if self.index.is_some() || history::proves_index(self.dir)? => {
                 return Err(Why::NoIndex);
             }
-            None => None,
+            None => {
+                self.marks.again(self.dir)?;
+                None
+            }
         };
         self.would_be_undoable(run, index.as_deref())?;
         let reading = recent.map(|recent| self.follow_journal(run, recent)).transpose()?;

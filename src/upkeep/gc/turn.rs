@@ -120,7 +120,8 @@ impl Repo<'_> {
         Ok(())
     }
 
-    /// Marks what index.json and the journal, read in this order, say by now.
+    /// Marks what index.json and the journal, read in this order, say by now, and what has come of that which
+    /// was not there: unless that was looked for among the names that there are still.
     fn catch_up(&mut self, run: &Run<'_>, looked: Option<&BlobNames>) -> Result<(), Why> {
         let index = match run.read_again(self.dir, self.index.as_ref()) {
             Err(error) if IndexFile::being_written(self.dir, &error) => {
