@@ -178,7 +178,8 @@ impl Look<'_> {
     }
 
     /// Whether a file was hashed in an earlier look at this place, and found sound: it was there when the
-    /// run began, and nothing was found at it, nor at a directory above, which might not have been read.
+    /// run began, and nothing was found at it, nor at a directory above, which might not have been read. (A
+    /// whole directory that was renamed into place since is not told from what was there.)
     fn is_known(&self, stat: &Stat, path: impl FnOnce() -> PathBuf) -> bool {
         let Some(again) = self.again.filter(|_| !self.hashes.came_later(stat)) else {
             return false;

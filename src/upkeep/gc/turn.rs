@@ -21,8 +21,8 @@ pub(super) const TURN: Duration = Duration::from_millis(50);
 
 /// What was named and not there is looked for again at each turn, because a repair or an upload may have
 /// brought it without a commit: what it needs must stay. So much is looked for under the locks; where it is
-/// more, as under `--allow-sparse`, before them, and under them only if a name may have come since. Where
-/// that cannot be told, as over a network, everybody waits for the look.
+/// more, as under `--allow-sparse`, before them, and under them only if a name may have come since, or
+/// index.json or the journal changed. Where that cannot be told, as over a network, everybody waits for it.
 const FEW_ABSENT: usize = 1000;
 
 /// How long a repository's lock is waited for while gc.lock is held.
@@ -121,7 +121,7 @@ impl Repo<'_> {
     }
 
     /// Marks what index.json and the journal, read in this order, say by now, and what has come of that which
-    /// was not there: unless that was looked for among the names that there are still.
+    /// was not there: unless that was looked for among the names that there are still (`looked`; `None` if not).
     fn catch_up(&mut self, run: &Run<'_>, looked: Option<&BlobNames>) -> Result<(), Why> {
         let index = match run.read_again(self.dir, self.index.as_ref()) {
             Err(error) if IndexFile::being_written(self.dir, &error) => {
